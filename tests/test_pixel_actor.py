@@ -1,0 +1,193 @@
+"""The pixel actor: memory, shapes, and that nothing privileged can reach the action."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from torch import Tensor
+
+from visuomotor.pixel_actor import PixelActor
+from visuomotor.ppo import action_means
+from visuomotor.rollout import Sequences
+
+ACTIONS = 3
+
+
+def make_actor(recurrent: bool = True, seed: int = 0) -> PixelActor:
+    torch.manual_seed(seed)
+    actor = PixelActor(
+        proprio_dim=5,
+        action_dim=ACTIONS,
+        height=24,
+        width=32,
+        visual_dim=8,
+        proprio_dim_out=6,
+        hidden_dim=7,
+        recurrent=recurrent,
+        init_log_std=torch.full((ACTIONS,), -1.0),
+        min_std=torch.full((ACTIONS,), 0.1),
+    )
+    # The shipped head starts near zero, which would hide differences from the tests.
+    torch.nn.init.normal_(actor.mean_head.weight)
+    return actor
+
+
+def random_sequence(num_steps: int, num_envs: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return (
+        torch.randn(num_steps, num_envs, 8, generator=generator),
+        torch.randn(num_steps, num_envs, 5, generator=generator),
+        (
+            torch.randn(num_envs, 7, generator=generator),
+            torch.randn(num_envs, 7, generator=generator),
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    "starts",
+    [
+        [],
+        [(0, 1)],
+        [(3, 0), (3, 2)],
+        [(0, 0), (1, 0), (2, 1), (5, 2)],
+        [(t, n) for t in range(6) for n in range(3)],
+    ],
+    ids=["none", "at the first step", "two worlds at once", "several", "every step"],
+)
+def test_unroll_equals_repeated_step_with_memory_zeroed_at_episode_starts(
+    starts: list[tuple[int, int]],
+) -> None:
+    actor = make_actor()
+    visual, proprio, hidden = random_sequence(6, 3)
+    episode_start = torch.zeros(6, 3, dtype=torch.bool)
+    for t, n in starts:
+        episode_start[t, n] = True
+
+    means, (h_end, c_end) = actor.unroll(visual, proprio, hidden, episode_start)
+
+    h, c = hidden[0].clone(), hidden[1].clone()
+    for t in range(6):
+        for n in range(3):
+            if episode_start[t, n]:
+                h[n], c[n] = 0.0, 0.0
+        mean, (h, c) = actor.step(visual[t], proprio[t], (h.clone(), c.clone()))
+        torch.testing.assert_close(means[t], mean, rtol=1e-5, atol=1e-6)
+        h, c = h.clone().detach(), c.clone().detach()
+    torch.testing.assert_close(h_end, h, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(c_end, c, rtol=1e-5, atol=1e-6)
+
+
+def test_an_episode_start_hides_everything_before_it() -> None:
+    actor = make_actor()
+    visual, proprio, hidden = random_sequence(6, 2)
+    episode_start = torch.zeros(6, 2, dtype=torch.bool)
+    episode_start[3, 0] = True
+    visual.requires_grad_(True)
+    means, _ = actor.unroll(visual, proprio, hidden, episode_start)
+    (gradient,) = torch.autograd.grad(means[5].sum(), visual)
+    assert float(gradient[:3, 0].abs().max()) == 0.0
+    assert float(gradient[3:, 0].abs().amax(dim=-1).min()) > 0.0
+    assert float(gradient[:, 1].abs().amax(dim=-1).min()) > 0.0
+
+
+def test_the_actor_remembers_and_the_feed_forward_one_does_not() -> None:
+    visual, proprio, hidden = random_sequence(1, 4)
+    recurrent, memoryless = make_actor(recurrent=True), make_actor(recurrent=False)
+    zeros = recurrent.initial_hidden(4)
+    with_memory, _ = recurrent.step(visual[0], proprio[0], hidden)
+    without_memory, _ = recurrent.step(visual[0], proprio[0], zeros)
+    assert not torch.allclose(with_memory, without_memory)
+
+    assert [tuple(part.shape) for part in memoryless.initial_hidden(4)] == [(4, 0), (4, 0)]
+    start = torch.zeros(1, 4, dtype=torch.bool)
+    stepped, _ = memoryless.step(visual[0], proprio[0], memoryless.initial_hidden(4))
+    unrolled, _ = memoryless.unroll(visual, proprio, memoryless.initial_hidden(4), start)
+    torch.testing.assert_close(unrolled[0], stepped)
+
+
+def test_no_method_of_the_actor_takes_privileged_state() -> None:
+    allowed = {"self", "visual", "proprio", "hidden", "pixels", "h", "c", "episode_start"}
+    for name in ("forward", "step", "unroll", "encode"):
+        assert set(inspect.signature(getattr(PixelActor, name)).parameters) <= allowed
+
+
+def test_changing_the_state_cannot_change_the_action() -> None:
+    actor = make_actor()
+    _, proprio, _ = random_sequence(4, 2)
+    frames = torch.randint(0, 256, (2, 3, 24, 32), dtype=torch.uint8)
+    frame_index = torch.tensor([[0, 1]] * 4)
+
+    def means(state: Tensor) -> Tensor:
+        inputs = Sequences(frames=frames, frame_index=frame_index, proprio=proprio, state=state)
+        return action_means(actor, inputs)[0]
+
+    state = torch.randn(4, 2, 9, requires_grad=True)
+    assert torch.equal(means(state), means(state + 100.0))
+    (gradient,) = torch.autograd.grad(means(state).sum(), state, allow_unused=True)
+    assert gradient is None
+
+
+def test_forward_is_encode_and_step() -> None:
+    actor = make_actor()
+    pixels = torch.randint(0, 256, (2, 3, 24, 32), dtype=torch.uint8)
+    _, proprio, (h, c) = random_sequence(1, 2)
+    mean, h_next, c_next = actor(pixels, proprio[0], h, c)
+    expected, hidden = actor.step(actor.encode(pixels), proprio[0], (h, c))
+    assert torch.equal(mean, expected)
+    assert torch.equal(h_next, hidden[0])
+    assert torch.equal(c_next, hidden[1])
+
+
+def test_worlds_do_not_leak_into_each_other() -> None:
+    actor = make_actor()
+    pixels = torch.randint(0, 256, (3, 3, 24, 32), dtype=torch.uint8)
+    _, proprio, (h, c) = random_sequence(1, 3)
+    order = torch.tensor([2, 0, 1])
+    mean, _, _ = actor(pixels, proprio[0], h, c)
+    permuted, _, _ = actor(pixels[order], proprio[0][order], h[order], c[order])
+    torch.testing.assert_close(permuted, mean[order])
+
+
+def test_encode_refuses_pixels_that_are_scaled_already() -> None:
+    with pytest.raises(TypeError, match="uint8"):
+        make_actor().encode(torch.zeros(1, 3, 24, 32))
+
+
+def test_encode_leaves_the_pixels_alone_and_ranges_over_their_values() -> None:
+    actor = make_actor()
+    pixels = torch.full((2, 3, 24, 32), 255, dtype=torch.uint8)
+    pixels[0] = 0
+    seen: list[Tensor] = []
+    actor.encoder[0].register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    actor.encode(pixels)
+    assert seen[0].unique().tolist() == [-0.5, 0.5]
+    assert pixels.unique().tolist() == [0, 255]
+
+
+def test_the_first_actions_are_near_zero() -> None:
+    torch.manual_seed(0)
+    actor = PixelActor(init_log_std=torch.zeros(9), min_std=torch.full((9,), 0.1))
+    pixels = torch.randint(0, 256, (16, 3, 64, 64), dtype=torch.uint8)
+    mean, _, _ = actor(pixels, torch.randn(16, 24), *actor.initial_hidden(16))
+    assert mean.shape == (16, 9)
+    assert float(mean.detach().abs().max()) < 0.05
+
+
+def test_normalization_of_proprioception_is_part_of_the_weights() -> None:
+    actor, other = make_actor(seed=0), make_actor(seed=1)
+    actor.set_normalization(torch.full((5,), 2.0), torch.full((5,), 3.0))
+    other.load_state_dict(actor.state_dict())
+    pixels = torch.randint(0, 256, (1, 3, 24, 32), dtype=torch.uint8)
+    _, proprio, (h, c) = random_sequence(1, 1)
+    assert torch.equal(actor(pixels, proprio[0], h, c)[0], other(pixels, proprio[0], h, c)[0])
+
+
+def test_impossible_shapes_are_refused() -> None:
+    std = torch.ones(9)
+    with pytest.raises(ValueError, match="init_log_std"):
+        PixelActor(action_dim=8, init_log_std=std, min_std=std)
+    with pytest.raises(ValueError, match="16x64"):
+        PixelActor(height=16, init_log_std=std, min_std=std)

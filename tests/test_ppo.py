@@ -1,0 +1,434 @@
+"""PPO: closed forms, hand-worked losses, learning, exact resume, what each switch turns off."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from visuomotor.aux_tasks import AuxHeads
+from visuomotor.config import PPOConfig
+from visuomotor.pixel_actor import PixelActor
+from visuomotor.ppo import (
+    PPO,
+    UPDATE_METRICS,
+    CloningBatch,
+    action_means,
+    cloning_loss,
+    explained_variance,
+    gaussian_entropy,
+    gaussian_kl,
+    gaussian_log_prob,
+    mean_penalty,
+    surrogate_loss,
+    value_loss,
+)
+from visuomotor.rollout import RolloutBuffer, Sequences
+from visuomotor.state_critic import StateCritic
+from visuomotor.state_teacher import StateTeacher
+
+A, S, P = 2, 3, 4
+FRAME = (3, 20, 20)
+CONFIG = PPOConfig(epochs=2, minibatches=2, learning_rate=3e-3, max_learning_rate=1e-2)
+
+
+def gaussians() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    draws = [torch.randn(5, A, generator=generator, dtype=torch.float64) for _ in range(5)]
+    return draws[0], draws[1], draws[2].exp(), draws[3], draws[4].exp()
+
+
+def test_gaussian_closed_forms_agree_with_torch() -> None:
+    action, mean, std, mean_new, std_new = gaussians()
+    old = torch.distributions.Independent(torch.distributions.Normal(mean, std), 1)
+    new = torch.distributions.Independent(torch.distributions.Normal(mean_new, std_new), 1)
+    torch.testing.assert_close(gaussian_log_prob(action, mean, std), old.log_prob(action))
+    torch.testing.assert_close(gaussian_entropy(std), old.entropy())
+    torch.testing.assert_close(
+        gaussian_kl(mean, std, mean_new, std_new), torch.distributions.kl_divergence(old, new)
+    )
+
+
+def test_kl_of_a_policy_with_itself_is_zero() -> None:
+    _, mean, std, _, _ = gaussians()
+    assert gaussian_kl(mean, std, mean, std).abs().max().item() == 0.0
+
+
+def test_surrogate_by_hand_clips_gains_but_not_losses() -> None:
+    # Ratios 2, 2, 1/2, 1/2 with advantages 1, -1, 1, -1 and a clip of 0.2:
+    # min(2, 1.2) = 1.2, min(-2, -1.2) = -2, min(.5, .8) = .5, min(-.5, -.8) = -.8.
+    ratio = torch.tensor([2.0, 2.0, 0.5, 0.5])
+    advantage = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    loss, metrics = surrogate_loss(ratio.log(), torch.zeros(4), advantage, clip_coef=0.2)
+    assert loss.item() == pytest.approx(-(1.2 - 2.0 + 0.5 - 0.8) / 4.0)
+    assert metrics["clipfrac"].item() == 1.0
+
+
+def test_surrogate_gradient_matches_finite_differences() -> None:
+    # Away from the kinks at ratios 0.8, 1 and 1.2.
+    log_prob = torch.tensor([0.05, -0.1, 0.5, -0.5], dtype=torch.float64, requires_grad=True)
+    advantage = torch.tensor([1.0, -2.0, 0.5, -0.5], dtype=torch.float64)
+    old = torch.zeros(4, dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda x: surrogate_loss(x, old, advantage, clip_coef=0.2)[0], (log_prob,)
+    )
+
+
+def test_value_loss_by_hand_with_and_without_clip() -> None:
+    value, returns, old = torch.tensor([3.0]), torch.tensor([4.0]), torch.tensor([1.0])
+    assert value_loss(value, returns)[0].item() == 0.5
+    # Held within 1 +- 0.5 the value would be 1.5: the larger error is (4 - 1.5) squared.
+    assert value_loss(value, returns, old, clip=0.5)[0].item() == pytest.approx(0.5 * 6.25)
+    with pytest.raises(ValueError, match="old values"):
+        value_loss(value, returns, clip=0.5)
+
+
+def test_mean_penalty_counts_only_the_excess() -> None:
+    assert mean_penalty(torch.tensor([[1.0, -0.3]]))[0].item() == 0.0
+    assert mean_penalty(torch.tensor([[1.5, -3.0]]))[0].item() == pytest.approx(0.25 + 4.0)
+
+
+def test_explained_variance_of_perfect_constant_and_opposite_values() -> None:
+    returns = torch.tensor([1.0, 2.0, 3.0])
+    assert explained_variance(returns, returns).item() == 1.0
+    assert explained_variance(torch.full((3,), 7.0), returns).item() == pytest.approx(0.0)
+    assert explained_variance(-returns, returns).item() == pytest.approx(-3.0)
+    assert explained_variance(returns, torch.ones(3)).item() == 0.0
+
+
+# --- updates on small rollouts --------------------------------------------------------------------
+
+
+def make_teacher_ppo(seed: int = 0, config: PPOConfig = CONFIG) -> PPO:
+    torch.manual_seed(seed)
+    teacher = StateTeacher(
+        state_dim=S,
+        action_dim=A,
+        hidden_sizes=(32,),
+        init_log_std=torch.full((A,), -0.5),
+        min_std=torch.full((A,), 0.05),
+    )
+    critic = StateCritic(state_dim=S, hidden_sizes=(32,))
+    return PPO(teacher, critic, config, generator=torch.Generator().manual_seed(seed))
+
+
+def make_pixel_ppo(seed: int = 0, config: PPOConfig = CONFIG, recurrent: bool = True) -> PPO:
+    torch.manual_seed(seed)
+    actor = PixelActor(
+        proprio_dim=P,
+        action_dim=A,
+        height=20,
+        width=20,
+        visual_dim=8,
+        proprio_dim_out=8,
+        hidden_dim=8,
+        recurrent=recurrent,
+        init_log_std=torch.full((A,), -0.5),
+        min_std=torch.full((A,), 0.05),
+    )
+    critic = StateCritic(state_dim=S, hidden_sizes=(16,))
+    heads = AuxHeads(visual_dim=8, target_dim=3, hidden_sizes=(8,))
+    generator = torch.Generator().manual_seed(seed)
+    return PPO(actor, critic, config, generator=generator, aux_heads=heads, aux_weight=0.5)
+
+
+def collect(ppo: PPO, seed: int, num_steps: int = 6, num_envs: int = 8) -> RolloutBuffer:
+    """A contextual bandit: reward is minus the squared distance of the action from a target that
+    the state and the brightness of the frame show; every step is an episode of its own for the
+    teacher, and episodes of two steps for the pixel actor."""
+    generator = torch.Generator().manual_seed(seed)
+    actor, pixel = ppo.actor, isinstance(ppo.actor, PixelActor)
+    buffer = RolloutBuffer(
+        num_steps,
+        num_envs,
+        action_dim=A,
+        proprio_dim=P,
+        state_dim=S,
+        feature_dim=1,
+        aux_dim=3,
+        frame_shape=FRAME if pixel else None,
+    )
+    hidden = actor.initial_hidden(num_envs) if isinstance(actor, PixelActor) else None
+    buffer.start(hidden)
+    std = actor.std().detach()
+    for t in range(num_steps):
+        target = torch.rand(num_envs, 1, generator=generator) - 0.5
+        state = target.expand(-1, S)
+        proprio = torch.randn(num_envs, P, generator=generator)
+        level = ((target + 0.5) * 255.0).to(torch.uint8)
+        pixels = level.reshape(-1, 1, 1, 1).expand(-1, *FRAME)
+        start = torch.full((num_envs,), t % 2 == 0)
+        with torch.no_grad():
+            if isinstance(actor, PixelActor):
+                assert hidden is not None
+                if t % 2 == 0:
+                    hidden = actor.initial_hidden(num_envs)
+                mean, hidden = actor.step(actor.encode(pixels), proprio, hidden)
+            else:
+                mean = actor(state)
+            action = mean + std * torch.randn(num_envs, A, generator=generator)
+            value = ppo.critic(state)
+        buffer.add_decision(
+            proprio=proprio,
+            state=state,
+            episode_start=start,
+            action=action,
+            mean=mean,
+            log_prob=gaussian_log_prob(action, mean, std),
+            value=value,
+            aux_targets=target.expand(-1, 3),
+            pixels=pixels if pixel else None,
+            new_frame=torch.ones(num_envs, dtype=torch.bool) if pixel else None,
+        )
+        ends = torch.ones(num_envs, dtype=torch.bool) if not pixel else ~start
+        buffer.add_outcome(
+            task_reward=-(action - target).square().sum(dim=-1),
+            features=target,
+            next_value=torch.zeros(num_envs),
+            terminated=ends,
+            truncated=torch.zeros(num_envs, dtype=torch.bool),
+        )
+    buffer.finish(buffer.task_reward, gamma=0.9, gae_lambda=0.9)
+    return buffer
+
+
+def mean_error(ppo: PPO, buffer: RolloutBuffer) -> float:
+    """Mean squared distance of the policy's means from the bandit's targets."""
+    batch = next(iter(buffer.minibatches(1, torch.Generator())))
+    with torch.no_grad():
+        means, _ = action_means(ppo.actor, batch.inputs)
+    return float((means - batch.state[..., :1]).square().mean())
+
+
+def copies(module: nn.Module) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in module.parameters()]
+
+
+def unchanged(module: nn.Module, before: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(module.parameters(), before, strict=True))
+
+
+def test_unrolling_a_rollout_gives_back_the_means_that_acted() -> None:
+    ppo = make_pixel_ppo()
+    buffer = collect(ppo, seed=0)
+    for batch in buffer.minibatches(2, torch.Generator()):
+        means, _ = action_means(ppo.actor, batch.inputs)
+        torch.testing.assert_close(means, batch.mean, rtol=1e-5, atol=1e-6)
+
+
+def test_updates_solve_a_contextual_bandit() -> None:
+    ppo = make_teacher_ppo()
+    probe = collect(ppo, seed=999, num_envs=64)
+    before = mean_error(ppo, probe)
+    for seed in range(60):
+        metrics = ppo.update(collect(ppo, seed, num_envs=64))
+    assert mean_error(ppo, probe) < 0.25 * before
+    assert set(metrics) == set(UPDATE_METRICS)
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert metrics["explained_variance"] > -1.0
+
+
+def test_a_pixel_update_moves_every_parameter_and_reports_every_metric() -> None:
+    ppo = make_pixel_ppo()
+    assert ppo.aux_heads is not None
+    before = [(module, copies(module)) for module in (ppo.actor, ppo.critic, ppo.aux_heads)]
+    metrics = ppo.update(collect(ppo, seed=0))
+    for module, old in before:
+        for (name, parameter), was in zip(module.named_parameters(), old, strict=True):
+            assert not torch.equal(parameter, was), name
+    assert set(metrics) == set(UPDATE_METRICS)
+    assert metrics["aux_loss"] > 0.0
+    assert metrics["aux_position_error"] > 0.0
+    assert metrics["grad_norm"] > 0.0
+    assert metrics["approx_kl"] > 0.0
+    assert metrics["cloning_loss"] == 0.0
+
+
+def without_advantages(ppo: PPO) -> RolloutBuffer:
+    """A rollout from which the surrogate learns nothing, so that the other terms show."""
+    buffer = collect(ppo, seed=0)
+    buffer.advantages.zero_()
+    return buffer
+
+
+def test_the_entropy_bonus_widens_the_policy() -> None:
+    ppo = make_teacher_ppo(config=replace(CONFIG, ent_coef=0.1))
+    before = ppo.actor.std().tolist()
+    ppo.update(without_advantages(ppo))
+    assert all(after > was for after, was in zip(ppo.actor.std().tolist(), before, strict=True))
+
+
+def test_the_deviation_is_put_back_on_its_floor_after_every_step() -> None:
+    ppo = make_teacher_ppo(config=replace(CONFIG, ent_coef=-1.0))
+    floor = ppo.actor.deviation.min_std.log()
+    with torch.no_grad():
+        ppo.actor.deviation.log_std.copy_(floor + 1e-6)
+    ppo.update(without_advantages(ppo))
+    assert bool((ppo.actor.deviation.log_std >= floor).all())
+
+
+def test_the_mean_penalty_draws_means_back_into_the_action_range() -> None:
+    ppo = make_teacher_ppo(config=replace(CONFIG, mean_penalty=1.0))
+    assert isinstance(ppo.actor, StateTeacher)
+    with torch.no_grad():
+        ppo.actor.net[-1].get_parameter("bias").fill_(2.0)
+    state = torch.zeros(1, S)
+    before = ppo.actor(state).max().item()
+    metrics = ppo.update(without_advantages(ppo))
+    assert ppo.actor(state).max().item() < before
+    assert metrics["mean_penalty"] > 0.0
+
+
+def test_a_feed_forward_pixel_actor_learns_through_the_same_update() -> None:
+    ppo = make_pixel_ppo(recurrent=False)
+    before = copies(ppo.actor)
+    ppo.update(collect(ppo, seed=0))
+    assert not unchanged(ppo.actor, before)
+
+
+def test_critic_warm_up_leaves_the_actor_and_its_step_size_alone() -> None:
+    ppo = make_pixel_ppo()
+    assert ppo.aux_heads is not None
+    actor, critic, heads = copies(ppo.actor), copies(ppo.critic), copies(ppo.aux_heads)
+    metrics = ppo.update(collect(ppo, seed=0), train_actor=False)
+    assert unchanged(ppo.actor, actor)
+    assert unchanged(ppo.aux_heads, heads)
+    assert not unchanged(ppo.critic, critic)
+    assert metrics["approx_kl"] == 0.0
+    assert ppo.learning_rate == CONFIG.learning_rate
+
+
+def test_a_learning_rate_scale_of_zero_freezes_everything() -> None:
+    ppo = make_teacher_ppo()
+    actor, critic = copies(ppo.actor), copies(ppo.critic)
+    ppo.learning_rate_scale = 0.0
+    metrics = ppo.update(collect(ppo, seed=0))
+    assert unchanged(ppo.actor, actor)
+    assert unchanged(ppo.critic, critic)
+    assert metrics["learning_rate"] == 0.0
+
+
+@pytest.mark.parametrize(
+    "target_kl, expected", [(1e9, 0.2 * 1.5), (1e-9, 0.2 / 1.5), (0.0, 0.2)], ids=str
+)
+def test_step_size_follows_the_divergence(target_kl: float, expected: float) -> None:
+    config = replace(CONFIG, learning_rate=0.2, max_learning_rate=1.0, target_kl=target_kl)
+    ppo = make_teacher_ppo(config=config)
+    ppo.update(collect(ppo, seed=0))
+    assert ppo.learning_rate == pytest.approx(expected)
+
+
+def test_step_size_stays_within_its_bounds() -> None:
+    bounded = replace(CONFIG, min_learning_rate=3e-3, max_learning_rate=3e-3)
+    for target_kl in (1e9, 1e-9):
+        ppo = make_teacher_ppo(config=replace(bounded, target_kl=target_kl))
+        ppo.update(collect(ppo, seed=0))
+        assert ppo.learning_rate == 3e-3
+
+
+def test_the_actor_rests_once_the_divergence_is_far_beyond_its_target() -> None:
+    bold = replace(CONFIG, learning_rate=0.01, max_learning_rate=1.0, epochs=20)
+    free = make_teacher_ppo(config=replace(bold, target_kl=0.0))
+    held = make_teacher_ppo(config=replace(bold, target_kl=0.005))
+    buffer = collect(free, seed=0)
+    held_kl, free_kl = held.update(buffer)["approx_kl"], free.update(buffer)["approx_kl"]
+    assert 4.0 * 0.005 < held_kl < 0.2 * free_kl
+
+
+def cloning_batch(ppo: PPO, seed: int) -> CloningBatch:
+    """The bandit's targets, as an expert's actions in sequences that start with empty memory."""
+    batch = next(iter(collect(ppo, seed, num_envs=16).minibatches(1, torch.Generator())))
+    inputs = replace(batch.inputs, hidden=None)
+    return CloningBatch(inputs, batch.state[..., :1].expand(-1, -1, A), batch.aux_targets)
+
+
+@pytest.mark.parametrize("make", [make_teacher_ppo, make_pixel_ppo])
+def test_cloning_alone_brings_the_means_to_the_expert(make: Callable[..., PPO]) -> None:
+    ppo = make()
+    optimizer = torch.optim.Adam(ppo.actor.parameters(), lr=0.01)
+    losses = []
+    for seed in range(60):
+        loss, metrics = cloning_loss(ppo.actor, cloning_batch(ppo, seed))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(metrics["cloning_loss"].item())
+    assert sum(losses[-5:]) < 0.3 * sum(losses[:5])
+    assert ppo.actor.deviation.log_std.grad is None
+
+
+def test_cloning_loss_is_the_mean_squared_error_of_the_means() -> None:
+    ppo = make_teacher_ppo()
+    assert isinstance(ppo.actor, StateTeacher)
+    for parameter in ppo.actor.net[-1].parameters():
+        nn.init.zeros_(parameter)
+    action = torch.tensor([[[3.0, 1.0]]])
+    batch = CloningBatch(Sequences(state=torch.randn(1, 1, S)), action)
+    assert cloning_loss(ppo.actor, batch)[0].item() == pytest.approx((9.0 + 1.0) / 2.0)
+
+
+def test_cloning_loss_adds_the_auxiliary_loss_by_its_weight() -> None:
+    ppo = make_pixel_ppo()
+    batch = cloning_batch(ppo, 0)
+    alone, _ = cloning_loss(ppo.actor, batch)
+    both, metrics = cloning_loss(ppo.actor, batch, ppo.aux_heads, aux_weight=2.0)
+    expected = alone.item() + 2.0 * metrics["aux_loss"].item()
+    assert both.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_cloning_term_pulls_the_update_and_weight_zero_turns_it_off() -> None:
+    plain, off, pulled = (make_teacher_ppo() for _ in range(3))
+    buffer = collect(plain, seed=0)
+    sampled: list[int] = []
+
+    def sampler() -> CloningBatch:
+        sampled.append(1)
+        return cloning_batch(pulled, len(sampled))
+
+    plain.update(buffer)
+    off.update(buffer, sampler, cloning_weight=0.0)
+    assert not sampled
+    assert unchanged(off.actor, copies(plain.actor))
+    metrics = pulled.update(buffer, sampler, cloning_weight=1.0)
+    assert len(sampled) >= 1
+    assert metrics["cloning_loss"] > 0.0
+    assert not unchanged(pulled.actor, copies(plain.actor))
+
+
+def test_actors_refuse_sequences_that_lack_their_inputs() -> None:
+    with pytest.raises(ValueError, match="state teacher"):
+        action_means(make_teacher_ppo().actor, Sequences(proprio=torch.zeros(1, 1, P)))
+    with pytest.raises(ValueError, match="pixel actor"):
+        action_means(make_pixel_ppo().actor, Sequences(state=torch.zeros(1, 1, S)))
+
+
+def test_a_gradient_that_is_not_finite_stops_the_update() -> None:
+    ppo = make_teacher_ppo()
+    buffer = collect(ppo, seed=0)
+    buffer.returns[0, 0] = float("nan")
+    with pytest.raises(RuntimeError, match="non-finite"):
+        ppo.update(buffer)
+
+
+@pytest.mark.parametrize("make", [make_teacher_ppo, make_pixel_ppo])
+def test_save_load_go_on_equals_never_stopped(make: Callable[..., PPO]) -> None:
+    stopped, restored = make(seed=0), make(seed=1)
+    stopped.learning_rate_scale = 0.7
+    stopped.update(collect(stopped, seed=0))
+    state = stopped.state_dict()
+    frozen = {
+        name: {key: value.clone() for key, value in part.items()}
+        for name, part in state.items()
+        if name in ("actor", "critic", "aux_heads")
+    }
+    restored.load_state_dict({**state, **frozen})
+    first = stopped.update(collect(stopped, seed=1))
+    second = restored.update(collect(restored, seed=1))
+    assert first == second
+    assert unchanged(restored.actor, copies(stopped.actor))
+    assert unchanged(restored.critic, copies(stopped.critic))
+    assert torch.equal(stopped.generator.get_state(), restored.generator.get_state())

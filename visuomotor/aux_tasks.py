@@ -1,0 +1,58 @@
+"""Heads on the actor's visual features that are asked where things are, and their loss.
+
+Imports only torch. Used while training only: the gradient teaches the CNN to see the blocks (Zhu et
+al. 2018, section III-D: L2 regression of object positions from the CNN's features). Targets are
+3-vectors in metres, one after the other: object positions and gripper-to-object displacements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from visuomotor.networks import Normalizer, mlp
+
+
+class AuxHeads(nn.Module):
+    """An MLP from visual features to K = 3 * (number of vectors) numbers in metres."""
+
+    def __init__(
+        self, *, visual_dim: int, target_dim: int, hidden_sizes: Sequence[int] = (200, 100)
+    ) -> None:
+        """Raises ValueError if target_dim is not a multiple of 3."""
+        super().__init__()
+        if target_dim % 3 != 0:
+            raise ValueError(f"target_dim: expected a multiple of 3, received {target_dim}")
+        self.normalizer = Normalizer(target_dim)
+        self.net = mlp((visual_dim, *hidden_sizes, target_dim), nn.ELU)
+
+    def set_normalization(self, mean: Tensor, std: Tensor) -> None:
+        """Statistics of the targets; mean, std: (K,) in metres."""
+        self.normalizer.set(mean, std)
+
+    def forward(self, visual: Tensor) -> Tensor:
+        """visual: (..., V) -> predictions (..., K) in metres."""
+        prediction: Tensor = self.net(visual) * self.normalizer.std + self.normalizer.mean
+        return prediction
+
+    @property
+    def scale(self) -> Tensor:
+        """(K,) metres: the deviation of each target, in which `aux_loss` counts errors."""
+        return self.normalizer.std
+
+
+def aux_loss(
+    prediction: Tensor, target: Tensor, scale: Tensor | float = 1.0
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean squared error in units of `scale`.
+
+    prediction, target: (..., K) metres. scale: (K,) metres, `AuxHeads.scale`.
+    Metrics: aux_position_error, the mean length of the error vectors in metres.
+    """
+    error = prediction - target
+    loss = (error / scale).square().mean()
+    with torch.no_grad():
+        distance = error.reshape(*error.shape[:-1], -1, 3).norm(dim=-1).mean()
+    return loss, {"aux_loss": loss.detach(), "aux_position_error": distance}

@@ -1,0 +1,217 @@
+"""Every setting of a run and its default, as frozen dataclasses; no inheritance, no eval.
+
+Knows nothing of torch, MuJoCo or any other module of the package. Units stand in the comments;
+"tuned" names what against. `key=value` overrides with dots for groups (`ppo.gamma=0.98`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    episode_steps: int | None = None  # control steps; None: the task's own length
+    control_dt: float = 0.05  # s; 20 Hz (Zhu et al. 2018)
+    physics_dt: float = 0.01  # s; half the rate of 0.005 at equal grasp success, twice the speed
+    num_threads: int = 0  # 0: every core this process may use
+
+
+@dataclass(frozen=True)
+class CameraConfig:
+    height: int = 64  # pixels
+    width: int = 64  # pixels
+    pos: tuple[float, float, float] = (0.0, -0.75, 0.55)  # m, world frame
+    lookat: tuple[float, float, float] = (0.0, 0.02, 0.09)  # m, world frame
+    fovy: float = 32.0  # degrees, vertical; at 45 a block is only 6 pixels wide
+    period: int = 4  # control steps between frames; 4 = 5 Hz, the real system's rate
+    shadows: bool = False  # ray-cast shadows: about a quarter slower
+
+
+@dataclass(frozen=True)
+class AppearanceConfig:
+    """Ranges at strength 1; every factor is drawn per world and per episode."""
+
+    enabled: bool = True
+    camera_pos: Range = (-0.02, 0.02)  # m, added to each axis
+    camera_rotation: Range = (-2.0, 2.0)  # degrees, about each of the camera's axes
+    camera_fovy: Range = (-1.5, 1.5)  # degrees, added
+    num_lights: tuple[int, int] = (1, 3)  # lights switched on
+    light_pos: Range = (-0.6, 0.6)  # m, added to each axis
+    light_direction: Range = (-20.0, 20.0)  # degrees, tilt about world x and y
+    light_colour: Range = (0.7, 1.3)  # scale, each colour channel
+    arm_colour: Range = (-0.12, 0.12)  # added to each colour channel (0-1)
+    block_colour: Range = (-0.12, 0.12)  # added to each colour channel (0-1)
+    table_colour: Range = (-0.25, 0.25)  # added to each colour channel (0-1)
+    floor_colour: Range = (-0.3, 0.3)  # added to each colour channel (0-1)
+    textures: bool = True  # choose the texture of table, floor, arm and blocks
+    brightness: Range = (0.8, 1.25)  # factor, torchvision adjust_brightness
+    contrast: Range = (0.8, 1.25)  # factor, torchvision adjust_contrast
+    hue: Range = (-0.03, 0.03)  # turns of the hue circle, torchvision adjust_hue
+    pixel_noise: Range = (0.0, 5.0)  # half width of uniform noise per channel, of 255
+
+
+@dataclass(frozen=True)
+class DynamicsConfig:
+    """Ranges at strength 1; every factor is drawn per world and per episode."""
+
+    enabled: bool = True
+    block_friction: Range = (0.7, 1.3)  # scale of sliding, torsional and rolling friction
+    block_mass: Range = (0.5, 2.0)  # scale of mass and inertia, log-uniform
+    block_inertia: Range = (0.8, 1.25)  # further scale of the inertia alone, log-uniform
+    block_size: Range = (0.95, 1.05)  # scale of the edge lengths
+    joint_damping: Range = (0.5, 2.0)  # scale, log-uniform, per joint
+    joint_armature: Range = (0.8, 1.25)  # scale, log-uniform, per joint
+    joint_friction: Range = (0.7, 1.4)  # scale of frictionloss, log-uniform, per joint
+    actuator_gain: Range = (0.8, 1.25)  # scale of the velocity gain, log-uniform, per joint
+    gravity_tilt: Range = (-1.5, 1.5)  # degrees about world x and y
+
+
+@dataclass(frozen=True)
+class LatencyConfig:
+    enabled: bool = True
+    camera_delay: tuple[int, int] = (0, 2)  # control steps from exposure to use, per episode
+    action_delay: tuple[int, int] = (0, 1)  # control steps from decision to execution, per episode
+    action_drop: Range = (0.0, 0.2)  # probability that a new action is dropped, per episode
+    proprio_noise: Range = (0.0, 0.01)  # standard deviation, per episode (paper: 0.01)
+
+
+@dataclass(frozen=True)
+class RandomizationConfig:
+    strength: float = 1.0  # 0: everything at its default, 1: the full ranges
+    curriculum_steps: int = 0  # env steps over which strength grows from 0; 0: at once
+    appearance: AppearanceConfig = field(default_factory=AppearanceConfig)
+    dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
+    latency: LatencyConfig = field(default_factory=LatencyConfig)
+
+
+@dataclass(frozen=True)
+class ActorConfig:
+    recurrent: bool = True  # False: a feed-forward layer in place of the LSTM
+    visual_dim: int = 128  # output of the CNN
+    proprio_dim: int = 64  # output of the proprioception MLP
+    hidden_dim: int = 128  # LSTM units (paper: 100)
+    init_log_std_arm: float = -1.5  # std 0.22: tuned on stacking from state
+    init_log_std_finger: float = -0.7  # std 0.5
+    min_std_arm: float = 0.15
+    min_std_finger: float = 0.45
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    hidden_sizes: tuple[int, ...] = (256, 256)
+
+
+@dataclass(frozen=True)
+class GailConfig:
+    weight: float = 0.5  # lambda of the mixed reward (paper: 0.5)
+    reward: str = "gail"  # gail: -log(1 - D); log_d: log D; airl: log D - log(1 - D)
+    clip: float = 10.0  # largest imitation reward (paper)
+    scale: float = 0.1  # imitation reward times this before mixing: brings it to the task's 0-1
+    learning_rate: float = 3e-4
+    updates: int = 8  # discriminator steps per iteration
+    batch_size: int = 1024  # of each class per step
+    hidden_sizes: tuple[int, ...] = (100, 64)  # tanh (paper)
+    gradient_penalty: float = 0.0
+
+
+@dataclass(frozen=True)
+class AuxConfig:
+    weight: float = 0.5  # 0: no auxiliary losses
+    hidden_sizes: tuple[int, ...] = (200, 100)  # paper
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    num_steps: int = 32  # steps per world and iteration, also the truncation of BPTT (paper: 50)
+    epochs: int = 4
+    minibatches: int = 4  # groups of whole worlds
+    gamma: float = 0.98
+    gae_lambda: float = 0.95
+    clip_coef: float = 0.2
+    value_clip: float | None = None
+    ent_coef: float = 0.0
+    learning_rate: float = 5e-4
+    max_learning_rate: float = 1e-3
+    min_learning_rate: float = 1e-5
+    critic_learning_rate: float = 1e-3
+    target_kl: float = 0.01  # the step size adapts towards it; 0: fixed
+    anneal_fraction: float = 0.33  # last share of the run over which the step size falls to 0
+    max_grad_norm: float = 0.5
+    mean_penalty: float = 0.01  # on action means beyond 1
+    critic_warmup: int = 8  # first iterations that train the value alone
+
+
+@dataclass(frozen=True)
+class CurriculumConfig:
+    enabled: bool = True  # start episodes from demonstration states
+    initial_share: float = 0.3  # epsilon at first: share of starts from the initial distribution
+    final_share: float = 0.7  # epsilon once the policy succeeds from there
+    by_stage: float = 0.5  # of the demonstration starts: share drawn stage first; rest uniform in time
+
+
+@dataclass(frozen=True)
+class CloningConfig:
+    enabled: bool = True  # False: no actions of demonstrations are used (the paper's own setting)
+    start_updates: int = 3000  # Adam steps of cloning before reinforcement learning
+    batch_size: int = 32  # sequences per step of the cloning start
+    sequence_steps: int = 64  # control steps in a sequence of the cloning start
+    term_batch_size: int = 8  # sequences per minibatch of the cloning term
+    variations: int = 12  # renderings of each demonstration under randomization
+    learning_rate: float = 1e-3
+    weight: float = 0.5  # of the cloning term in the loss at the start of the run ...
+    final_weight: float = 0.03  # ... and after decay_steps
+    decay_steps: int = 2_000_000  # env steps
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    total_steps: int = 3_000_000  # env steps of the state teacher
+    num_envs: int = 256
+    hidden_sizes: tuple[int, ...] = (256, 256)
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    teacher_run: str | None = None  # a finished teacher's run folder, instead of training one
+    dagger_steps: int = 1_000_000  # env steps of the student under the teacher's labels
+    learning_rate: float = 1e-3
+    teacher_share: float = 0.5  # share of worlds in which the teacher acts at first, falls to 0
+    epochs: int = 2  # passes over each batch of fresh experience
+    finetune_steps: int = 0  # env steps of PPO + GAIL from pixels afterwards
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    checkpoint_seconds: float = 120.0  # between checkpoints
+    keep_checkpoints: int = 3
+    evaluate_every: int = 500_000  # env steps between evaluations in the run; 0: none
+    evaluate_episodes: int = 64
+    tensorboard: bool = True
+
+
+@dataclass(frozen=True)
+class Config:
+    task: str = "stacking"
+    algorithm: str = "ril"  # ril: PPO + GAIL from pixels; distill: state teacher, then DAgger
+    seed: int = 0
+    device: str = "auto"  # auto, cpu, cuda or cuda:N
+    num_envs: int = 128
+    total_steps: int = 4_000_000  # env steps of ril
+    demonstrations: str | None = None  # HDF5 file; None: made on first use and cached
+    out: str | None = None  # run folder; None: runs/<task>-<algorithm>-<seed>-<time>
+    env: EnvConfig = field(default_factory=EnvConfig)
+    camera: CameraConfig = field(default_factory=CameraConfig)
+    randomization: RandomizationConfig = field(default_factory=RandomizationConfig)
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    gail: GailConfig = field(default_factory=GailConfig)
+    aux: AuxConfig = field(default_factory=AuxConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    cloning: CloningConfig = field(default_factory=CloningConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    run: RunConfig = field(default_factory=RunConfig)

@@ -1,0 +1,243 @@
+"""N worlds -> (N, 3, H, W) uint8: MuJoCo Warp's ray-caster, and the sensor around it.
+
+The same renderer runs on a CPU and on a GPU and needs no OpenGL. Refresh period, delay and image
+noise belong to the sensor. Knows nothing of tasks or learning.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+import warp as wp
+from torch import Tensor
+
+from visuomotor.config import CameraConfig
+from visuomotor.envs.mujoco_cpu import available_cores
+from visuomotor.envs.simulation import Simulation
+from visuomotor.randomization import SensorFactors, distort
+
+wp.config.log_level = wp.LOG_WARNING
+
+import mujoco_warp as mjw  # noqa: E402  (after the log level: its import compiles nothing yet)
+
+# Kinematics that the renderer reads, with their Warp element type.
+_DATA_FIELDS: dict[str, Any] = {
+    "geom_xpos": wp.vec3,
+    "geom_xmat": wp.mat33,
+    "cam_xpos": wp.vec3,
+    "cam_xmat": wp.mat33,
+    "light_xpos": wp.vec3,
+    "light_xdir": wp.vec3,
+}
+# Per-world model fields that the renderer honours.
+_MODEL_FIELDS: dict[str, Any] = {
+    "geom_size": wp.vec3,
+    "geom_rgba": wp.vec4,
+    "mat_rgba": wp.vec4,
+    "mat_texid": int,
+    "mat_texrepeat": wp.vec2,
+    "cam_fovy": float,
+    "light_active": wp.bool,
+    "light_ambient": wp.vec3,
+    "light_diffuse": wp.vec3,
+    "light_specular": wp.vec3,
+}
+
+
+class RayCaster:
+    """Renders any subset of a simulation's worlds from one fixed camera.
+
+    Args:
+      sim: the worlds; fields of `fields` that the renderer honours are read per world.
+      config: image size and shadows.
+      fields: the model fields declared to `sim`.
+      device: where the rays are cast and the images live.
+      num_threads: CPU only; the worlds of a call are split over so many threads (0: all cores).
+    """
+
+    def __init__(
+        self,
+        sim: Simulation,
+        config: CameraConfig,
+        fields: tuple[str, ...] = (),
+        device: torch.device | None = None,
+        num_threads: int = 0,
+        camera: str = "front",
+    ):
+        self.device = sim.device if device is None else device
+        self._sim = sim
+        self._shape = (config.height, config.width)
+        threads = 1
+        if self.device.type == "cpu":
+            threads = min(num_threads or available_cores(), sim.num_envs)
+        capacity = -(-sim.num_envs // threads)
+        sources = {name: sim.data(name) for name in _DATA_FIELDS}
+        sources |= {name: sim.model_field(name) for name in fields if name in _MODEL_FIELDS}
+        self._lanes = [
+            _Lane(sim, sources, config, camera, capacity, self.device) for _ in range(threads)
+        ]
+        # Kernels are compiled and loaded at the first launch; two threads must not race for that.
+        for lane in self._lanes:
+            lane.render(torch.zeros(1, dtype=torch.int64), self._blank(1))
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+
+    def render(self, env_ids: Tensor) -> Tensor:
+        """env_ids (n,) -> (n, 3, H, W) uint8 images of these worlds as they are now."""
+        n = len(env_ids)
+        images = self._blank(n)
+        lanes = min(len(self._lanes), n)
+        parts = list(zip(self._lanes, env_ids.chunk(lanes), images.chunk(lanes), strict=False))
+        if self._pool is None or len(parts) == 1:
+            for lane, ids, out in parts:
+                lane.render(ids, out)
+        else:
+            list(self._pool.map(lambda part: part[0].render(part[1], part[2]), parts))
+        return images
+
+    def _blank(self, n: int) -> Tensor:
+        return torch.empty((n, 3, *self._shape), dtype=torch.uint8, device=self.device)
+
+
+class _Lane:
+    """One thread's renderer: staging copies of up to `capacity` worlds."""
+
+    def __init__(
+        self,
+        sim: Simulation,
+        sources: dict[str, Tensor],
+        config: CameraConfig,
+        camera: str,
+        capacity: int,
+        device: torch.device,
+    ):
+        self._sources = sources
+        self._shape = (config.height, config.width)
+        wp.init()
+        self._wp_device = wp.device_from_torch(device)
+        self._staging: dict[str, Tensor] = {}
+        with wp.ScopedDevice(self._wp_device):
+            self._model = mjw.put_model(sim.model)
+            # Only kinematics are mirrored here: contacts and constraints need no room.
+            self._data = mjw.make_data(sim.model, nworld=capacity, nconmax=1, njmax=1)
+            self._context = mjw.create_render_context(
+                sim.model,
+                nworld=capacity,
+                cam_res=(config.width, config.height),
+                render_rgb=True,
+                render_depth=False,
+                render_seg=False,
+                use_shadows=config.shadows,
+                enabled_geom_groups=[0, 1, 2],
+                cam_active=[camera],
+                use_precomputed_rays=False,
+                enable_specular=False,
+                enable_emission=False,
+            )
+            for name, source in sources.items():
+                owner = self._data if name in _DATA_FIELDS else self._model
+                dtype = (_DATA_FIELDS | _MODEL_FIELDS)[name]
+                self._stage(owner, name, dtype, source, capacity, device)
+            self._rgb = wp.to_torch(self._context.rgb_data)
+
+    def _stage(
+        self,
+        owner: Any,
+        name: str,
+        dtype: Any,
+        source: Tensor,
+        capacity: int,
+        device: torch.device,
+    ) -> None:
+        shape = source.shape[1:]
+        if dtype is wp.mat33:
+            shape = (*shape[:-1], 3, 3)
+        torch_dtype = {int: torch.int32, wp.bool: torch.bool}.get(dtype, torch.float32)
+        buffer = torch.zeros((capacity, *shape), dtype=torch_dtype, device=device)
+        self._staging[name] = buffer
+        setattr(owner, name, wp.from_torch(buffer, dtype=dtype))
+
+    def render(self, env_ids: Tensor, out: Tensor) -> None:
+        """env_ids (n,), n <= capacity; writes out (n, 3, H, W) uint8."""
+        n = len(env_ids)
+        for name, source in self._sources.items():
+            target = self._staging[name]
+            target[:n].copy_(source[env_ids].view(n, *target.shape[1:]))
+        with wp.ScopedDevice(self._wp_device):
+            if self._wp_device.is_cuda:
+                wp.set_stream(wp.stream_from_torch(torch.cuda.current_stream(out.device)))
+            self._data.nworld = n
+            mjw.refit_bvh(self._model, self._data, self._context)
+            mjw.render(self._model, self._data, self._context)
+        # Packed as 0xAARRGGBB: the bytes of a little-endian word are B, G, R, A.
+        packed = self._rgb[:n].view(torch.uint8).view(n, *self._shape, 4)
+        out.copy_(packed[..., [2, 1, 0]].permute(0, 3, 1, 2))
+
+
+class CameraSensor:
+    """A camera that refreshes every few control steps, delivers late, and is noisy.
+
+    Args:
+      caster: renders worlds.
+      config: `period` in control steps.
+      num_envs: N.
+      generator: of the pixel noise.
+    """
+
+    def __init__(
+        self, caster: RayCaster, config: CameraConfig, num_envs: int, generator: torch.Generator
+    ):
+        self._caster = caster
+        self._period = config.period
+        self._generator = generator
+        shape = (num_envs, 3, config.height, config.width)
+        self._visible = torch.zeros(shape, dtype=torch.uint8, device=caster.device)
+        self._pending = torch.zeros_like(self._visible)
+        self._due = torch.full((num_envs,), -1, dtype=torch.int64)  # elapsed step; -1: nothing
+
+    def observe(
+        self, elapsed: Tensor, started: Tensor, sensor: SensorFactors
+    ) -> tuple[Tensor, Tensor]:
+        """elapsed (N,) control steps since each world's start; started (n,): worlds just reset.
+
+        Returns pixels (N, 3, H, W) uint8 and new_frame (N,) bool. A world that has just been reset
+        shows its first frame at once: there is none before it that could be held.
+        """
+        fresh = torch.zeros(len(elapsed), dtype=torch.bool)
+        fresh[started] = True
+        arrived = (self._due == elapsed) & ~fresh  # exposed `delay` steps ago
+        self._show(arrived, self._pending)
+        exposed = ((elapsed % self._period == 0) | fresh).nonzero().squeeze(1)
+        if len(exposed) > 0:
+            self._pending[exposed] = self.capture(exposed, sensor.select(exposed))
+            delay = torch.where(fresh, 0, sensor.camera_delay)
+            self._due[exposed] = (elapsed + delay)[exposed]
+        immediate = self._due == elapsed
+        self._show(immediate, self._pending)
+        # A copy: the caller may keep an observation while the next one is made.
+        return self._visible.clone(), arrived | immediate
+
+    def capture(self, env_ids: Tensor, sensor: SensorFactors) -> Tensor:
+        """(n, 3, H, W) uint8: noisy images of these worlds as they are now, delivered at once.
+
+        sensor: the factors of these n worlds.
+        """
+        return distort(self._caster.render(env_ids), sensor, self._generator)
+
+    def _show(self, mask: Tensor, images: Tensor) -> None:
+        ids = mask.nonzero().squeeze(1)
+        self._visible[ids] = images[ids]
+        self._due[ids] = -1
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {
+            "visible": self._visible.clone(),
+            "pending": self._pending.clone(),
+            "due": self._due.clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self._visible.copy_(state["visible"])
+        self._pending.copy_(state["pending"])
+        self._due.copy_(state["due"])

@@ -1,0 +1,282 @@
+"""N worlds of one task: the one owner of the order of a step.
+
+action (delayed or dropped) -> substeps -> task reward, stage and success -> time limit -> observe
+the final state of worlds that end -> reset those worlds (randomize, then start state) -> camera ->
+observe. Knows no learner.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visuomotor.config import Config
+from visuomotor.envs import robot, scene
+from visuomotor.envs.camera import CameraSensor, RayCaster
+from visuomotor.envs.mujoco_cpu import MujocoCpuSimulation
+from visuomotor.envs.tasks import Task
+from visuomotor.randomization import Randomizer
+
+# Concerns of the random streams of an episode: default_rng([seed, concern, episode_id]).
+_START, _FACTORS = 1, 2
+# Concerns of the streams drawn every step.
+_PIXELS, _PROPRIO, _DROPS = 11, 12, 13
+MAX_ACTION_DELAY = 4  # control steps
+
+
+class ResetSampler(Protocol):
+    """Start states from elsewhere, e.g. demonstrations."""
+
+    def __call__(self, rng: np.random.Generator) -> np.ndarray | None:
+        """(nq + nv,) or None for the task's initial distribution."""
+        ...
+
+
+class Observation(NamedTuple):
+    """What one control step shows. Only `pixels` and `proprio` may reach the actor."""
+
+    pixels: Tensor | None  # (N, 3, H, W) uint8, held between frames; None without rendering
+    new_frame: Tensor  # (N,) bool: pixels changed at this step
+    proprio: Tensor  # (N, 24) float32
+    state: Tensor  # (N, S) float32: critic and teacher
+    features: Tensor  # (N, F) float32: discriminator
+    aux_targets: Tensor  # (N, K) float32: auxiliary heads
+    stage: Tensor  # (N,) int64
+
+
+class StepResult(NamedTuple):
+    observation: Observation  # of the next episode where one ended
+    reward: Tensor  # (N,) float32, the task's
+    success: Tensor  # (N,) bool
+    stage: Tensor  # (N,) int64, before any reset
+    features: Tensor  # (N, F) float32, before any reset
+    terminated: Tensor  # (N,) bool; never here: episodes have a fixed length
+    truncated: Tensor  # (N,) bool: the time is up
+    final_env_ids: Tensor  # (n,) int64: worlds that ended
+    final_observation: Observation  # of these worlds before their reset, (n, ...); no pixels
+
+
+class VisuomotorEnv:
+    """The environment.
+
+    Args:
+      config: task, env, camera and randomization are read.
+      task: the task's object.
+      num_envs: N.
+      seed: of episodes and of noise.
+      render: False for learners that never look.
+      device: of observations; physics stays where its backend is.
+      reset_sampler: where episodes may start besides the task's initial distribution.
+      stagger: the first episodes end spread over one episode's length, so that worlds do not
+        move in step.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        task: Task,
+        *,
+        num_envs: int,
+        seed: int,
+        render: bool = True,
+        device: torch.device | None = None,
+        reset_sampler: ResetSampler | None = None,
+        stagger: bool = False,
+    ):
+        self.config = config
+        self.task = task
+        self.num_envs = num_envs
+        self.seed = seed
+        self.device = torch.device("cpu") if device is None else device
+        self.reset_sampler = reset_sampler
+        self.strength = config.randomization.strength
+        env = config.env
+        self.episode_steps = task.episode_steps if env.episode_steps is None else env.episode_steps
+        self.control_dt = env.control_dt
+        spec = scene.build_spec(env, config.camera)
+        task.add_props(spec)
+        model = spec.compile()
+        self._xml = spec.to_xml()
+        self.randomizer = Randomizer(config.randomization, model)
+        self.sim = MujocoCpuSimulation(
+            model,
+            num_envs,
+            substeps=round(env.control_dt / env.physics_dt),
+            fields=self.randomizer.fields,
+            num_threads=env.num_threads,
+        )
+        task.bind(self.sim)
+        self.jaco = task.jaco
+        self._everyone = torch.arange(num_envs)
+        self._stagger = stagger
+        self._generators = {
+            concern: torch.Generator().manual_seed(_mix(seed, concern))
+            for concern in (_PIXELS, _PROPRIO, _DROPS)
+        }
+        self.camera: CameraSensor | None = None
+        if render:
+            caster = RayCaster(
+                self.sim, config.camera, self.sim.fields, self.device, env.num_threads
+            )
+            self.camera = CameraSensor(caster, config.camera, num_envs, self._generators[_PIXELS])
+        self.elapsed = torch.zeros(num_envs, dtype=torch.int64)  # control steps
+        self.episode_ids = self._everyone.clone()
+        self.from_initial = torch.ones(num_envs, dtype=torch.bool)
+        defaults = self.randomizer.default()
+        self.factors = np.tile(defaults, (num_envs, 1))  # (N, K) drawn values of this episode
+        self._sensor = self.randomizer.sensor(self.factors)
+        self._actions = torch.zeros(num_envs, MAX_ACTION_DELAY + 1, robot.NUM_JOINTS)
+        self._executed = torch.zeros(num_envs, robot.NUM_JOINTS)
+
+    def reset(self) -> Observation:
+        """Starts every world's first episode."""
+        self.episode_ids = self._everyone.clone()
+        self._start_episodes(self._everyone)
+        if self._stagger:
+            self.elapsed = self._everyone * self.episode_steps // self.num_envs
+        return self._observe(self._everyone)
+
+    def current(self) -> Observation:
+        """What the worlds show now, drawing fresh noise; pixels are left out."""
+        camera, self.camera = self.camera, None
+        observation = self._observe(self._everyone[:0])
+        self.camera = camera
+        return observation
+
+    def model_xml(self) -> str:
+        """The scene as MJCF; meshes are named, not contained."""
+        return self._xml
+
+    def step(self, action: Tensor) -> StepResult:
+        """action (N, 9) in [-1, 1]: joint velocities, as shares of `jaco.velocity_limits`."""
+        self._act(action)
+        self.sim.step()
+        self.elapsed += 1
+        stage = self.task.stage()
+        truncated = self.elapsed >= self.episode_steps
+        terminated = torch.zeros_like(truncated)
+        features = self.task.object_features()
+        ended = truncated.nonzero().squeeze(1)
+        final = self._final_observation(ended, stage, features)
+        if len(ended) > 0:
+            self.episode_ids[ended] += self.num_envs
+            self._start_episodes(ended)
+        return StepResult(
+            observation=self._observe(ended),
+            reward=self.task.reward(stage).to(self.device),
+            success=self.task.success(stage).to(self.device),
+            stage=stage.to(self.device),
+            features=features.to(self.device),
+            terminated=terminated.to(self.device),
+            truncated=truncated.to(self.device),
+            final_env_ids=ended.to(self.device),
+            final_observation=final,
+        )
+
+    def _act(self, action: Tensor) -> None:
+        """Queues the action, picks the one whose delay is over, drops some."""
+        self._actions = self._actions.roll(1, dims=1)
+        self._actions[:, 0] = action.detach().to("cpu", torch.float32).clamp(-1.0, 1.0)
+        due = self._actions[self._everyone, self._sensor.action_delay]
+        draw = torch.rand(self.num_envs, generator=self._generators[_DROPS])
+        dropped = draw < self._sensor.action_drop
+        self._executed = torch.where(dropped.unsqueeze(1), self._executed, due)
+        self.sim.data("ctrl").copy_(self.jaco.ctrl(self._executed))
+
+    def _start_episodes(self, env_ids: Tensor) -> None:
+        ids = env_ids.tolist()
+        episodes = self.episode_ids[env_ids].tolist()
+        factors = np.stack(
+            [
+                self.randomizer.draw(np.random.default_rng([self.seed, _FACTORS, e]), self.strength)
+                for e in episodes
+            ]
+        )
+        self.factors[ids] = factors
+        self.randomizer.apply(self.sim, env_ids, factors)
+        self._sensor = self.randomizer.sensor(self.factors)
+        half_edges = self.task.half_edges().expand(self.num_envs, -1)[env_ids].numpy()
+        states = []
+        for i, (world, episode) in enumerate(zip(ids, episodes, strict=True)):
+            rng = np.random.default_rng([self.seed, _START, episode])
+            state = None if self.reset_sampler is None else self.reset_sampler(rng)
+            self.from_initial[world] = state is None
+            states.append(self.task.start_state(rng, half_edges[i]) if state is None else state)
+        self.sim.reset(env_ids, torch.from_numpy(np.stack(states)))
+        self.elapsed[env_ids] = 0
+        self._actions[env_ids] = 0.0
+        self._executed[env_ids] = 0.0
+
+    def _proprio(self) -> Tensor:
+        proprio = self.jaco.proprio(self.sim.data("qpos"), self.sim.data("qvel"))
+        noise = torch.randn(proprio.shape, generator=self._generators[_PROPRIO])
+        return proprio + noise * self._sensor.proprio_noise.unsqueeze(1)
+
+    def _state(self) -> Tensor:
+        """The task's state and the actions on their way: with a delay they are part of it."""
+        return torch.cat((self.task.state(), self._executed, self._actions[:, 0]), dim=1)
+
+    def _observe(self, started: Tensor) -> Observation:
+        if self.camera is None:
+            pixels, new_frame = None, torch.zeros(self.num_envs, dtype=torch.bool)
+        else:
+            pixels, new_frame = self.camera.observe(self.elapsed, started, self._sensor)
+        return Observation(
+            pixels=pixels,
+            new_frame=new_frame.to(self.device),
+            proprio=self._proprio().to(self.device),
+            state=self._state().to(self.device),
+            features=self.task.object_features().to(self.device),
+            aux_targets=self.task.aux_targets().to(self.device),
+            stage=self.task.stage().to(self.device),
+        )
+
+    def _final_observation(self, ended: Tensor, stage: Tensor, features: Tensor) -> Observation:
+        """Before the reset; without noise, since only the critic bootstraps from it."""
+        if len(ended) == 0:
+            none = torch.zeros(0)
+            return Observation(None, none.bool(), none, none, none, none, none.long())
+        proprio = self.jaco.proprio(self.sim.data("qpos"), self.sim.data("qvel"))
+        parts = (proprio, self._state(), features, self.task.aux_targets(), stage)
+        rows = [part[ended].to(self.device) for part in parts]
+        return Observation(None, torch.zeros(len(ended), dtype=torch.bool), *rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a bit-exact continuation needs."""
+        state: dict[str, Any] = {
+            "sim": self.sim.state_dict(),
+            "elapsed": self.elapsed.clone(),
+            "episode_ids": self.episode_ids.clone(),
+            "from_initial": self.from_initial.clone(),
+            "factors": torch.from_numpy(self.factors.copy()),
+            "actions": self._actions.clone(),
+            "executed": self._executed.clone(),
+            "strength": self.strength,
+            "generators": {str(k): g.get_state() for k, g in self._generators.items()},
+        }
+        if self.camera is not None:
+            state["camera"] = self.camera.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sim.load_state_dict(state["sim"])
+        self.elapsed = state["elapsed"].clone()
+        self.episode_ids = state["episode_ids"].clone()
+        self.from_initial = state["from_initial"].clone()
+        self.factors = state["factors"].numpy().copy()
+        self._sensor = self.randomizer.sensor(self.factors)
+        self._actions = state["actions"].clone()
+        self._executed = state["executed"].clone()
+        self.strength = float(state["strength"])
+        for key, generator in self._generators.items():
+            generator.set_state(state["generators"][str(key)])
+        if self.camera is not None:
+            self.camera.load_state_dict(state["camera"])
+
+
+def _mix(seed: int, concern: int) -> int:
+    """One 63-bit seed of two numbers."""
+    return int(np.random.SeedSequence([seed, concern]).generate_state(1, np.uint64)[0] >> 1)

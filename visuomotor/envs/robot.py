@@ -1,0 +1,99 @@
+"""The Kinova Jaco: where it stands, its joints and limits, action -> ctrl, proprioception.
+
+Model and meshes come from dm_control (`dm_control.entities.manipulators.kinova`). Knows nothing of
+tasks or of learning.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import mujoco
+import numpy as np
+import torch
+from torch import Tensor
+
+with warnings.catch_warnings():
+    # dm_control probes for a window system; nothing here opens a window.
+    warnings.simplefilter("ignore")
+    from dm_control.entities.manipulators import kinova
+
+PREFIX = "jaco_arm/"
+HAND_PREFIX = "jaco_arm/jaco_hand/"
+ARM_JOINTS = tuple(f"{PREFIX}joint_{i}" for i in range(1, 7))
+FINGER_JOINTS = tuple(f"{HAND_PREFIX}finger_{i}" for i in range(1, 4))
+JOINTS = ARM_JOINTS + FINGER_JOINTS
+PINCH_SITE = f"{HAND_PREFIX}pinchsite"
+FINGERTIPS = tuple(f"{HAND_PREFIX}b_finger_tip_{i}" for i in range(1, 4))
+HAND_BODY = f"{HAND_PREFIX}hand"
+
+NUM_JOINTS = len(JOINTS)
+PROPRIO_DIM = 24  # sin, cos of 6 joints, 6 joint velocities, sin, cos of 3 fingers
+
+BASE_POS = (0.0, 0.4, 0.0)  # m; the table's far edge, so that the hand works at the origin
+# rad; hand some 20 cm above the origin, fingers down, open; tuned: far from self-collision.
+START_QPOS = (-1.727, 3.623, 1.245, -0.234, 0.891, -0.39, 0.3, 0.3, 0.3)
+START_NOISE_ARM = 0.08  # rad, half width of the uniform spread at reset
+START_NOISE_FINGER = 0.1  # rad
+
+# rad/s. The hand's actuators allow 5, but saturate their 1 N m at about 0.1 rad/s of velocity
+# error: a scale of 1.2 leaves the policy some resolution in closing speed.
+FINGER_MAX_VELOCITY = 1.2
+
+
+def jaco_spec() -> mujoco.MjSpec:
+    """The arm with its hand, as dm_control models it, without the torque sensors.
+
+    Gravity is compensated on every link: the real arm's firmware does the same, and without it the
+    velocity servo sags by up to 0.02 rad/s.
+    """
+    arm = kinova.JacoArm()
+    arm.attach(kinova.JacoHand())
+    spec = mujoco.MjSpec.from_string(
+        arm.mjcf_model.to_xml_string(), assets=arm.mjcf_model.get_assets()
+    )
+    for sensor in list(spec.sensors):
+        spec.delete(sensor)
+    for body in spec.bodies:
+        if body.name != "world":
+            body.gravcomp = 1.0
+    return spec
+
+
+class Jaco:
+    """Indices of the arm in a compiled model, and the two maps between policy and simulation.
+
+    Actions are 9 joint velocities in [-1, 1] (6 arm joints, 3 fingers; positive fingers close).
+    """
+
+    def __init__(self, model: mujoco.MjModel, device: torch.device):
+        joints = [model.joint(name) for name in JOINTS]
+        self.qpos_ids = torch.tensor([int(j.qposadr[0]) for j in joints], device=device)
+        self.dof_ids = torch.tensor([int(j.dofadr[0]) for j in joints], device=device)
+        actuators = [model.actuator(name).id for name in JOINTS]
+        self.actuator_ids = torch.tensor(actuators, device=device)
+        limits = model.actuator_ctrlrange[actuators, 1].copy()
+        limits[6:] = FINGER_MAX_VELOCITY
+        # (9,) rad/s: what an action of 1 asks for.
+        self.velocity_limits = torch.tensor(limits, device=device)
+        self.pinch_site_id = int(model.site(PINCH_SITE).id)
+        self.fingertip_body_ids = torch.tensor(
+            [int(model.body(name).id) for name in FINGERTIPS], device=device
+        )
+        self.joint_range = torch.tensor(
+            np.array([j.range if model.jnt_limited[j.id] else (-np.inf, np.inf) for j in joints]),
+            device=device,
+        )
+
+    def ctrl(self, action: Tensor) -> Tensor:
+        """action (N, 9) in [-1, 1] -> ctrl (N, 9) in rad/s, float64."""
+        return action.double().clamp(-1.0, 1.0) * self.velocity_limits
+
+    def proprio(self, qpos: Tensor, qvel: Tensor) -> Tensor:
+        """qpos (N, nq), qvel (N, nv) -> (N, 24) float32: sin, cos [6 joints], velocity [rad/s],
+        sin, cos [3 fingers] (Zhu et al. 2018)."""
+        q = qpos[:, self.qpos_ids]
+        arm, fingers = q[:, :6], q[:, 6:]
+        arm_velocity = qvel[:, self.dof_ids[:6]]
+        parts = (arm.sin(), arm.cos(), arm_velocity, fingers.sin(), fingers.cos())
+        return torch.cat(parts, dim=1).float()

@@ -1,0 +1,191 @@
+"""Table, lights, camera, robot and a task's props -> one MjModel.
+
+Knows nothing of learning. Every name that other modules look up is listed in docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+import cv2
+import mujoco
+import numpy as np
+
+from visuomotor.config import CameraConfig, EnvConfig
+from visuomotor.envs import robot
+
+# m; the top is z = 0 and reaches well beyond the hand's workspace and the camera's view.
+TABLE_HALF_SIZE = (0.55, 0.5, 0.02)
+TABLE_CENTRE = (0.0, 0.1, -0.02)
+FLOOR_Z = -0.75  # m; below the table, only seen, never touched
+
+TABLE_RGBA = (0.62, 0.6, 0.57, 1.0)
+FLOOR_RGBA = (0.35, 0.37, 0.4, 1.0)
+NUM_LIGHTS = 3
+# (position [m], direction, diffuse): one key light in front, two weak fills from the sides. Wide
+# spots, so that both position and direction show in the image.
+LIGHTS = (
+    ((0.3, -0.8, 1.8), (-0.15, 0.4, -0.9), (0.6, 0.6, 0.6)),
+    ((-0.9, -0.2, 1.4), (0.54, 0.12, -0.84), (0.25, 0.25, 0.25)),
+    ((0.9, 0.3, 1.4), (-0.54, -0.18, -0.84), (0.25, 0.25, 0.25)),
+)
+LIGHT_CUTOFF = 70.0  # degrees
+LIGHT_EXPONENT = 1.0  # fall-off towards the rim of the cone
+AMBIENT = (0.35, 0.35, 0.35)
+HAND_CONTACT_SENSOR = "hand_contact/"  # + prop name: number of contacts of the hand with the prop
+
+TEXTURE_SIZE = 32  # pixels; on a 64x64 image more detail only aliases
+NUM_TEXTURES = 8
+
+
+def build_spec(env: EnvConfig, camera: CameraConfig) -> mujoco.MjSpec:
+    """The scene without props. Physics options carry their reason here.
+
+    Returns an uncompiled MjSpec; a task adds its props with `add_block`, then `spec.compile()`.
+    """
+    spec = mujoco.MjSpec()
+    spec.modelname = "visuomotor"
+    spec.compiler.degree = False
+    option = spec.option
+    option.timestep = env.physics_dt
+    # implicitfast: the velocity servos (kv = 500) are stiff; explicit Euler would need 1 ms.
+    option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
+    # Elliptic cones with impratio 10 keep a held block from creeping out of the fingers.
+    option.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
+    option.impratio = 10.0
+    _add_textures(spec)
+    world = spec.worldbody
+    _material(spec, "floor", FLOOR_RGBA)
+    _material(spec, "table", TABLE_RGBA)
+    world.add_geom(
+        name="floor",
+        type=mujoco.mjtGeom.mjGEOM_PLANE,
+        size=[3.0, 3.0, 0.1],
+        pos=[0.0, 0.0, FLOOR_Z],
+        material="floor",
+        contype=0,
+        conaffinity=0,
+    )
+    world.add_geom(
+        name="table",
+        type=mujoco.mjtGeom.mjGEOM_BOX,
+        size=list(TABLE_HALF_SIZE),
+        pos=list(TABLE_CENTRE),
+        material="table",
+    )
+    for i, (pos, direction, diffuse) in enumerate(LIGHTS):
+        world.add_light(
+            name=f"light_{i}",
+            pos=list(pos),
+            dir=list(direction),
+            type=mujoco.mjtLightType.mjLIGHT_SPOT,
+            cutoff=LIGHT_CUTOFF,
+            exponent=LIGHT_EXPONENT,
+            diffuse=list(diffuse),
+            ambient=list(AMBIENT) if i == 0 else [0.0, 0.0, 0.0],
+            specular=[0.1, 0.1, 0.1] if i == 0 else [0.0, 0.0, 0.0],
+            castshadow=i == 0,
+        )
+    spec.visual.headlight.active = 0
+    _add_camera(spec, camera)
+    base = world.add_frame(pos=list(robot.BASE_POS))
+    jaco = robot.jaco_spec()
+    spec.assets = {**spec.assets, **jaco.assets}  # attaching does not carry the meshes over
+    base.attach_body(jaco.body("b_base"), robot.PREFIX, "")
+    for material in spec.materials:
+        if material.name.startswith(robot.PREFIX):
+            material.textures = _texture_names("plain")  # so that randomization may swap it
+    return spec
+
+
+def add_block(
+    spec: mujoco.MjSpec,
+    name: str,
+    edge: float,
+    mass: float,
+    rgba: tuple[float, float, float, float],
+) -> None:
+    """A cube with a free joint, and a sensor that counts its contacts with the hand.
+
+    edge: m; mass: kg. condim 4 adds torsional friction, so that a block pinched by two fingertips
+    does not spin; priority 1 makes the block's friction decide against the arm's and the table's.
+    """
+    _material(spec, name, rgba)
+    body = spec.worldbody.add_body(name=name, pos=[0.0, 0.0, edge / 2])
+    body.add_joint(name=f"{name}_joint", type=mujoco.mjtJoint.mjJNT_FREE)
+    body.add_geom(
+        name=name,
+        type=mujoco.mjtGeom.mjGEOM_BOX,
+        size=[edge / 2] * 3,
+        mass=mass,
+        material=name,
+        condim=4,
+        friction=[1.0, 0.02, 0.0005],  # sliding, torsional [m], rolling [m]
+        priority=1,
+    )
+    sensor = spec.add_sensor(
+        name=f"{HAND_CONTACT_SENSOR}{name}",
+        type=mujoco.mjtSensor.mjSENS_CONTACT,
+        objtype=mujoco.mjtObj.mjOBJ_XBODY,
+        objname=robot.HAND_BODY,
+        reftype=mujoco.mjtObj.mjOBJ_BODY,
+        refname=name,
+    )
+    found = 1 << int(mujoco.mjtConDataField.mjCONDATA_FOUND)
+    sensor.intprm[:3] = [found, 0, 1]
+
+
+def _add_camera(spec: mujoco.MjSpec, camera: CameraConfig) -> None:
+    pos = np.asarray(camera.pos, dtype=float)
+    backward = pos - np.asarray(camera.lookat, dtype=float)
+    backward /= np.linalg.norm(backward)
+    right = np.cross([0.0, 0.0, 1.0], backward)
+    right /= np.linalg.norm(right)
+    rotation = np.stack([right, np.cross(backward, right), backward], axis=1)
+    quat = np.empty(4)
+    mujoco.mju_mat2Quat(quat, rotation.ravel())
+    spec.worldbody.add_camera(name="front", pos=pos, quat=quat, fovy=camera.fovy)
+
+
+def _material(spec: mujoco.MjSpec, name: str, rgba: tuple[float, float, float, float]) -> None:
+    spec.add_material(
+        name=name,
+        rgba=list(rgba),
+        textures=_texture_names("plain"),
+        specular=0.3,
+        shininess=0.3,
+        texrepeat=[2, 2],
+    )
+
+
+def _texture_names(name: str) -> list[str]:
+    """The texture in the colour role of a material, nothing in the others."""
+    names = [""] * int(mujoco.mjtTextureRole.mjNTEXROLE)
+    names[int(mujoco.mjtTextureRole.mjTEXROLE_RGB)] = name
+    return names
+
+
+def _add_textures(spec: mujoco.MjSpec) -> None:
+    """`plain` (white) and `texture_<i>`: grey patterns that multiply the material's colour."""
+    plain = np.full((TEXTURE_SIZE, TEXTURE_SIZE), 255, dtype=np.uint8)
+    patterns = [plain, *_patterns(np.random.default_rng(0))]
+    for i, grey in enumerate(patterns):
+        name = "plain" if i == 0 else f"texture_{i - 1}"
+        # As an image file in memory: MJCF cannot be written with raw texture buffers.
+        encoded, png = cv2.imencode(".png", np.repeat(grey[..., None], 3, axis=2))
+        assert encoded
+        spec.assets = {**spec.assets, f"{name}.png": png.tobytes()}
+        spec.add_texture(name=name, type=mujoco.mjtTexture.mjTEXTURE_2D, file=f"{name}.png")
+
+
+def _patterns(rng: np.random.Generator) -> list[np.ndarray]:
+    """Checks, stripes, gradients and smooth noise, (32, 32) uint8, mean about 0.8 of white."""
+    y, x = np.mgrid[0:TEXTURE_SIZE, 0:TEXTURE_SIZE] / TEXTURE_SIZE
+    unit = [
+        ((x * 4).astype(int) + (y * 4).astype(int)) % 2,
+        (x * 6).astype(int) % 2,
+        0.5 + 0.5 * np.sin(2 * np.pi * (3 * x + 2 * y)),
+        np.hypot(x - 0.5, y - 0.5) / np.sqrt(0.5),
+    ]
+    for octave in (4, 8, 16, 32):
+        coarse = rng.random((octave, octave))
+        unit.append(np.kron(coarse, np.ones((TEXTURE_SIZE // octave,) * 2)))
+    return [(255 * (0.6 + 0.4 * u)).astype(np.uint8) for u in unit][:NUM_TEXTURES]

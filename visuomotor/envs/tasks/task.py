@@ -1,0 +1,168 @@
+"""What a task is: its props, start states, stages, reward, success, and what privileged modules see.
+
+Knows nothing of cameras, randomization or learning. Everything is written once, in torch, on the
+tensors of a Simulation.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import mujoco
+import numpy as np
+import torch
+from torch import Tensor
+
+from visuomotor.envs import robot
+from visuomotor.envs.scene import HAND_CONTACT_SENSOR
+from visuomotor.envs.simulation import Simulation
+
+BLOCK_EDGE = 0.045  # m; fits between the fingers with 2 cm to spare
+BLOCK_MASS = 0.1  # kg; a wooden cube of that size weighs about 0.06, a plastic one up to 0.12
+ORANGE = (1.0, 0.45, 0.05, 1.0)
+PINK = (0.95, 0.35, 0.6, 1.0)
+WORKSPACE = 0.08  # m; props start within so much of the origin, in x and in y
+REACH_DISTANCE = 0.05  # m from the pinch site to the prop's centre: stage "reach"
+
+
+class Task(ABC):
+    """One task. `bind` is called once with the simulation before any of the others but
+    `add_props`; N = worlds."""
+
+    name: str
+    episode_steps: int  # control steps
+    stages: tuple[str, ...]  # names, in order; the last one is success
+    stage_rewards: tuple[float, ...]  # per control step while in the stage
+    props: tuple[str, ...]  # body names, each with a free joint
+
+    @abstractmethod
+    def add_props(self, spec: mujoco.MjSpec) -> None:
+        """Adds the props to an uncompiled scene."""
+
+    @abstractmethod
+    def place(self, rng: np.random.Generator) -> np.ndarray:
+        """(P, 3): x [m], y [m], yaw [rad] of each prop at the start of an episode."""
+
+    @abstractmethod
+    def stage(self) -> Tensor:
+        """(N,) int64, index into `stages`."""
+
+    @abstractmethod
+    def object_features(self) -> Tensor:
+        """(N, F) float32 for the discriminator: objects only, no joints, no actions."""
+
+    @abstractmethod
+    def aux_targets(self) -> Tensor:
+        """(N, K) float32 in m: what the auxiliary heads predict from pixels."""
+
+    def bind(self, sim: Simulation) -> None:
+        self.sim = sim
+        model = sim.model
+        self.jaco = robot.Jaco(model, sim.device)
+        self._prop_body_ids = [int(model.body(p).id) for p in self.props]
+        self._prop_geom_ids = [int(model.geom(p).id) for p in self.props]
+        joints = [model.joint(f"{p}_joint") for p in self.props]
+        self._prop_qpos_ids = [int(j.qposadr[0]) for j in joints]
+        self._prop_dof_ids = [int(j.dofadr[0]) for j in joints]
+        self._contact_ids = [
+            int(model.sensor(f"{HAND_CONTACT_SENSOR}{p}").adr[0]) for p in self.props
+        ]
+        self._rewards = torch.tensor(self.stage_rewards, device=sim.device)
+        self._default_half_edge = model.geom_size[self._prop_geom_ids, 2].copy()
+
+    # What every task of this house shares.
+
+    def reward(self, stage: Tensor) -> Tensor:
+        """stage (N,) -> (N,) float32: the sparse staged reward of this control step."""
+        return self._rewards[stage]
+
+    def success(self, stage: Tensor) -> Tensor:
+        """stage (N,) -> (N,) bool: in the final stage. An episode succeeds if so at its last
+        step."""
+        return stage == len(self.stages) - 1
+
+    def start_state(
+        self, rng: np.random.Generator, half_edges: np.ndarray | None = None
+    ) -> np.ndarray:
+        """(nq + nv,) of one episode: the arm near its start pose, the props at rest on the table.
+
+        half_edges: (P,) m, of this world's props, where their size is randomized.
+        """
+        model = self.sim.model
+        state = np.concatenate((model.qpos0, np.zeros(model.nv)))
+        noise = np.array([robot.START_NOISE_ARM] * 6 + [robot.START_NOISE_FINGER] * 3)
+        arm = np.asarray(robot.START_QPOS) + rng.uniform(-noise, noise)
+        state[self.jaco.qpos_ids.cpu().numpy()] = arm
+        heights = self._default_half_edge if half_edges is None else half_edges
+        for (x, y, yaw), z, adr in zip(self.place(rng), heights, self._prop_qpos_ids, strict=True):
+            state[adr : adr + 7] = (x, y, z, np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2))
+        return state
+
+    def half_edges(self) -> Tensor:
+        """(N, P) m: half the height of each prop."""
+        sizes = self._field("geom_size")
+        return sizes[:, self._prop_geom_ids, 2]
+
+    def _field(self, name: str) -> Tensor:
+        if name in self.sim.fields:
+            return self.sim.model_field(name)
+        return self.sim.default_field(name).unsqueeze(0)
+
+    def prop_pos(self, index: int) -> Tensor:
+        """(N, 3) m, world frame."""
+        return self.sim.data("xpos")[:, self._prop_body_ids[index]]
+
+    def pinch_pos(self) -> Tensor:
+        """(N, 3) m, world frame: the point between the fingertips."""
+        return self.sim.data("site_xpos")[:, self.jaco.pinch_site_id]
+
+    def fingertip_pos(self) -> Tensor:
+        """(N, 3 fingers, 3) m, world frame."""
+        return self.sim.data("xpos")[:, self.jaco.fingertip_body_ids]
+
+    def hand_contacts(self, index: int) -> Tensor:
+        """(N,) number of contacts between the hand and a prop."""
+        return self.sim.data("sensordata")[:, self._contact_ids[index]]
+
+    def reaching(self, index: int) -> Tensor:
+        """(N,) bool: the pinch site is at the prop."""
+        distance = torch.linalg.vector_norm(self.prop_pos(index) - self.pinch_pos(), dim=1)
+        return distance < REACH_DISTANCE
+
+    def lifted(self, index: int, height: float) -> Tensor:
+        """(N,) bool: the prop's centre is `height` [m] above where it lies on the table."""
+        return self.prop_pos(index)[:, 2] > self.half_edges()[:, index] + height
+
+    def state(self) -> Tensor:
+        """(N, S) float32: the full physical state for critic and teacher; m, rad, s.
+
+        Joints (as proprioception, without noise), finger velocities, pinch pose, and for each prop
+        position, orientation (two columns of its rotation), velocities, position relative to the
+        pinch site and to every fingertip, contacts with the hand; then pairwise prop offsets and
+        the stage, one-hot.
+        """
+        sim, jaco = self.sim, self.jaco
+        n = sim.num_envs
+        qpos, qvel = sim.data("qpos"), sim.data("qvel")
+        pinch = self.pinch_pos()
+        tips = self.fingertip_pos()
+        parts = [
+            jaco.proprio(qpos, qvel).double(),
+            qvel[:, jaco.dof_ids[6:]],
+            pinch,
+            sim.data("site_xmat")[:, jaco.pinch_site_id].view(n, 9)[:, :6],
+        ]
+        for i, dof in enumerate(self._prop_dof_ids):
+            pos = self.prop_pos(i)
+            parts += [
+                pos,
+                sim.data("xmat")[:, self._prop_body_ids[i]].view(n, 9)[:, :6],
+                qvel[:, dof : dof + 6],
+                pos - pinch,
+                (pos.unsqueeze(1) - tips).reshape(n, -1),
+                self.hand_contacts(i).unsqueeze(1).clamp(max=4.0),
+            ]
+            parts += [self.prop_pos(j) - pos for j in range(i)]
+        stage = torch.nn.functional.one_hot(self.stage(), len(self.stages))
+        parts.append(stage.double())
+        return torch.cat(parts, dim=1).float()

@@ -1,0 +1,165 @@
+"""Pixels and proprioception to an action distribution: the policy that moves the real arm.
+
+Imports only torch, and must not know the simulator's state: no method takes anything but pixels
+(or features of pixels), proprioception and the policy's own memory. Architecture after Zhu et al.
+2018 (arXiv 1802.09564), section III: two convolutions, a fully connected layer, an LSTM.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from visuomotor.networks import GaussianHead, Normalizer, mlp, shrink_output
+
+Hidden = tuple[Tensor, Tensor]
+
+PIXEL_SCALE = 255.0  # largest value of a uint8 channel
+MEAN_GAIN = 0.01  # of the last layer: the first actions are noise around zero, as PPO wants
+
+
+class PixelActor(nn.Module):
+    """A diagonal Gaussian over A actions, from (3, H, W) uint8 pixels and proprioception."""
+
+    def __init__(
+        self,
+        *,
+        proprio_dim: int = 24,
+        action_dim: int = 9,
+        height: int = 64,
+        width: int = 64,
+        visual_dim: int = 128,
+        proprio_dim_out: int = 64,
+        hidden_dim: int = 128,
+        recurrent: bool = True,
+        init_log_std: Tensor,
+        min_std: Tensor,
+    ) -> None:
+        """height, width: pixels. init_log_std, min_std: (A,), in units of the action.
+
+        recurrent: False replaces the LSTM with one feed-forward layer of the same width.
+        Raises ValueError if the image is too small for the two convolutions or a shape differs.
+        """
+        super().__init__()
+        if init_log_std.shape != (action_dim,):
+            raise ValueError(
+                f"init_log_std: expected shape ({action_dim},), "
+                f"received {tuple(init_log_std.shape)}"
+            )
+        if min(height, width) < 20:
+            raise ValueError(f"image of {height}x{width} pixels: at least 20x20 is needed")
+        self.hidden_dim = hidden_dim
+        self.visual_dim = visual_dim
+        self.recurrent = recurrent
+
+        rows, columns = (((size - 8) // 4 + 1 - 4) // 2 + 1 for size in (height, width))
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, 16, kernel_size=8, stride=4),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, kernel_size=4, stride=2),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(32 * rows * columns, visual_dim),
+            # Keeps the features' scale while the CNN learns, so that the LSTM's gates do not
+            # saturate; also takes out most of a global change of brightness.
+            nn.LayerNorm(visual_dim),
+            nn.ELU(),
+        )
+        self.normalizer = Normalizer(proprio_dim)
+        self.proprio_mlp = nn.Sequential(
+            mlp((proprio_dim, proprio_dim_out, proprio_dim_out), nn.ELU), nn.ELU()
+        )
+        core_inputs = visual_dim + proprio_dim_out
+        if recurrent:
+            self.lstm = nn.LSTM(core_inputs, hidden_dim)
+            self._init_lstm()
+        else:
+            self.feed_forward = nn.Sequential(nn.Linear(core_inputs, hidden_dim), nn.ELU())
+        self.mean_head = nn.Linear(hidden_dim, action_dim)
+        shrink_output(self.mean_head, MEAN_GAIN)
+        self.deviation = GaussianHead(init_log_std, min_std)
+
+    def _init_lstm(self) -> None:
+        """Orthogonal recurrence and a forget bias of 1: memory lasts from the first update on
+        (Jozefowicz et al. 2015)."""
+        # torch's order of gates: input, forget, cell, output
+        forget = slice(self.hidden_dim, 2 * self.hidden_dim)
+        with torch.no_grad():
+            for name, parameter in self.lstm.named_parameters():
+                if name == "weight_hh_l0":
+                    nn.init.orthogonal_(parameter)
+                elif name.startswith("bias"):
+                    parameter.zero_()
+                if name == "bias_ih_l0":
+                    parameter[forget] = 1.0
+
+    def set_normalization(self, mean: Tensor, std: Tensor) -> None:
+        """Statistics of proprioception; mean, std: (proprio_dim,)."""
+        self.normalizer.set(mean, std)
+
+    def initial_hidden(self, num_envs: int) -> Hidden:
+        """Memory at the start of an episode: two zeros (N, H); (N, 0) if feed-forward."""
+        width = self.hidden_dim if self.recurrent else 0
+        zeros = self.mean_head.weight.new_zeros(num_envs, width)
+        return zeros, zeros.clone()
+
+    def std(self) -> Tensor:
+        """-> (A,), never below the floor."""
+        deviation: Tensor = self.deviation()
+        return deviation
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """pixels: (B, 3, H, W) uint8 -> (B, visual_dim). Once per frame, not once per step."""
+        if pixels.dtype != torch.uint8:
+            raise TypeError(f"pixels: expected torch.uint8, received {pixels.dtype}")
+        visual: Tensor = self.encoder(pixels.float().div_(PIXEL_SCALE).sub_(0.5))
+        return visual
+
+    def step(self, visual: Tensor, proprio: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
+        """One step of N worlds: (N, V), (N, P), hidden -> mean (N, A), hidden.
+
+        The caller zeroes the hidden rows of worlds that start an episode.
+        """
+        inputs = self._core_inputs(visual, proprio)
+        if not self.recurrent:
+            return self.mean_head(self.feed_forward(inputs)), hidden
+        h, c = hidden
+        outputs, (h, c) = self.lstm(inputs.unsqueeze(0), (h.unsqueeze(0), c.unsqueeze(0)))
+        return self.mean_head(outputs.squeeze(0)), (h.squeeze(0), c.squeeze(0))
+
+    def unroll(
+        self, visual: Tensor, proprio: Tensor, hidden: Hidden, episode_start: Tensor
+    ) -> tuple[Tensor, Hidden]:
+        """T steps at once: (T, N, V), (T, N, P), hidden, (T, N) bool -> mean (T, N, A), hidden.
+
+        The same as T calls of `step`, with the memory of a world zeroed before each step at which
+        its `episode_start` holds. The fused LSTM runs over the stretches between such steps; they
+        are few, because only the worlds of one minibatch count.
+        """
+        inputs = self._core_inputs(visual, proprio)
+        if not self.recurrent:
+            return self.mean_head(self.feed_forward(inputs)), hidden
+        num_steps = inputs.shape[0]
+        boundaries = episode_start.any(dim=1).nonzero().flatten().tolist()
+        begins = sorted({0, *boundaries})
+        h, c = hidden
+        outputs = []
+        for begin, end in zip(begins, [*begins[1:], num_steps], strict=True):
+            if begin in boundaries:
+                goes_on = (~episode_start[begin]).to(h.dtype).unsqueeze(-1)
+                h, c = h * goes_on, c * goes_on
+            output, (h, c) = self.lstm(inputs[begin:end], (h.unsqueeze(0), c.unsqueeze(0)))
+            h, c = h.squeeze(0), c.squeeze(0)
+            outputs.append(output)
+        return self.mean_head(torch.cat(outputs)), (h, c)
+
+    def forward(
+        self, pixels: Tensor, proprio: Tensor, h: Tensor, c: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One step from raw inputs, as exported: (N, 3, H, W) uint8, (N, P), (N, H), (N, H)
+        -> mean (N, A), h (N, H), c (N, H)."""
+        mean, (h, c) = self.step(self.encode(pixels), proprio, (h, c))
+        return mean, h, c
+
+    def _core_inputs(self, visual: Tensor, proprio: Tensor) -> Tensor:
+        return torch.cat([visual, self.proprio_mlp(self.normalizer(proprio))], dim=-1)

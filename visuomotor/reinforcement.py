@@ -1,0 +1,377 @@
+"""PPO + GAIL with demonstrations (Zhu et al. 2018): one iteration is one rollout and one update.
+
+The same loop trains the pixel actor (`ril`) and the state teacher of `distill`: they differ in
+what the policy reads. Wires environment, networks and losses; knows no files and no commands.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visuomotor.aux_tasks import AuxHeads
+from visuomotor.config import Config
+from visuomotor.demonstrations import ResetStates, ShareSchedule
+from visuomotor.envs import StepResult, make_env
+from visuomotor.gail_reward import Discriminator, GailTrainer, imitation_reward, mix_rewards
+from visuomotor.policies import make_actor, make_critic, make_teacher
+from visuomotor.ppo import PPO, CloningBatch, cloning_loss, gaussian_log_prob
+from visuomotor.replay import DemonstrationReplay, PixelReplay
+from visuomotor.rollout import ReturnNormalizer, RolloutBuffer
+
+CLONING_NOISE = 0.05  # deviations of the state: what the teacher's cloning adds to its inputs
+CLONING_STATES = 1024  # steps in a cloning batch of the teacher
+SUCCESS_WINDOW = 200  # episodes over which success rates are averaged
+
+Progress = Callable[[dict[str, float]], None]
+
+
+class Reinforcement:
+    """One learner and its environment; `iterate` is the paper's loop.
+
+    Args:
+      config: the run's settings.
+      replay: demonstrations as networks see them.
+      pixels: True trains a PixelActor, False a StateTeacher.
+      num_envs: N.
+      total_steps: env steps after which the step size has fallen to 0.
+      device: of networks and images.
+      pixel_replay: images of the demonstrations, for cloning into a pixel actor.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        replay: DemonstrationReplay,
+        *,
+        pixels: bool,
+        num_envs: int,
+        total_steps: int,
+        device: torch.device,
+        pixel_replay: PixelReplay | None = None,
+    ):
+        self.config = config
+        self.pixels = pixels
+        self.total_steps = total_steps
+        self.device = device
+        self._replay = replay
+        self._pixel_replay = pixel_replay
+        self._generators = {
+            name: torch.Generator().manual_seed(_seed(config.seed, index))
+            for index, name in enumerate(("action", "minibatch", "gail", "cloning"))
+        }
+        self._reset_states = ResetStates(replay.demos, stages=replay.stage)
+        curriculum = config.curriculum
+        self.share = ShareSchedule(curriculum.initial_share, curriculum.final_share)
+        self.env = make_env(
+            config,
+            num_envs=num_envs,
+            render=pixels,
+            device=device,
+            reset_sampler=self._sample_start if curriculum.enabled else None,
+            stagger=True,
+        )
+        self._build_networks(num_envs)
+        self.observation = self.env.reset()
+        self.env_steps = 0
+        self.iterations = 0
+        self._episode_start = torch.ones(num_envs, dtype=torch.bool, device=device)
+        self._hidden = self.actor.initial_hidden(num_envs) if pixels else None
+        self._visual: Tensor | None = None
+        self._outcomes: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=SUCCESS_WINDOW))
+        self._start_stage = self.observation.stage.clone()
+
+    def _build_networks(self, num_envs: int) -> None:
+        config, replay, device = self.config, self._replay, self.device
+        torch.manual_seed(_seed(config.seed, 99))
+        state_dim, feature_dim = replay.all_state.shape[1], replay.all_features.shape[1]
+        aux_dim = replay.aux_targets[0].shape[1]
+        self.critic = make_critic(config, state_dim).to(device)
+        state_statistics = replay.statistics(replay.state)
+        self.critic.set_normalization(*state_statistics)
+        self.actor: Any
+        self.aux_heads: AuxHeads | None = None
+        if self.pixels:
+            self.actor = make_actor(config).to(device)
+            self.actor.set_normalization(*replay.statistics(replay.proprio))
+            if config.aux.weight > 0.0:
+                self.aux_heads = AuxHeads(
+                    visual_dim=config.actor.visual_dim,
+                    target_dim=aux_dim,
+                    hidden_sizes=config.aux.hidden_sizes,
+                ).to(device)
+                self.aux_heads.set_normalization(*replay.statistics(replay.aux_targets))
+        else:
+            self.actor = make_teacher(config, state_dim).to(device)
+            self.actor.set_normalization(*state_statistics)
+        self.ppo = PPO(
+            self.actor,
+            self.critic,
+            config.ppo,
+            generator=self._generators["minibatch"],
+            aux_heads=self.aux_heads,
+            aux_weight=config.aux.weight,
+        )
+        discriminator = Discriminator(
+            feature_dim=feature_dim, hidden_sizes=config.gail.hidden_sizes
+        ).to(device)
+        discriminator.set_normalization(*replay.statistics(replay.features))
+        self.gail = GailTrainer(
+            discriminator,
+            learning_rate=config.gail.learning_rate,
+            updates=config.gail.updates,
+            batch_size=config.gail.batch_size,
+            gradient_penalty=config.gail.gradient_penalty,
+        )
+        self.normalizer = ReturnNormalizer(num_envs, config.ppo.gamma, device=device)
+        self.buffer = RolloutBuffer(
+            config.ppo.num_steps,
+            num_envs,
+            action_dim=9,
+            proprio_dim=replay.proprio[0].shape[1],
+            state_dim=state_dim,
+            feature_dim=feature_dim,
+            aux_dim=aux_dim,
+            frame_shape=(3, config.camera.height, config.camera.width) if self.pixels else None,
+            device=device,
+        )
+
+    def _sample_start(self, rng: np.random.Generator) -> np.ndarray | None:
+        """The curriculum: with probability epsilon the task's own start, else a demonstration's."""
+        if rng.random() < self.share.value:
+            return None
+        return self._reset_states.sample(rng, self.config.curriculum.by_stage).state
+
+    # --- the cloning start ------------------------------------------------------------------------
+
+    @property
+    def cloning(self) -> bool:
+        return self.config.cloning.enabled and self._replay.has_actions
+
+    def clone_start(self, progress: Progress | None = None) -> None:
+        """Behaviour cloning of the demonstrations, before any reinforcement."""
+        cloning = self.config.cloning
+        parameters = list(self.actor.parameters())
+        if self.aux_heads is not None:
+            parameters += list(self.aux_heads.parameters())
+        optimizer = torch.optim.Adam(parameters, lr=cloning.learning_rate)
+        for step in range(cloning.start_updates):
+            scale = min(1.0, 4.0 * (1.0 - step / cloning.start_updates))
+            for group in optimizer.param_groups:
+                group["lr"] = cloning.learning_rate * scale
+            loss, metrics = cloning_loss(
+                self.actor,
+                self._cloning_batch(cloning.batch_size, cloning.sequence_steps),
+                self.aux_heads,
+                self.config.aux.weight,
+            )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            if progress is not None and step % 50 == 0:
+                progress({name: float(value) for name, value in metrics.items()} | {"step": step})
+
+    def _cloning_batch(self, size: int, num_steps: int) -> CloningBatch:
+        generator = self._generators["cloning"]
+        if self._pixel_replay is not None:
+            return self._pixel_replay.batch(size, num_steps, generator)
+        return self._replay.state_batch(CLONING_STATES, CLONING_NOISE, generator)
+
+    def _cloning_weight(self) -> float:
+        if not self.cloning:
+            return 0.0
+        cloning = self.config.cloning
+        done = min(1.0, self.env_steps / cloning.decay_steps)
+        return cloning.weight + done * (cloning.final_weight - cloning.weight)
+
+    # --- one iteration ----------------------------------------------------------------------------
+
+    def iterate(self) -> dict[str, float]:
+        """Rollout, discriminator, rewards, advantages, update. Returns the iteration's metrics."""
+        ppo = self.config.ppo
+        self.env.strength = self._strength()
+        self._rollout()
+        metrics: dict[str, float] = {}
+        buffer = self.buffer
+        rewards = buffer.task_reward
+        if self.config.gail.weight > 0.0:
+            features = buffer.features.flatten(0, 1)
+            metrics |= self.gail.update(self._sample_expert, features, self._generators["gail"])
+            rewards = self._mixed_rewards(metrics)
+        self.normalizer.update(rewards, buffer.done)
+        buffer.finish(self.normalizer.scale(rewards), ppo.gamma, ppo.gae_lambda)
+        self.ppo.learning_rate_scale = self._anneal()
+        weight = self._cloning_weight()
+        metrics |= self.ppo.update(
+            buffer,
+            cloning_batch_sampler=self._term_batch if self.cloning else None,
+            cloning_weight=weight,
+            train_actor=self.iterations >= ppo.critic_warmup,
+        )
+        self.iterations += 1
+        self.env_steps += ppo.num_steps * self.env.num_envs
+        metrics |= {"cloning_weight": weight, "initial_share": self.share.value}
+        metrics |= {name: float(np.mean(values)) for name, values in self._outcomes.items()}
+        metrics["mean_std"] = float(self.actor.std().mean())
+        metrics["randomization_strength"] = self.env.strength
+        return metrics
+
+    def _term_batch(self) -> CloningBatch:
+        return self._cloning_batch(self.config.cloning.term_batch_size, self.config.ppo.num_steps)
+
+    def _sample_expert(self, n: int) -> Tensor:
+        features = self._replay.all_features
+        chosen = torch.randint(len(features), (n,), generator=self._generators["gail"])
+        return features[chosen].to(self.device)
+
+    @torch.no_grad()
+    def _mixed_rewards(self, metrics: dict[str, float]) -> Tensor:
+        gail, buffer = self.config.gail, self.buffer
+        logits = self.gail.discriminator(buffer.features)
+        imitation = imitation_reward(logits, gail.reward, gail.clip)
+        metrics["gail_reward"] = float(imitation.mean())
+        return mix_rewards(imitation, buffer.task_reward, gail.weight, gail.scale)
+
+    def _strength(self) -> float:
+        randomization = self.config.randomization
+        if randomization.curriculum_steps == 0:
+            return randomization.strength
+        return randomization.strength * min(1.0, self.env_steps / randomization.curriculum_steps)
+
+    def _anneal(self) -> float:
+        left = 1.0 - self.env_steps / self.total_steps
+        return max(0.0, min(1.0, left / max(self.config.ppo.anneal_fraction, 1e-9)))
+
+    @torch.no_grad()
+    def _rollout(self) -> None:
+        std = self.actor.std()
+        self.buffer.start(self._hidden)
+        self._visual = None  # the weights have changed since it was computed
+        value = self.critic(self.observation.state)
+        for _ in range(self.config.ppo.num_steps):
+            seen = self.observation
+            mean = self._act(self._episode_start)
+            noise = torch.randn(mean.shape, generator=self._generators["action"]).to(self.device)
+            action = mean + std * noise
+            self.buffer.add_decision(
+                proprio=seen.proprio,
+                state=seen.state,
+                episode_start=self._episode_start,
+                action=action,
+                mean=mean,
+                log_prob=gaussian_log_prob(action, mean, std),
+                value=value,
+                aux_targets=seen.aux_targets,
+                pixels=seen.pixels,
+                new_frame=seen.new_frame,
+            )
+            began_initially = self.env.from_initial.clone()
+            result = self.env.step(action)
+            self.observation = result.observation
+            value = self.critic(self.observation.state)
+            next_value = value
+            if len(result.final_env_ids) > 0:
+                # A world whose time is up goes on from its last state, not from the new start.
+                next_value = value.clone()
+                final_state = result.final_observation.state
+                next_value[result.final_env_ids] = self.critic(final_state)
+            self.buffer.add_outcome(
+                task_reward=result.reward,
+                features=result.features,
+                next_value=next_value,
+                terminated=result.terminated,
+                truncated=result.truncated,
+            )
+            self._episode_start = result.terminated | result.truncated
+            self._record(result, began_initially)
+
+    def _act(self, episode_start: Tensor) -> Tensor:
+        """(N, 9) means; updates the policy's memory and its cache of visual features."""
+        seen = self.observation
+        if not self.pixels:
+            mean: Tensor = self.actor(seen.state)
+            return mean
+        assert seen.pixels is not None and self._hidden is not None
+        if self._visual is None:
+            self._visual = self.actor.encode(seen.pixels)
+        else:
+            ids = seen.new_frame.nonzero().squeeze(1)
+            if len(ids) > 0:
+                self._visual[ids] = self.actor.encode(seen.pixels[ids])
+        keep = (~episode_start).float().unsqueeze(1)
+        h, c = self._hidden
+        mean, self._hidden = self.actor.step(self._visual, seen.proprio, (h * keep, c * keep))
+        return mean
+
+    def _record(self, result: StepResult, began_initially: Tensor) -> None:
+        """Outcomes of the episodes that ended: by where they began and how far they came."""
+        for world in result.final_env_ids.tolist():
+            success = float(result.success[world])
+            stage = int(result.stage[world])
+            names = self.env.task.stages
+            if bool(began_initially[world]):
+                self.share.update(bool(success))
+                self._outcomes["success_rate"].append(success)
+                for index, name in enumerate(names):
+                    self._outcomes[f"end_stage/{name}"].append(float(stage == index))
+            else:
+                start = names[int(self._start_stage[world])]
+                self._outcomes[f"success_from/{start}"].append(success)
+            self._start_stage[world] = self.observation.stage[world]
+        self._outcomes["mean_reward"].append(float(result.reward.mean()))
+
+    # --- exact resume -----------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {
+            "env": self.env.state_dict(),
+            "ppo": self.ppo.state_dict(),
+            "gail": self.gail.state_dict(),
+            "normalizer": self.normalizer.state_dict(),
+            "share": self.share.state_dict(),
+            "env_steps": self.env_steps,
+            "iterations": self.iterations,
+            "episode_start": self._episode_start,
+            "start_stage": self._start_stage,
+            "outcomes": {name: list(values) for name, values in self._outcomes.items()},
+            "generators": {name: g.get_state() for name, g in self._generators.items()},
+            "observation": {
+                name: value
+                for name, value in self.observation._asdict().items()
+                if value is not None
+            },
+        }
+        if self._hidden is not None:
+            state["hidden"] = list(self._hidden)
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.env.load_state_dict(state["env"])
+        self.ppo.load_state_dict(state["ppo"])
+        self.gail.load_state_dict(state["gail"])
+        self.normalizer.load_state_dict(state["normalizer"])
+        self.share.load_state_dict(state["share"])
+        self.env_steps = int(state["env_steps"])
+        self.iterations = int(state["iterations"])
+        device = self.device
+        self._episode_start = state["episode_start"].to(device)
+        self._start_stage = state["start_stage"].to(device)
+        self._outcomes.clear()
+        for name, values in state["outcomes"].items():
+            self._outcomes[name].extend(values)
+        for name, generator in self._generators.items():
+            generator.set_state(state["generators"][name])
+        seen = {name: value.to(device) for name, value in state["observation"].items()}
+        self.observation = self.observation._replace(**seen)
+        if "hidden" in state:
+            self._hidden = tuple(h.to(device) for h in state["hidden"])
+
+
+def _seed(seed: int, concern: int) -> int:
+    return int(np.random.SeedSequence([seed, 31, concern]).generate_state(1, np.uint64)[0] >> 1)
