@@ -47,6 +47,7 @@ class AppearanceConfig:
     table_colour: Range = (-0.25, 0.25)  # added to each colour channel (0-1)
     floor_colour: Range = (-0.3, 0.3)  # added to each colour channel (0-1)
     textures: bool = True  # choose the texture of table, floor, arm and blocks
+    texture_repeat: Range = (0.5, 2.0)  # scale of the texture's repetitions, log-uniform
     brightness: Range = (0.8, 1.25)  # factor, torchvision adjust_brightness
     contrast: Range = (0.8, 1.25)  # factor, torchvision adjust_contrast
     hue: Range = (-0.03, 0.03)  # turns of the hue circle, torchvision adjust_hue
@@ -133,7 +134,7 @@ class PPOConfig:
     clip_coef: float = 0.2
     value_clip: float | None = None
     ent_coef: float = 0.0
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-4  # a larger first step undoes the cloning start
     max_learning_rate: float = 1e-3
     min_learning_rate: float = 1e-5
     critic_learning_rate: float = 1e-3
@@ -180,7 +181,10 @@ class DistillConfig:
     dagger_steps: int = 1_000_000  # env steps of the student under the teacher's labels
     learning_rate: float = 1e-3
     teacher_share: float = 0.5  # share of worlds in which the teacher acts at first, falls to 0
-    epochs: int = 2  # passes over each batch of fresh experience
+    action_noise: float = 0.1  # standard deviation added to actions: states to recover from
+    epochs: int = 1  # passes over each rollout when it is fresh
+    replayed: int = 2  # older rollouts fitted again beside every fresh one
+    memory: int = 12  # rollouts kept
     finetune_steps: int = 0  # env steps of PPO + GAIL from pixels afterwards
 
 
@@ -189,7 +193,8 @@ class RunConfig:
     checkpoint_seconds: float = 120.0  # between checkpoints
     keep_checkpoints: int = 3
     evaluate_every: int = 500_000  # env steps between evaluations in the run; 0: none
-    evaluate_episodes: int = 64
+    evaluate_episodes: int = 64  # in each of them
+    final_episodes: int = 200  # of the evaluation at the end; 0: none
     tensorboard: bool = True
 
 

@@ -6,21 +6,78 @@ were not.
 
 from __future__ import annotations
 
+import hashlib
+import os
+import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
+from visuomotor import __version__
+from visuomotor.cli import run_command
 from visuomotor.config import Config
-from visuomotor.demonstrations import Demonstration, Demonstrations
-from visuomotor.envs import make_env
+from visuomotor.demonstrations import (
+    Demonstration,
+    Demonstrations,
+    load_demonstrations,
+    save_demonstrations,
+)
+from visuomotor.envs import VisuomotorEnv, make_env, make_task
 from visuomotor.errors import UserError
 from visuomotor.experts import Expert
+from visuomotor.overrides import parse_overrides
 
 # Control steps kept after success: they show that a finished job is left alone.
 STEPS_AFTER_SUCCESS = 30
 MAX_WORLDS = 64
+DEFAULT_EPISODES = 30  # a task, as in the paper
+DEFAULT_SEED = 1000  # of demonstrations made on first use
+
+
+@dataclass(frozen=True)
+class DemonstrateConfig:
+    task: str = "stacking"
+    episodes: int = DEFAULT_EPISODES  # successful ones
+    seed: int = DEFAULT_SEED
+    out: str | None = None  # HDF5 file; None: demos/<task>.hdf5
+
+
+def demonstrations_for(config: Config) -> Demonstrations:
+    """The run's demonstrations: its file, or thirty made on first use and kept in a cache.
+
+    The cache is $XDG_CACHE_HOME/visuomotor, else ~/.cache/visuomotor; a file there is made anew
+    when the scene, the expert's settings or this package's version change.
+    """
+    if config.demonstrations is not None:
+        return load_demonstrations(Path(config.demonstrations), task=config.task)
+    quiet = replace(config, randomization=replace(config.randomization, strength=0.0))
+    xml = make_env(quiet, num_envs=1, seed=0, render=False).model_xml()
+    key = f"{__version__}|{config.env.control_dt}|{config.env.episode_steps}|{xml}"
+    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
+    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "visuomotor"
+    path = root / f"{config.task}-{DEFAULT_EPISODES}-{digest}.hdf5"
+    if not path.exists():
+        print(f"making {DEFAULT_EPISODES} demonstrations of {config.task}: {path}", file=sys.stderr)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_file(quiet, DEFAULT_EPISODES, DEFAULT_SEED, path)
+    return load_demonstrations(path, task=config.task)
+
+
+def _make_file(config: Config, episodes: int, seed: int, path: Path) -> int:
+    """Collects with a progress bar and writes the file; returns the failed attempts."""
+    with tqdm(total=episodes, unit="episode", desc="demonstrations", disable=None) as bar:
+
+        def progress(done: int, failures: int) -> None:
+            bar.update(done - bar.n)
+            bar.set_postfix(failed=failures)
+
+        demos, failures = collect(config, episodes, seed, progress)
+    save_demonstrations(path, demos)
+    return failures
 
 
 def collect(
@@ -53,7 +110,7 @@ def collect(
     return Demonstrations(config.task, config.env.control_dt, demos, env.model_xml()), failures
 
 
-def _episodes(env, expert: Expert) -> tuple[list[Demonstration], int]:
+def _episodes(env: VisuomotorEnv, expert: Expert) -> tuple[list[Demonstration], int]:
     """One episode in every world; the environment stands at a start before and after."""
     everyone = torch.arange(env.num_envs)
     expert.reset(everyone)
@@ -100,3 +157,23 @@ def _episodes(env, expert: Expert) -> tuple[list[Demonstration], int]:
             )
         )
     return demos, failed
+
+
+def demonstrate(argv: list[str]) -> int:
+    options = parse_overrides(argv, DemonstrateConfig)
+    make_task(options.task)
+    if options.episodes < 1:
+        raise UserError(f"episodes={options.episodes}; at least 1 is needed")
+    path = Path(f"demos/{options.task}.hdf5" if options.out is None else options.out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    failures = _make_file(Config(task=options.task), options.episodes, options.seed, path)
+    print(f"{options.episodes} demonstrations in {path}; {failures} attempts failed, left out")
+    return 0
+
+
+def main() -> None:
+    sys.exit(run_command(demonstrate, sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,8 @@
-"""Networks with the sizes that a configuration asks for."""
+"""Networks with the sizes that a configuration asks for, and how they act in many worlds."""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +13,45 @@ from visuomotor.state_critic import StateCritic
 from visuomotor.state_teacher import StateTeacher
 
 NUM_ARM, NUM_FINGERS = 6, 3
+
+
+class Seen(Protocol):
+    """What a policy may read of an observation."""
+
+    @property
+    def pixels(self) -> Tensor | None: ...
+    @property
+    def new_frame(self) -> Tensor: ...
+    @property
+    def proprio(self) -> Tensor: ...
+
+
+class PixelPolicy:
+    """A PixelActor acting in N worlds: keeps its memory, and encodes each frame only once."""
+
+    def __init__(self, actor: PixelActor, num_envs: int):
+        self.actor = actor
+        self.hidden = actor.initial_hidden(num_envs)
+        self._visual: Tensor | None = None
+
+    def forget_features(self) -> None:
+        """To be called when the actor's weights have changed."""
+        self._visual = None
+
+    @torch.no_grad()
+    def act(self, seen: Seen, episode_start: Tensor) -> Tensor:
+        """seen: N worlds; episode_start (N,) bool, where memory is empty. Returns means (N, 9)."""
+        assert seen.pixels is not None
+        if self._visual is None:
+            self._visual = self.actor.encode(seen.pixels)
+        else:
+            ids = seen.new_frame.nonzero().squeeze(1)
+            if len(ids) > 0:
+                self._visual[ids] = self.actor.encode(seen.pixels[ids])
+        keep = (~episode_start).float().unsqueeze(1)
+        h, c = self.hidden
+        mean, self.hidden = self.actor.step(self._visual, seen.proprio, (h * keep, c * keep))
+        return mean
 
 
 def make_actor(config: Config) -> PixelActor:

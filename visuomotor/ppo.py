@@ -159,15 +159,21 @@ def cloning_loss(
     batch: CloningBatch,
     aux_heads: AuxHeads | None = None,
     aux_weight: float = 0.0,
+    std: Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
     """Mean squared error between the actor's means and the expert's actions, plus the auxiliary
     loss times aux_weight where there are heads and targets. Serves cloning and DAgger alike.
 
-    Squared error, not likelihood: the deviation belongs to exploration and stays out of it.
+    With `std` (A,) the loss is the expert's negative log-likelihood up to a constant, which has
+    the size of the surrogate's gradient and so can hold its own beside it; the deviation itself
+    belongs to exploration and gets no gradient. The metric is the squared error in both cases.
     """
     mean, visual = action_means(actor, batch.inputs)
-    loss = mse_loss(mean, batch.action)
-    metrics = {"cloning_loss": loss.detach()}
+    error = mse_loss(mean, batch.action)
+    loss = error
+    if std is not None:
+        loss = 0.5 * ((mean - batch.action) / std.detach()).square().sum(dim=-1).mean()
+    metrics = {"cloning_loss": error.detach()}
     targets, frame_index = batch.aux_targets, batch.inputs.frame_index
     if (
         aux_heads is not None
@@ -253,7 +259,7 @@ class PPO:
                     if not actor_rests:
                         if cloning_batch_sampler is not None and cloning_weight > 0.0:
                             cloning, cloning_metrics = cloning_loss(
-                                self.actor, cloning_batch_sampler()
+                                self.actor, cloning_batch_sampler(), std=self.actor.std()
                             )
                             actor_loss = actor_loss + cloning_weight * cloning
                             actor_metrics.update(cloning_metrics)

@@ -19,7 +19,7 @@ from visuomotor.config import Config
 from visuomotor.demonstrations import ResetStates, ShareSchedule
 from visuomotor.envs import StepResult, make_env
 from visuomotor.gail_reward import Discriminator, GailTrainer, imitation_reward, mix_rewards
-from visuomotor.policies import make_actor, make_critic, make_teacher
+from visuomotor.policies import PixelPolicy, make_actor, make_critic, make_teacher
 from visuomotor.ppo import PPO, CloningBatch, cloning_loss, gaussian_log_prob
 from visuomotor.replay import DemonstrationReplay, PixelReplay
 from visuomotor.rollout import ReturnNormalizer, RolloutBuffer
@@ -81,8 +81,7 @@ class Reinforcement:
         self.env_steps = 0
         self.iterations = 0
         self._episode_start = torch.ones(num_envs, dtype=torch.bool, device=device)
-        self._hidden = self.actor.initial_hidden(num_envs) if pixels else None
-        self._visual: Tensor | None = None
+        self.policy = PixelPolicy(self.actor, num_envs) if pixels else None
         self._outcomes: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=SUCCESS_WINDOW))
         self._start_stage = self.observation.stage.clone()
 
@@ -210,7 +209,7 @@ class Reinforcement:
         weight = self._cloning_weight()
         metrics |= self.ppo.update(
             buffer,
-            cloning_batch_sampler=self._term_batch if self.cloning else None,
+            cloning_batch_sampler=self.cloning_batch if self.cloning else None,
             cloning_weight=weight,
             train_actor=self.iterations >= ppo.critic_warmup,
         )
@@ -218,11 +217,11 @@ class Reinforcement:
         self.env_steps += ppo.num_steps * self.env.num_envs
         metrics |= {"cloning_weight": weight, "initial_share": self.share.value}
         metrics |= {name: float(np.mean(values)) for name, values in self._outcomes.items()}
-        metrics["mean_std"] = float(self.actor.std().mean())
+        metrics["mean_std"] = float(self.actor.std().detach().mean())
         metrics["randomization_strength"] = self.env.strength
         return metrics
 
-    def _term_batch(self) -> CloningBatch:
+    def cloning_batch(self) -> CloningBatch:
         return self._cloning_batch(self.config.cloning.term_batch_size, self.config.ppo.num_steps)
 
     def _sample_expert(self, n: int) -> Tensor:
@@ -251,12 +250,16 @@ class Reinforcement:
     @torch.no_grad()
     def _rollout(self) -> None:
         std = self.actor.std()
-        self.buffer.start(self._hidden)
-        self._visual = None  # the weights have changed since it was computed
+        self.buffer.start(self.policy.hidden if self.policy is not None else None)
+        if self.policy is not None:
+            self.policy.forget_features()
         value = self.critic(self.observation.state)
         for _ in range(self.config.ppo.num_steps):
             seen = self.observation
-            mean = self._act(self._episode_start)
+            if self.policy is not None:
+                mean = self.policy.act(seen, self._episode_start)
+            else:
+                mean = self.actor(seen.state)
             noise = torch.randn(mean.shape, generator=self._generators["action"]).to(self.device)
             action = mean + std * noise
             self.buffer.add_decision(
@@ -290,24 +293,6 @@ class Reinforcement:
             )
             self._episode_start = result.terminated | result.truncated
             self._record(result, began_initially)
-
-    def _act(self, episode_start: Tensor) -> Tensor:
-        """(N, 9) means; updates the policy's memory and its cache of visual features."""
-        seen = self.observation
-        if not self.pixels:
-            mean: Tensor = self.actor(seen.state)
-            return mean
-        assert seen.pixels is not None and self._hidden is not None
-        if self._visual is None:
-            self._visual = self.actor.encode(seen.pixels)
-        else:
-            ids = seen.new_frame.nonzero().squeeze(1)
-            if len(ids) > 0:
-                self._visual[ids] = self.actor.encode(seen.pixels[ids])
-        keep = (~episode_start).float().unsqueeze(1)
-        h, c = self._hidden
-        mean, self._hidden = self.actor.step(self._visual, seen.proprio, (h * keep, c * keep))
-        return mean
 
     def _record(self, result: StepResult, began_initially: Tensor) -> None:
         """Outcomes of the episodes that ended: by where they began and how far they came."""
@@ -347,8 +332,8 @@ class Reinforcement:
                 if value is not None
             },
         }
-        if self._hidden is not None:
-            state["hidden"] = list(self._hidden)
+        if self.policy is not None:
+            state["hidden"] = list(self.policy.hidden)
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -369,8 +354,9 @@ class Reinforcement:
             generator.set_state(state["generators"][name])
         seen = {name: value.to(device) for name, value in state["observation"].items()}
         self.observation = self.observation._replace(**seen)
-        if "hidden" in state:
-            self._hidden = tuple(h.to(device) for h in state["hidden"])
+        if self.policy is not None:
+            h, c = state["hidden"]
+            self.policy.hidden = (h.to(device), c.to(device))
 
 
 def _seed(seed: int, concern: int) -> int:

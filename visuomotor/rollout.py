@@ -79,6 +79,11 @@ class RolloutBuffer:
     the environment steps, so the environment may overwrite its observation in place.
     """
 
+    _KEPT = (
+        *("proprio", "state", "aux_targets", "episode_start", "action", "mean", "log_prob"),
+        *("value", "advantages", "returns", "frame_index"),
+    )
+
     def __init__(
         self,
         num_steps: int,
@@ -262,6 +267,26 @@ class RolloutBuffer:
             advantage=self.advantages[:, env_ids],
             returns=self.returns[:, env_ids],
         )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything `minibatches` reads, so that a buffer can be kept over a resume."""
+        state = {name: getattr(self, name).clone() for name in self._KEPT}
+        if self.hidden is not None:
+            state["h"], state["c"] = (part.clone() for part in self.hidden)
+        if self.frames is not None:
+            state["frames"] = self.frames.clone()
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name in self._KEPT:
+            getattr(self, name).copy_(state[name])
+        self.hidden = None
+        if "h" in state:
+            self.hidden = (state["h"].to(self.device), state["c"].to(self.device))
+        if "frames" in state:
+            self._frames = state["frames"].to(self.device)
+            self._num_frames = len(self._frames)
+        self._step = self.num_steps
 
     def _add_frames(self, pixels: Tensor, new_frame: Tensor) -> None:
         """Keep the frames that changed; at the first step every world's, whatever it is."""

@@ -36,9 +36,9 @@ _MODEL_FIELDS: dict[str, Any] = {
     "geom_size": wp.vec3,
     "geom_rgba": wp.vec4,
     "mat_rgba": wp.vec4,
-    "mat_texid": int,
+    "mat_texid": wp.int32,
     "mat_texrepeat": wp.vec2,
-    "cam_fovy": float,
+    "cam_fovy": wp.float32,
     "light_active": wp.bool,
     "light_ambient": wp.vec3,
     "light_diffuse": wp.vec3,
@@ -153,7 +153,7 @@ class _Lane:
         shape = source.shape[1:]
         if dtype is wp.mat33:
             shape = (*shape[:-1], 3, 3)
-        torch_dtype = {int: torch.int32, wp.bool: torch.bool}.get(dtype, torch.float32)
+        torch_dtype = {wp.int32: torch.int32, wp.bool: torch.bool}.get(dtype, torch.float32)
         buffer = torch.zeros((capacity, *shape), dtype=torch_dtype, device=device)
         self._staging[name] = buffer
         setattr(owner, name, wp.from_torch(buffer, dtype=dtype))
@@ -188,7 +188,7 @@ class CameraSensor:
     def __init__(
         self, caster: RayCaster, config: CameraConfig, num_envs: int, generator: torch.Generator
     ):
-        self._caster = caster
+        self.caster = caster
         self._period = config.period
         self._generator = generator
         shape = (num_envs, 3, config.height, config.width)
@@ -223,7 +223,7 @@ class CameraSensor:
 
         sensor: the factors of these n worlds.
         """
-        return distort(self._caster.render(env_ids), sensor, self._generator)
+        return distort(self.caster.render(env_ids), sensor, self._generator)
 
     def _show(self, mask: Tensor, images: Tensor) -> None:
         ids = mask.nonzero().squeeze(1)

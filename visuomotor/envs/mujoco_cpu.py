@@ -61,6 +61,7 @@ class MujocoCpuSimulation:
         self._batch = batch.Batch(model, nsim=num_envs, nthread=min(threads, num_envs))
         self._data: dict[str, Tensor] = {}
         self._fields: dict[str, Tensor] = {}
+        self._defaults: dict[str, Tensor] = {}
         for name in fields:
             self._declare(name)
         for name in ("qpos", "qvel", "ctrl"):
@@ -95,6 +96,11 @@ class MujocoCpuSimulation:
         return self._fields[name]
 
     def default_field(self, name: str) -> Tensor:
+        if name not in self._defaults:
+            self._defaults[name] = self._read_default(name)
+        return self._defaults[name]
+
+    def _read_default(self, name: str) -> Tensor:
         owner: Any = self.model
         for part in name.split("."):
             owner = getattr(owner, part)

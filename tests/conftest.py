@@ -1,0 +1,35 @@
+"""A tiny configuration and small environments, shared by all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from visuomotor.config import Config, RandomizationConfig
+from visuomotor.envs import VisuomotorEnv, make_env
+
+
+@pytest.fixture(autouse=True)
+def _one_torch_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def nominal() -> Config:
+    """Stacking without randomization."""
+    return Config(task="stacking", num_envs=4, randomization=RandomizationConfig(strength=0.0))
+
+
+@pytest.fixture
+def make() -> Callable[..., VisuomotorEnv]:
+    """make(config, **changes of EnvConfig) -> 3 worlds; render=False unless asked for."""
+
+    def build(config: Config, *, num_envs: int = 3, render: bool = False, seed: int = 0, **kwargs):
+        episode_steps = kwargs.pop("episode_steps", config.env.episode_steps)
+        config = replace(config, env=replace(config.env, episode_steps=episode_steps))
+        return make_env(config, num_envs=num_envs, seed=seed, render=render, **kwargs)
+
+    return build

@@ -1,0 +1,126 @@
+"""Stages, rewards, success and privileged views, on states placed by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from visuomotor.envs.tasks.lifting import LIFT_HEIGHT
+from visuomotor.envs.tasks.stacking import MIN_DISTANCE
+from visuomotor.envs.tasks.task import BLOCK_EDGE, WORKSPACE
+
+HALF = BLOCK_EDGE / 2
+
+
+def _put(env, world, prop, pos):
+    """Moves a prop of one world without letting time pass."""
+    everyone = torch.arange(env.num_envs)
+    state = env.sim.get_state(everyone)
+    adr = env.task._prop_qpos_ids[prop]
+    state[world, adr : adr + 3] = torch.tensor(pos, dtype=state.dtype)
+    state[world, adr + 3 : adr + 7] = torch.tensor([1.0, 0, 0, 0], dtype=state.dtype)
+    env.sim.reset(everyone, state)
+
+
+def test_lifting_stages_and_rewards(nominal, make):
+    from dataclasses import replace
+
+    env = make(replace(nominal, task="lifting"))
+    env.reset()
+    pinch = env.task.pinch_pos()[1].tolist()
+    _put(env, 0, 0, (0.0, 0.0, HALF))
+    _put(env, 1, 0, (pinch[0], pinch[1], HALF + LIFT_HEIGHT - 0.001))
+    _put(env, 2, 0, (0.05, 0.0, HALF + LIFT_HEIGHT + 0.001))
+    assert env.task.stage().tolist() == [0, 0, 2]
+    assert env.task.reward(torch.tensor([0, 1, 2])).tolist() == [0.0, 0.125, 1.0]
+    assert env.task.success(torch.tensor([0, 1, 2])).tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("offset", "stage"),
+    [
+        ((0.0, 0.0, BLOCK_EDGE), 3),
+        ((0.021, 0.0, BLOCK_EDGE), 3),
+        ((0.024, 0.0, BLOCK_EDGE), 2),  # would topple
+        ((0.0, 0.0, BLOCK_EDGE + 0.007), 2),  # hovers
+        ((0.1, 0.0, 0.0), 0),
+    ],
+)
+def test_stacked_means_resting_on_the_other_block(nominal, make, offset, stage):
+    env = make(nominal)
+    env.reset()
+    _put(env, 1, 1, (0.0, -0.05, HALF))
+    _put(env, 1, 0, (offset[0], -0.05 + offset[1], HALF + offset[2]))
+    assert int(env.task.stage()[1]) == stage
+
+
+def test_a_block_in_the_hand_is_not_stacked(nominal, make):
+    """The pink block under one that the fingers touch: no success until they let go."""
+    env = make(nominal)
+    env.reset()
+    tip = env.task.fingertip_pos()[0, 0]
+    hand_block = (float(tip[0]), float(tip[1]), float(tip[2]))
+    _put(env, 0, 1, (hand_block[0], hand_block[1], hand_block[2] - BLOCK_EDGE))
+    _put(env, 0, 0, hand_block)
+    assert float(env.task.hand_contacts(0)[0]) > 0
+    assert not bool(env.task.stacked()[0])
+
+
+def test_starts_are_on_the_table_apart_and_without_penetration(nominal, make):
+    env = make(nominal, num_envs=64)
+    env.reset()
+    for _ in range(4):  # 256 starts
+        a, b = env.task.prop_pos(0), env.task.prop_pos(1)
+        for pos in (a, b):
+            assert float(pos[:, :2].abs().max()) <= WORKSPACE
+            assert torch.allclose(pos[:, 2], torch.tensor(HALF, dtype=pos.dtype))
+        assert float((a - b)[:, :2].norm(dim=1).min()) >= MIN_DISTANCE
+        env.sim.step()
+        assert float((env.task.prop_pos(0)[:, 2] - HALF).abs().max()) < 1e-3
+        env.episode_ids += env.num_envs
+        env._start_episodes(torch.arange(64))
+
+
+def test_the_hand_does_not_touch_anything_at_the_start(nominal, make):
+    env = make(nominal, num_envs=32)
+    env.reset()
+    assert float(env.task.hand_contacts(0).max()) == 0.0
+
+
+def test_features_hold_no_joint_and_no_action(nominal, make):
+    """Joints turned so that the hand stays where it is cannot exist for a 6-joint arm; so compare
+    what the features read: moving an object alone changes them, an action alone does not."""
+    env = make(nominal)
+    env.reset()
+    before = env.task.object_features().clone()
+    env.sim.data("ctrl").fill_(0.3)
+    env._executed.fill_(0.5)
+    env._actions.fill_(-0.5)
+    everyone = torch.arange(3)
+    state = env.sim.get_state(everyone)
+    state[:, env.sim.model.nq :] = 0.4  # every joint and every block in motion
+    env.sim.reset(everyone, state)
+    assert torch.equal(env.task.object_features(), before)
+    _put(env, 0, 0, (0.03, 0.0, HALF))
+    assert not torch.equal(env.task.object_features()[0], before[0])
+
+
+def test_state_changes_with_every_degree_of_freedom(nominal, make):
+    env = make(nominal, num_envs=1)
+    env.reset()
+    one = torch.zeros(1, dtype=torch.int64)
+    state = env.sim.get_state(one)
+    reference = env.task.state().clone()
+    for index in range(state.shape[1]):
+        moved = state.clone()
+        moved[0, index] += 1e-3
+        env.sim.reset(one, moved)
+        assert not torch.equal(env.task.state(), reference), index
+
+
+def test_start_state_is_a_function_of_the_generator(nominal, make):
+    env = make(nominal)
+    a = env.task.start_state(np.random.default_rng(7))
+    b = env.task.start_state(np.random.default_rng(7))
+    assert np.array_equal(a, b)

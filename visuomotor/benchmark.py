@@ -1,0 +1,196 @@
+"""How fast this machine trains, and how fast it could: `python -m visuomotor.benchmark`.
+
+Measures the whole training loop of `algorithm=ril` and, in the same run, its raw parts alone:
+physics, ray-caster, one forward pass for acting, the update's forward and backward passes. Their
+sum per environment step gives `limit_fps`. Writes `benchmark.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from visuomotor.checkpoint import write_atomic
+from visuomotor.cli import resolve_device, run_command
+from visuomotor.config import CloningConfig, Config
+from visuomotor.demonstrate import demonstrations_for
+from visuomotor.envs import make_task
+from visuomotor.envs.mujoco_cpu import available_cores
+from visuomotor.errors import UserError
+from visuomotor.overrides import parse_overrides
+from visuomotor.ppo import CloningBatch, action_means, cloning_loss, frame_aux_loss
+from visuomotor.reinforcement import Reinforcement
+from visuomotor.replay import DemonstrationReplay, PixelReplay
+from visuomotor.rollout import Batch
+
+WARM_UP_ITERATIONS = 10  # past the critic's warm-up: from then on the actor is trained too
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    task: str = "stacking"
+    num_envs: int = 128
+    iterations: int = 6  # timed rollouts and updates; medians are reported
+    device: str = "auto"
+    out: str = "benchmark.json"
+
+
+def _seconds(work: Callable[[], object], repeats: int, device: torch.device) -> float:
+    """Median duration of a call in s."""
+    durations = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        durations.append(time.perf_counter() - begin)
+    return statistics.median(durations)
+
+
+def _physics_seconds(learner: Reinforcement, repeats: int) -> float:
+    """s of one control step of all worlds, over rollouts from where they stand."""
+    sim = learner.env.sim
+    saved = sim.state_dict()
+    steps = learner.config.ppo.num_steps
+
+    def rollout() -> None:
+        for _ in range(steps):
+            sim.step()
+
+    seconds = _seconds(rollout, repeats, torch.device("cpu")) / steps
+    sim.load_state_dict(saved)
+    return seconds
+
+
+def _act_seconds(learner: Reinforcement, repeats: int) -> float:
+    """s of one forward pass of actor and critic for all worlds; the CNN runs once a frame."""
+    seen, policy = learner.observation, learner.policy
+    assert seen.pixels is not None and policy is not None
+    fresh = seen.pixels[: max(1, len(seen.pixels) // learner.config.camera.period)]
+    visual = learner.actor.encode(seen.pixels)
+
+    @torch.no_grad()
+    def act() -> None:
+        learner.actor.encode(fresh)
+        learner.actor.step(visual, seen.proprio, policy.hidden)
+        learner.critic(seen.state)
+
+    return _seconds(act, 10 * repeats, learner.device)
+
+
+def _learn_seconds(learner: Reinforcement, cloning: CloningBatch, repeats: int) -> float:
+    """s of an update's forward and backward passes, without advantages, clipping or Adam."""
+    config = learner.config.ppo
+    generator = torch.Generator().manual_seed(0)
+
+    def minibatch(batch: Batch) -> None:
+        mean, visual = action_means(learner.actor, batch.inputs)
+        loss = mean.square().mean() + learner.critic(batch.state).square().mean()
+        index = batch.inputs.frame_index
+        if learner.aux_heads is not None and visual is not None and index is not None:
+            loss = loss + frame_aux_loss(learner.aux_heads, visual, index, batch.aux_targets)[0]
+        loss = loss + cloning_loss(learner.actor, cloning)[0]
+        loss.backward()
+
+    def update() -> None:
+        for _ in range(config.epochs):
+            for batch in learner.buffer.minibatches(config.minibatches, generator):
+                minibatch(batch)
+
+    seconds = _seconds(update, repeats, learner.device)
+    for module in (learner.actor, learner.critic, learner.aux_heads):
+        if module is not None:
+            module.zero_grad(set_to_none=True)
+    return seconds
+
+
+def benchmark(argv: list[str]) -> int:
+    options = parse_overrides(argv, BenchmarkConfig)
+    make_task(options.task)
+    if options.iterations < 1:
+        raise UserError(f"iterations={options.iterations}; at least 1 is needed")
+    device = resolve_device(options.device)
+    config = Config(
+        task=options.task,
+        num_envs=options.num_envs,
+        total_steps=10**9,
+        cloning=replace(CloningConfig(), variations=2),
+    )
+    # The step size at its floor and no early stop: every update does all of its passes.
+    config = replace(config, ppo=replace(config.ppo, learning_rate=1e-6, target_kl=0.0))
+    replay = DemonstrationReplay(config, demonstrations_for(config))
+    learner = Reinforcement(
+        config,
+        replay,
+        pixels=True,
+        num_envs=config.num_envs,
+        total_steps=config.total_steps,
+        device=device,
+        pixel_replay=PixelReplay(config, replay, config.cloning.variations, config.seed),
+    )
+    print(f"warming up: {WARM_UP_ITERATIONS} iterations", file=sys.stderr)
+    for _ in range(WARM_UP_ITERATIONS):
+        learner.iterate()
+    n, steps = config.num_envs, config.ppo.num_steps
+    everyone = torch.arange(n)
+    train, physics, render, act, learn = [], [], [], [], []
+    assert learner.env.camera is not None
+    for round_ in range(options.iterations):
+        print(f"round {round_ + 1} of {options.iterations}", file=sys.stderr)
+        # Whole loop and parts in turn, so that a change of the machine's speed meets both.
+        train.append(_seconds(learner.iterate, 1, device))
+        physics.append(_physics_seconds(learner, 1))
+        caster = learner.env.camera.caster
+        render.append(_seconds(lambda: caster.render(everyone), 3, device))
+        act.append(_act_seconds(learner, 3))
+        learn.append(_learn_seconds(learner, learner.cloning_batch(), 1))
+    per_step = {
+        "physics": statistics.median(physics) / n,
+        "render": statistics.median(render) / n / config.camera.period,
+        "act": statistics.median(act) / n,
+        "learn": statistics.median(learn) / (n * steps),
+    }
+    train_fps = n * steps / statistics.median(train)
+    limit_fps = 1.0 / sum(per_step.values())
+    substeps = round(config.env.control_dt / config.env.physics_dt)
+    result = {
+        "train_fps": train_fps,
+        "limit_fps": limit_fps,
+        "share_of_limit": train_fps / limit_fps,
+        "physics_steps_per_s": substeps / per_step["physics"],
+        "render_fps": n / statistics.median(render),
+        "act_fps": 1.0 / per_step["act"],
+        "learn_fps": 1.0 / per_step["learn"],
+        "seconds_per_env_step": per_step,
+        "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "cores": available_cores(),
+        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "processor": platform.processor() or platform.machine(),
+        "task": options.task,
+        "num_envs": n,
+    }
+    out = Path(options.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(out, (json.dumps(result, indent=2) + "\n").encode())
+    print(
+        f"{options.task}: trains at {train_fps:.0f} env steps/s, {100 * train_fps / limit_fps:.0f} "
+        f"% of the {limit_fps:.0f} that the parts alone allow; written to {out}"
+    )
+    return 0
+
+
+def main() -> None:
+    sys.exit(run_command(benchmark, sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""What all commands share: exit codes, stopping on request, the choice of a device.
+
+Exit codes: 0 done; 2 bad input (one line on stderr says what is wrong and what is valid);
+130 ended by Ctrl-C and 143 by SIGTERM (training saves before it leaves, so `resume=` goes on).
+
+Imports torch only when a device is asked for: the arm's side has none.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+from visuomotor.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+EXIT_DONE = 0
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 128 + signal.SIGINT  # 130, as a shell reports it
+EXIT_TERMINATED = 128 + signal.SIGTERM  # 143
+
+_CUDA = re.compile(r"cuda:(\d+)", re.ASCII)
+
+
+def run_command(main: Callable[[list[str]], int | None], argv: Sequence[str]) -> int:
+    """Runs a command on its arguments (without the program's name). Returns its exit code.
+
+    main: returns its exit code; None means done. Errors that a user can mend become one line on
+    stderr; every other exception is a defect and keeps its traceback.
+    """
+    try:
+        code = main(list(argv))
+    except UserError as error:
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return EXIT_DONE if code is None else code
+
+
+class StopSignal:
+    """Turns Ctrl-C and SIGTERM into a flag, so that a loop can finish its iteration and save.
+
+        with StopSignal() as stop:
+            while not stop.requested:
+                ...
+
+    A second Ctrl-C raises KeyboardInterrupt at once. The handlers that stood before come back at
+    the end of the block. To be entered in the main thread: Python delivers signals to it alone.
+    """
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        return self._received is not None
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the number of the first signal; 0 if there was none."""
+        return EXIT_DONE if self._received is None else 128 + self._received
+
+    def __enter__(self) -> StopSignal:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
+        self._received = number
+        # Not print(): the signal may have come in the middle of another write to sys.stderr,
+        # whose buffer does not allow to be entered twice.
+        os.write(2, b"\nstopping after this iteration; Ctrl-C ends at once\n")
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+
+    Raises UserError, with the devices of this machine, for any other name and for a device that is
+    not there.
+    """
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda" if count > 0 else "cpu")
+    if name == "cpu" or (name == "cuda" and count > 0):
+        return torch.device(name)
+    match = _CUDA.fullmatch(name)
+    if match is not None and int(match[1]) < count:
+        return torch.device("cuda", int(match[1]))
+    choices = ["auto", "cpu"] + ["cuda"] * (count > 0) + [f"cuda:{i}" for i in range(count)]
+    known = name == "cuda" or match is not None
+    matter = "is not available here" if known else "is no device"
+    none = ", as torch finds no CUDA device" if known and count == 0 else ""
+    raise UserError(f"device={name} {matter}{none}; valid on this machine: {', '.join(choices)}")

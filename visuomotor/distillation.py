@@ -1,0 +1,254 @@
+"""DAgger (Ross et al. 2011): the pixel actor learns from a state teacher's labels.
+
+The student acts, the teacher says what it would have done in the same states, the student is
+fitted to what was gathered. The teacher is itself learned from demonstrations and sparse reward;
+no scripted expert acts or labels here. Wires environment and networks; knows no files.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visuomotor.aux_tasks import AuxHeads
+from visuomotor.config import Config
+from visuomotor.demonstrations import ResetStates
+from visuomotor.envs import StepResult, make_env
+from visuomotor.networks import load_optimizer_state, optimizer_state
+from visuomotor.pixel_actor import PixelActor
+from visuomotor.policies import PixelPolicy, make_actor
+from visuomotor.ppo import CloningBatch, cloning_loss
+from visuomotor.replay import DemonstrationReplay
+from visuomotor.rollout import RolloutBuffer
+from visuomotor.state_teacher import StateTeacher
+
+SUCCESS_WINDOW = 200  # episodes
+TEACHER_FADE = 0.3  # share of the run after which the student acts everywhere
+MAX_GRAD_NORM = 1.0
+
+
+class Distillation:
+    """A student, its teacher and their environment; one iteration is one rollout and its fit.
+
+    Args:
+      config: the run's settings; `distill` holds this phase's.
+      replay: demonstrations as networks see them (normalization, reset states).
+      teacher: labels; frozen.
+      total_steps: env steps after which the step size has fallen to 0.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        replay: DemonstrationReplay,
+        teacher: StateTeacher,
+        *,
+        num_envs: int,
+        total_steps: int,
+        device: torch.device,
+    ):
+        self.config = config
+        self.total_steps = total_steps
+        self.device = device
+        self.teacher = teacher.to(device).eval().requires_grad_(False)
+        self._reset_states = ResetStates(replay.demos, stages=replay.stage)
+        self._generator = torch.Generator().manual_seed(_seed(config.seed))
+        torch.manual_seed(_seed(config.seed) + 1)
+        self.actor: PixelActor = make_actor(config).to(device)
+        self.actor.set_normalization(*replay.statistics(replay.proprio))
+        aux_dim = replay.aux_targets[0].shape[1]
+        self.aux_heads: AuxHeads | None = None
+        if config.aux.weight > 0.0:
+            self.aux_heads = AuxHeads(
+                visual_dim=config.actor.visual_dim,
+                target_dim=aux_dim,
+                hidden_sizes=config.aux.hidden_sizes,
+            ).to(device)
+            self.aux_heads.set_normalization(*replay.statistics(replay.aux_targets))
+        self._parameters = list(self.actor.parameters())
+        if self.aux_heads is not None:
+            self._parameters += list(self.aux_heads.parameters())
+        self.optimizer = torch.optim.Adam(self._parameters, lr=config.distill.learning_rate)
+        self.env = make_env(
+            config,
+            num_envs=num_envs,
+            render=True,
+            device=device,
+            reset_sampler=self._sample_start if config.curriculum.enabled else None,
+            stagger=True,
+        )
+        self.policy = PixelPolicy(self.actor, num_envs)
+        self.observation = self.env.reset()
+        self._episode_start = torch.ones(num_envs, dtype=torch.bool, device=device)
+        self._buffers = [self._buffer(replay, aux_dim) for _ in range(config.distill.memory)]
+        self._filled = 0
+        self.env_steps = 0
+        self.iterations = 0
+        self._outcomes: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=SUCCESS_WINDOW))
+
+    def _buffer(self, replay: DemonstrationReplay, aux_dim: int) -> RolloutBuffer:
+        camera = self.config.camera
+        return RolloutBuffer(
+            self.config.ppo.num_steps,
+            self.env.num_envs,
+            action_dim=9,
+            proprio_dim=replay.proprio[0].shape[1],
+            state_dim=0,
+            feature_dim=0,
+            aux_dim=aux_dim,
+            frame_shape=(3, camera.height, camera.width),
+            device=self.device,
+        )
+
+    def _sample_start(self, rng: np.random.Generator) -> np.ndarray | None:
+        if rng.random() < self.config.curriculum.final_share:
+            return None
+        return self._reset_states.sample(rng, self.config.curriculum.by_stage).state
+
+    def iterate(self) -> dict[str, float]:
+        """One rollout under the student (in some worlds, early on, the teacher), one fit."""
+        slot = self.iterations % len(self._buffers)
+        self._rollout(self._buffers[slot])
+        self._filled = max(self._filled, slot + 1)
+        left = 1.0 - self.env_steps / self.total_steps
+        rate = self.config.distill.learning_rate * max(0.0, min(1.0, 2.0 * left))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        metrics = self._fit(slot)
+        self.iterations += 1
+        self.env_steps += self.config.ppo.num_steps * self.env.num_envs
+        metrics |= {"learning_rate": rate, "teacher_share": self._teacher_share()}
+        metrics |= {name: float(np.mean(values)) for name, values in self._outcomes.items()}
+        return metrics
+
+    def _teacher_share(self) -> float:
+        done = self.env_steps / (TEACHER_FADE * self.total_steps)
+        return self.config.distill.teacher_share * max(0.0, 1.0 - done)
+
+    @torch.no_grad()
+    def _rollout(self, buffer: RolloutBuffer) -> None:
+        n = self.env.num_envs
+        buffer.start(self.policy.hidden)
+        self.policy.forget_features()
+        teacher_acts = torch.arange(n, device=self.device) < round(self._teacher_share() * n)
+        empty = torch.zeros(n, 0, device=self.device)
+        zeros = torch.zeros(n, device=self.device)
+        for _ in range(buffer.num_steps):
+            seen = self.observation
+            mean = self.policy.act(seen, self._episode_start)
+            label = self.teacher(seen.state).clamp(-1.0, 1.0)
+            buffer.add_decision(
+                proprio=seen.proprio,
+                state=empty,
+                episode_start=self._episode_start,
+                action=label,
+                mean=mean,
+                log_prob=zeros,
+                value=zeros,
+                aux_targets=seen.aux_targets,
+                pixels=seen.pixels,
+                new_frame=seen.new_frame,
+            )
+            noise = torch.randn(mean.shape, generator=self._generator).to(self.device)
+            action = torch.where(teacher_acts.unsqueeze(1), label, mean)
+            action = action + self.config.distill.action_noise * noise
+            began_initially = self.env.from_initial.clone()
+            result = self.env.step(action)
+            self.observation = result.observation
+            buffer.add_outcome(
+                task_reward=result.reward,
+                features=empty,
+                next_value=zeros,
+                terminated=result.terminated,
+                truncated=result.truncated,
+            )
+            self._episode_start = result.terminated | result.truncated
+            self._record(result, began_initially & ~teacher_acts.cpu())
+
+    def _fit(self, fresh: int) -> dict[str, float]:
+        """`epochs` passes over the fresh rollout, each beside as much of older ones."""
+        distill = self.config.distill
+        totals: dict[str, list[float]] = defaultdict(list)
+        for _ in range(distill.epochs):
+            chosen = [fresh]
+            for _ in range(distill.replayed):
+                older = torch.randint(self._filled, (1,), generator=self._generator)
+                chosen.append(int(older))
+            for slot in chosen:
+                buffer = self._buffers[slot]
+                for batch in buffer.minibatches(self.config.ppo.minibatches, self._generator):
+                    labels = CloningBatch(batch.inputs, batch.action, batch.aux_targets)
+                    loss, metrics = cloning_loss(
+                        self.actor, labels, self.aux_heads, self.config.aux.weight
+                    )
+                    self.optimizer.zero_grad(set_to_none=True)
+                    loss.backward()
+                    torch.nn.utils.clip_grad_norm_(
+                        self._parameters, MAX_GRAD_NORM, error_if_nonfinite=True
+                    )
+                    self.optimizer.step()
+                    for name, value in metrics.items():
+                        totals[name].append(float(value))
+        return {name: float(np.mean(values)) for name, values in totals.items()}
+
+    def _record(self, result: StepResult, counts: Tensor) -> None:
+        for world in result.final_env_ids.tolist():
+            if bool(counts[world]):
+                self._outcomes["success_rate"].append(float(result.success[world]))
+                for index, name in enumerate(self.env.task.stages):
+                    reached = float(int(result.stage[world]) == index)
+                    self._outcomes[f"end_stage/{name}"].append(reached)
+        self._outcomes["mean_reward"].append(float(result.reward.mean()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the memory of older rollouts, which is part of an exact resume too."""
+        return {
+            "env": self.env.state_dict(),
+            "actor": self.actor.state_dict(),
+            "aux_heads": {} if self.aux_heads is None else self.aux_heads.state_dict(),
+            "teacher": self.teacher.state_dict(),
+            "optimizer": optimizer_state(self.optimizer),
+            "buffers": [buffer.state_dict() for buffer in self._buffers[: self._filled]],
+            "hidden": list(self.policy.hidden),
+            "episode_start": self._episode_start,
+            "env_steps": self.env_steps,
+            "iterations": self.iterations,
+            "outcomes": {name: list(values) for name, values in self._outcomes.items()},
+            "generator": self._generator.get_state(),
+            "observation": {
+                name: value
+                for name, value in self.observation._asdict().items()
+                if value is not None
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        device = self.device
+        self.env.load_state_dict(state["env"])
+        self.actor.load_state_dict(state["actor"])
+        if self.aux_heads is not None:
+            self.aux_heads.load_state_dict(state["aux_heads"])
+        self.teacher.load_state_dict(state["teacher"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
+        self._filled = len(state["buffers"])
+        for buffer, saved in zip(self._buffers, state["buffers"], strict=False):
+            buffer.load_state_dict(saved)
+        h, c = state["hidden"]
+        self.policy.hidden = (h.to(device), c.to(device))
+        self._episode_start = state["episode_start"].to(device)
+        self.env_steps = int(state["env_steps"])
+        self.iterations = int(state["iterations"])
+        self._outcomes.clear()
+        for name, values in state["outcomes"].items():
+            self._outcomes[name].extend(values)
+        self._generator.set_state(state["generator"])
+        seen = {name: value.to(device) for name, value in state["observation"].items()}
+        self.observation = self.observation._replace(**seen)
+
+
+def _seed(seed: int) -> int:
+    return int(np.random.SeedSequence([seed, 41]).generate_state(1, np.uint64)[0] >> 1)

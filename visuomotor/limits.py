@@ -1,0 +1,335 @@
+"""Which values of a setting make sense, and which settings must fit together.
+
+Knows the dataclasses of `config` and nothing that they configure: names of tasks and files are
+checked by who opens them. Bounds keep out what cannot work or has no meaning; they do not judge
+taste.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from visuomotor.config import (
+    ActorConfig,
+    AppearanceConfig,
+    AuxConfig,
+    CameraConfig,
+    CloningConfig,
+    Config,
+    CriticConfig,
+    CurriculumConfig,
+    DistillConfig,
+    DynamicsConfig,
+    EnvConfig,
+    GailConfig,
+    LatencyConfig,
+    PPOConfig,
+    RandomizationConfig,
+    RunConfig,
+    TeacherConfig,
+)
+from visuomotor.errors import UserError
+
+# A step count this close to a whole number is one: 0.05 / 0.01 is 5.000000000000001 in binary.
+STEP_TOLERANCE = 1e-6
+SMALLEST_IMAGE = 20  # pixels a side: what the two convolutions of the pixel actor need
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The valid values of a setting; of a tuple, of each of its entries. None is always valid."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    low_open: bool = False  # low itself is not valid
+    high_open: bool = False  # high itself is not valid
+    ascending: bool = False  # a range: its first entry is not above its second
+    filled: bool = False  # a tuple with at least one entry
+    choices: tuple[str, ...] = ()
+
+    def holds(self, value: Any) -> bool:
+        if value is None:
+            return True
+        if self.choices:
+            return value in self.choices
+        entries = value if isinstance(value, tuple) else (value,)
+        if self.ascending and value[0] > value[1]:
+            return False
+        if self.filled and len(entries) == 0:
+            return False
+        return all(self._bounds(entry) for entry in entries)
+
+    def _bounds(self, value: float) -> bool:
+        above = value > self.low if self.low_open else value >= self.low
+        below = value < self.high if self.high_open else value <= self.high
+        return above and below
+
+    def describe(self) -> str:
+        if self.choices:
+            return ", ".join(self.choices)
+        low = f"{'above' if self.low_open else 'from'} {self.low:g}"
+        high = f"{'below' if self.high_open else 'up to'} {self.high:g}"
+        bounds = [low] * (self.low > -math.inf) + [high] * (self.high < math.inf)
+        return ", ".join(
+            [" ".join(bounds)] * bool(bounds)
+            + ["lowest first"] * self.ascending
+            + ["at least one"] * self.filled
+        )
+
+
+def at_least(low: float) -> Limit:
+    return Limit(low=low)
+
+
+def between(low: float, high: float) -> Limit:
+    return Limit(low=low, high=high)
+
+
+def one_of(*choices: str) -> Limit:
+    return Limit(choices=choices)
+
+
+def range_within(low: float, high: float, *, low_open: bool = False) -> Limit:
+    return Limit(low=low, high=high, low_open=low_open, ascending=True)
+
+
+ANY = Limit()
+POSITIVE = Limit(low=0, low_open=True)
+SHARE = between(0, 1)
+SCALE = range_within(0, math.inf, low_open=True)  # a factor of 0 would take the thing away
+LAYERS = Limit(low=1, filled=True)
+
+LIMITS: dict[type, dict[str, Limit]] = {
+    Config: {
+        "algorithm": one_of("ril", "distill"),
+        # NumPy's seed sequences take no negative numbers.
+        "seed": at_least(0),
+        "num_envs": at_least(1),
+        "total_steps": at_least(1),
+    },
+    EnvConfig: {
+        "episode_steps": at_least(1),
+        "control_dt": Limit(low=0, high=1, low_open=True),
+        "physics_dt": POSITIVE,
+        "num_threads": at_least(0),
+    },
+    CameraConfig: {
+        "height": between(SMALLEST_IMAGE, 1024),
+        "width": between(SMALLEST_IMAGE, 1024),
+        "pos": between(-10, 10),
+        "lookat": between(-10, 10),
+        "fovy": Limit(low=0, high=180, low_open=True, high_open=True),
+        "period": at_least(1),
+    },
+    AppearanceConfig: {
+        "camera_pos": range_within(-1, 1),
+        "camera_rotation": range_within(-180, 180),
+        "camera_fovy": range_within(-180, 180),
+        "num_lights": range_within(1, 3),
+        "light_pos": range_within(-10, 10),
+        "light_direction": range_within(-90, 90),
+        "light_colour": range_within(0, 10),
+        "arm_colour": range_within(-1, 1),
+        "block_colour": range_within(-1, 1),
+        "table_colour": range_within(-1, 1),
+        "floor_colour": range_within(-1, 1),
+        "texture_repeat": SCALE,
+        "brightness": range_within(0, 10),
+        "contrast": range_within(0, 10),
+        "hue": range_within(-0.5, 0.5),
+        "pixel_noise": range_within(0, 255),
+    },
+    DynamicsConfig: {
+        "block_friction": SCALE,
+        "block_mass": SCALE,
+        "block_inertia": SCALE,
+        "block_size": SCALE,
+        "joint_damping": SCALE,
+        "joint_armature": SCALE,
+        "joint_friction": SCALE,
+        "actuator_gain": SCALE,
+        "gravity_tilt": range_within(-90, 90),
+    },
+    LatencyConfig: {
+        "camera_delay": range_within(0, 100),
+        "action_delay": range_within(0, 100),
+        "action_drop": Limit(low=0, high=1, high_open=True, ascending=True),
+        "proprio_noise": range_within(0, math.inf),
+    },
+    RandomizationConfig: {"strength": SHARE, "curriculum_steps": at_least(0)},
+    ActorConfig: {
+        "visual_dim": at_least(1),
+        "proprio_dim": at_least(1),
+        "hidden_dim": at_least(1),
+        "init_log_std_arm": between(-10, 2),
+        "init_log_std_finger": between(-10, 2),
+        "min_std_arm": at_least(0),
+        "min_std_finger": at_least(0),
+    },
+    CriticConfig: {"hidden_sizes": LAYERS},
+    GailConfig: {
+        "weight": SHARE,
+        "reward": one_of("gail", "log_d", "airl"),
+        "clip": POSITIVE,
+        "scale": at_least(0),
+        "learning_rate": POSITIVE,
+        "updates": at_least(1),
+        "batch_size": at_least(1),
+        "hidden_sizes": LAYERS,
+        "gradient_penalty": at_least(0),
+    },
+    AuxConfig: {"weight": at_least(0), "hidden_sizes": LAYERS},
+    PPOConfig: {
+        "num_steps": at_least(1),
+        "epochs": at_least(1),
+        "minibatches": at_least(1),
+        "gamma": Limit(low=0, high=1, low_open=True),
+        "gae_lambda": SHARE,
+        "clip_coef": Limit(low=0, high=1, low_open=True, high_open=True),
+        "value_clip": POSITIVE,
+        "ent_coef": at_least(0),
+        "learning_rate": POSITIVE,
+        "max_learning_rate": POSITIVE,
+        "min_learning_rate": POSITIVE,
+        "critic_learning_rate": POSITIVE,
+        "target_kl": at_least(0),
+        "anneal_fraction": SHARE,
+        "max_grad_norm": POSITIVE,
+        "mean_penalty": at_least(0),
+        "critic_warmup": at_least(0),
+    },
+    CurriculumConfig: {"initial_share": SHARE, "final_share": SHARE, "by_stage": SHARE},
+    CloningConfig: {
+        "start_updates": at_least(0),
+        "batch_size": at_least(1),
+        "sequence_steps": at_least(1),
+        "term_batch_size": at_least(1),
+        "variations": at_least(1),
+        "learning_rate": POSITIVE,
+        "weight": at_least(0),
+        "final_weight": at_least(0),
+        "decay_steps": at_least(1),
+    },
+    TeacherConfig: {
+        "total_steps": at_least(1),
+        "num_envs": at_least(1),
+        "hidden_sizes": LAYERS,
+    },
+    DistillConfig: {
+        "dagger_steps": at_least(1),
+        "learning_rate": POSITIVE,
+        "teacher_share": SHARE,
+        "action_noise": at_least(0),
+        "epochs": at_least(1),
+        "replayed": at_least(0),
+        "memory": at_least(1),
+        "finetune_steps": at_least(0),
+    },
+    RunConfig: {
+        "checkpoint_seconds": at_least(0),
+        "keep_checkpoints": at_least(1),
+        "evaluate_every": at_least(0),
+        "evaluate_episodes": at_least(1),
+        "final_episodes": at_least(0),
+    },
+}
+
+
+def validate(config: Any) -> None:
+    """Checks a dataclass and its groups. Raises UserError with the key and what is valid.
+
+    Settings of a run are checked against LIMITS and against each other; any other dataclass has
+    its say in its own `validate(self)`, if it defines one.
+    """
+    _check_limits(config, "")
+    own = getattr(config, "validate", None)
+    if own is not None:
+        own()
+    if isinstance(config, Config):
+        _check_together(config)
+
+
+def require(key: str, value: Any, limit: Limit) -> None:
+    """Raises UserError unless `limit` holds for the value of this key."""
+    if not limit.holds(value):
+        raise UserError(f"{key}={show(value)} is not valid; valid: {limit.describe()}")
+
+
+def describe_limit(cls: type[Any], key: str) -> str:
+    """The valid range of a dotted key of a dataclass in words; empty if there is none."""
+    name, dot, rest = key.partition(".")
+    if dot:
+        group = next(f for f in dataclasses.fields(cls) if f.name == name)
+        inner = group.default_factory
+        return describe_limit(inner, rest) if isinstance(inner, type) else ""
+    limit = LIMITS.get(cls, {}).get(name)
+    return "" if limit is None else limit.describe()
+
+
+def show(value: Any) -> str:
+    """A value as one would type it."""
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{','.join(map(show, value))}]"
+    return str(value)
+
+
+def _check_limits(config: Any, prefix: str) -> None:
+    limits = LIMITS.get(type(config), {})
+    for f in dataclasses.fields(config):
+        key, value = f"{prefix}{f.name}", getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            _check_limits(value, f"{key}.")
+        elif f.name in limits:
+            require(key, value, limits[f.name])
+
+
+def _check_together(config: Config) -> None:
+    for what, wrong, remedy in _contradictions(config):
+        if wrong:
+            raise UserError(f"{what}; {remedy}")
+
+
+def _contradictions(config: Config) -> Iterable[tuple[str, bool, str]]:
+    """(what is the matter, whether it is, what is valid) for settings that must fit together."""
+    ppo, env, camera = config.ppo, config.env, config.camera
+    worlds = {"num_envs": config.num_envs}
+    if config.algorithm == "distill":
+        worlds["distill.teacher.num_envs"] = config.distill.teacher.num_envs
+    for key, num_envs in worlds.items():
+        below = num_envs // ppo.minibatches * ppo.minibatches
+        yield (
+            f"{key}={num_envs} does not divide into ppo.minibatches={ppo.minibatches} equal groups",
+            num_envs % ppo.minibatches != 0,
+            f"valid: a multiple of {ppo.minibatches}, such as "
+            f"{below if below > 0 else ppo.minibatches}, or another ppo.minibatches",
+        )
+    substeps = env.control_dt / env.physics_dt
+    yield (
+        f"env.control_dt={env.control_dt} is no whole number of env.physics_dt={env.physics_dt}",
+        round(substeps) < 1 or abs(substeps - round(substeps)) > STEP_TOLERANCE * substeps,
+        f"valid: a multiple, such as env.control_dt={max(1, round(substeps)) * env.physics_dt:g}",
+    )
+    yield (
+        f"camera.pos and camera.lookat are the same point {show(camera.pos)}",
+        camera.pos == camera.lookat,
+        "valid: two points, the camera looks from the first to the second",
+    )
+    low, high = config.randomization.appearance.camera_fovy
+    yield (
+        f"camera.fovy={camera.fovy} with randomization.appearance.camera_fovy={show((low, high))} "
+        "leaves the possible angles",
+        camera.fovy + low <= 0 or camera.fovy + high >= 180,
+        "valid: sums above 0 and below 180 degrees",
+    )
+    yield (
+        f"ppo.learning_rate={ppo.learning_rate} is outside of ppo.min_learning_rate="
+        f"{ppo.min_learning_rate} to ppo.max_learning_rate={ppo.max_learning_rate}",
+        not ppo.min_learning_rate <= ppo.learning_rate <= ppo.max_learning_rate,
+        "valid: between the two",
+    )

@@ -1,0 +1,282 @@
+"""Finds and opens a policy: a run folder, a bundle, or the name of a policy that is shipped.
+
+A run folder acts through torch, a bundle through ONNX Runtime: what is judged is what is kept.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from visuomotor.checkpoint import load_checkpoint
+from visuomotor.config import Config
+from visuomotor.errors import UserError
+from visuomotor.overrides import load_yaml
+from visuomotor.pixel_actor import PixelActor
+from visuomotor.policies import PixelPolicy, Seen, make_actor
+from visuomotor.runtime.bundle import Bundle, BundleError, bundle_from_files
+from visuomotor.runtime.files import CONFIG, CURVE, EVALUATION, MANIFEST, WEIGHTS, read_bundle
+
+PRETRAINED = Path(__file__).parent / "pretrained"
+CHECKPOINTS = "checkpoints"
+# Of metrics.jsonl, what curve.csv keeps.
+CURVE_COLUMNS = (
+    "env_steps",
+    "wall_s",
+    "phase",
+    "fps",
+    "success_rate",
+    "mean_return",
+    "evaluation_success_rate",
+)
+
+
+class ActingPolicy(Protocol):
+    """Acts in N worlds; the same shape as `PixelPolicy`."""
+
+    def act(self, seen: Seen, episode_start: Tensor) -> Tensor:
+        """(N, 9) actions in [-1, 1]."""
+        ...
+
+
+@dataclass(frozen=True)
+class LoadedPolicy:
+    """A policy to be judged: exactly one of `actor` and `bundle` is there."""
+
+    config: Config
+    provenance: dict[str, Any]
+    default_out: Path | None  # where its evaluation belongs; None: nowhere, a bundle is sealed
+    actor: PixelActor | None
+    bundle: Bundle | None
+
+    def policy(self, num_envs: int) -> ActingPolicy:
+        if self.bundle is not None:
+            return BundlePolicy(self.bundle, num_envs)
+        assert self.actor is not None
+        return PixelPolicy(self.actor, num_envs)
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """What a run or bundle tells of its training."""
+
+    evaluation: dict[str, Any] | None  # of evaluation.json
+    curve: str | None  # of curve.csv
+
+
+class BundlePolicy:
+    """A bundle acting in N worlds, one after the other: its graph takes one step of one arm."""
+
+    def __init__(self, bundle: Bundle, num_envs: int):
+        self._bundle = bundle
+        self._hidden = [bundle.initial_hidden() for _ in range(num_envs)]
+        self._limits = torch.from_numpy(bundle.contract.velocity_limits)
+
+    def act(self, seen: Seen, episode_start: Tensor) -> Tensor:
+        """seen: N worlds; episode_start (N,) bool, where memory is empty. Returns means (N, 9)."""
+        assert seen.pixels is not None
+        frames = seen.pixels.cpu().permute(0, 2, 3, 1).contiguous().numpy()
+        proprio = seen.proprio.cpu().numpy()
+        velocities = []
+        for i, starts in enumerate(episode_start.tolist()):
+            hidden = self._bundle.initial_hidden() if starts else self._hidden[i]
+            try:
+                velocity, self._hidden[i] = self._bundle.infer(frames[i], proprio[i], hidden)
+            except BundleError as error:
+                raise UserError(f"the bundle refused what world {i} shows: {error}") from error
+            velocities.append(velocity)
+        action = torch.from_numpy(np.stack(velocities)).double() / self._limits
+        return action.float().to(seen.proprio.device)
+
+
+def shipped_names() -> list[str]:
+    """The policies that come with the package."""
+    return sorted(entry.parent.name for entry in PRETRAINED.glob(f"*/{MANIFEST}"))
+
+
+def load_policy(policy: str) -> tuple[PixelActor, Config, dict[str, Any]]:
+    """-> the actor with its weights, its settings, and where they come from.
+
+    policy: a run folder, a bundle with weights.safetensors, or a shipped name (a folder of the
+    same name is reached as `./name`). Raises UserError if there is no such policy or it is damaged.
+    """
+    folder = find_policy(policy)
+    if _is_bundle(folder):
+        manifest, files = _read_bundle(folder)
+        return _bundle_actor(folder, manifest, files)
+    return _run_actor(folder)
+
+
+def load_evaluated_policy(policy: str, device: torch.device) -> LoadedPolicy:
+    """As `load_policy`, but a bundle acts through ONNX Runtime and needs no weights."""
+    folder = find_policy(policy)
+    if not _is_bundle(folder):
+        actor, config, provenance = _run_actor(folder)
+        return LoadedPolicy(config, provenance, folder, actor.to(device), None)
+    manifest, files = _read_bundle(folder)
+    try:
+        bundle = bundle_from_files(manifest, files)
+    except BundleError as error:
+        raise UserError(f"policy={policy}: {error}") from error
+    return LoadedPolicy(
+        _bundle_config(folder, files), _bundle_provenance(folder, manifest), None, None, bundle
+    )
+
+
+def run_records(policy: str) -> RunRecords:
+    """The evaluation and learning curve that belong to a policy, as far as there are any."""
+    folder = find_policy(policy)
+    if _is_bundle(folder):
+        _, files = _read_bundle(folder)
+        curve = files[CURVE].decode() if CURVE in files else None
+        return RunRecords(_evaluation(folder, files.get(EVALUATION)), curve)
+    path, metrics = folder / EVALUATION, folder / "metrics.jsonl"
+    return RunRecords(
+        _evaluation(folder, path.read_bytes() if path.is_file() else None),
+        curve_csv(metrics) if metrics.is_file() else None,
+    )
+
+
+def find_policy(policy: str) -> Path:
+    """The folder that `policy` means. Raises UserError with what there is if there is none."""
+    shipped = shipped_names()
+    if policy in shipped:
+        return PRETRAINED / policy
+    folder = Path(policy)
+    if _is_bundle(folder) or _is_run(folder):
+        return folder
+    if folder.is_dir():
+        raise UserError(
+            f"policy={policy} is a folder, but neither a run (config.yaml, {CHECKPOINTS}/) nor a "
+            f"bundle ({MANIFEST})"
+        )
+    near = difflib.get_close_matches(policy, shipped, n=2, cutoff=0.5)
+    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+    raise UserError(
+        f"there is no policy '{policy}'{hint}; give a run folder, a bundle, or a shipped policy: "
+        + (", ".join(shipped) if shipped else "none in this installation")
+    )
+
+
+def curve_csv(metrics: Path) -> str:
+    """metrics.jsonl -> the table of CURVE_COLUMNS, one row an update; cells may be empty.
+
+    Raises UserError naming the first line that cannot be read.
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CURVE_COLUMNS)
+    for number, line in enumerate(metrics.read_text().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{metrics}, line {number}: {error}") from error
+        writer.writerow([row.get(column, "") for column in CURVE_COLUMNS])
+    return out.getvalue()
+
+
+# --- run folders ---------------------------------------------------------------------------------
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() and (folder / CHECKPOINTS).is_dir()
+
+
+def _run_actor(folder: Path) -> tuple[PixelActor, Config, dict[str, Any]]:
+    config = load_yaml(folder / CONFIG, Config)
+    state, step, notes = load_checkpoint(folder / CHECKPOINTS)
+    for note in notes:
+        print(note, file=sys.stderr)
+    weights = state.get("policy", {}).get("actor")
+    if weights is None:
+        raise UserError(
+            f"{folder} has no pixel policy yet: at env step {step} it still trains its teacher; "
+            f"go on with python -m visuomotor.train resume={folder}"
+        )
+    provenance = {
+        "run": folder.resolve().name,
+        "algorithm": config.algorithm,
+        "seed": config.seed,
+        "env_steps": step,
+        "phase": state.get("phase"),
+        "wall_s": state.get("wall_s"),
+    }
+    return _with_weights(config, weights, str(folder)), config, provenance
+
+
+def _with_weights(config: Config, weights: dict[str, Tensor], source: str) -> PixelActor:
+    actor = make_actor(config)
+    try:
+        actor.load_state_dict(weights)
+    except RuntimeError as error:
+        facts = " ".join(str(error).split())
+        raise UserError(f"{source}: the weights do not fit its {CONFIG}: {facts}") from error
+    return actor.eval()
+
+
+# --- bundles -------------------------------------------------------------------------------------
+
+
+def _is_bundle(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file()
+
+
+def _read_bundle(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    try:
+        return read_bundle(folder)
+    except BundleError as error:
+        raise UserError(f"bundle {folder}: {error}") from error
+
+
+def _bundle_actor(
+    folder: Path, manifest: dict[str, Any], files: dict[str, bytes]
+) -> tuple[PixelActor, Config, dict[str, Any]]:
+    if WEIGHTS not in files:
+        raise UserError(
+            f"bundle {folder} holds no {WEIGHTS}: it can be evaluated and deployed; to train or "
+            "export again, use the run folder or a bundle that was exported with weights=true"
+        )
+    config = _bundle_config(folder, files)
+    try:
+        weights = safetensors.torch.load(files[WEIGHTS])
+    except SafetensorError as error:
+        raise UserError(f"bundle {folder}: {WEIGHTS} is malformed: {error}") from error
+    actor = _with_weights(config, weights, f"bundle {folder}")
+    return actor, config, _bundle_provenance(folder, manifest)
+
+
+def _bundle_config(folder: Path, files: dict[str, bytes]) -> Config:
+    if CONFIG not in files:
+        raise UserError(f"bundle {folder} holds no {CONFIG}, so its worlds cannot be built")
+    return load_yaml(folder / CONFIG, Config)
+
+
+def _bundle_provenance(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """What the bundle says of itself, and which bundle that was."""
+    origin = manifest.get("provenance")
+    facts = origin if isinstance(origin, dict) else {}
+    return {**facts, "bundle": folder.resolve().name, "bundle_sha256": manifest["self_sha256"]}
+
+
+def _evaluation(folder: Path, content: bytes | None) -> dict[str, Any] | None:
+    if content is None:
+        return None
+    try:
+        evaluation = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{folder / EVALUATION} is no JSON: {error}") from error
+    if not isinstance(evaluation, dict):
+        raise UserError(f"{folder / EVALUATION}: expected an object")
+    return evaluation

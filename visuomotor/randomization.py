@@ -1,0 +1,406 @@
+"""Appearance, dynamics and latency of each world and episode, drawn around the defaults.
+
+A factor has a name, a range, a distribution and a neutral value; one function per model field turns
+values into that field, always from the field's *default*, so that nothing accumulates. The drawn
+values are kept beside the episode: evaluation can tell which factor breaks a policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import mujoco
+import numpy as np
+import torch
+from torch import Tensor
+
+from visuomotor.config import RandomizationConfig
+from visuomotor.image_noise import SensorFactors, distort
+from visuomotor.vision_import import functional
+
+__all__ = ["Factor", "Randomizer", "SensorFactors", "distort"]
+
+ARM_PREFIX = "jaco_arm/"
+CHANNELS = ("r", "g", "b")
+AXES = ("x", "y", "z")
+
+
+class WorldFields(Protocol):
+    """What is asked of a simulation (see envs/simulation.py)."""
+
+    def model_field(self, name: str) -> Tensor: ...
+    def default_field(self, name: str) -> Tensor: ...
+    def recompute_constants(self, env_ids: Tensor) -> None: ...
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One number drawn per episode.
+
+    distribution: "uniform", "log_uniform" or "integer" (both ends included). At strength s the
+    range is low + s * (high - low) around `neutral` (for log_uniform in the logarithm; an integer
+    range is rounded outwards at its far end), so that strength 0 gives `neutral` exactly.
+    """
+
+    name: str
+    low: float
+    high: float
+    neutral: float
+    distribution: str = "uniform"
+
+
+class _Distributions:
+    """The factors as columns, so that an episode's values are a handful of array operations."""
+
+    def __init__(self, factors: list[Factor], enabled: list[bool]):
+        low = np.array([f.low for f in factors])
+        high = np.array([f.high for f in factors])
+        self.neutral = np.array([f.neutral for f in factors])
+        self._enabled = np.array(enabled)
+        self._log = np.array([f.distribution == "log_uniform" for f in factors])
+        self._integer = np.array([f.distribution == "integer" for f in factors])
+        self._low, self._high, self._centre = (
+            self._to_scale(values) for values in (low, high, self.neutral)
+        )
+
+    def _to_scale(self, values: np.ndarray) -> np.ndarray:
+        return np.where(self._log, np.log(np.where(self._log, values, 1.0)), values)
+
+    def values(self, uniform: np.ndarray, strength: float) -> np.ndarray:
+        """uniform (K,) in [0, 1) -> (K,) values at `strength`."""
+        low = self._centre + strength * (self._low - self._centre)
+        high = self._centre + strength * (self._high - self._centre)
+        drawn = low + uniform * (high - low)
+        first, last = np.round(low), np.round(high)
+        whole = np.minimum(last, first + np.floor(uniform * (last - first + 1.0)))
+        drawn = np.where(self._integer, whole, drawn)
+        drawn = np.where(self._log, np.exp(np.where(self._log, drawn, 0.0)), drawn)
+        # A range of no width at its neutral value is that value, to the last bit.
+        fixed = ~self._enabled | ((low == self._centre) & (high == self._centre))
+        return np.where(fixed, self.neutral, drawn)
+
+
+class Randomizer:
+    """Draws and applies every factor of a model.
+
+    Args:
+      config: ranges and switches. A group that is off keeps its factors at neutral, but draws them
+        all the same: switching it does not change the other groups' values.
+      model: the compiled scene; free bodies are props, materials and joints under `jaco_arm/` the
+        arm.
+    """
+
+    def __init__(self, config: RandomizationConfig, model: mujoco.MjModel):
+        self._config = config
+        self._model = model
+        self._props = [
+            body
+            for body in range(model.nbody)
+            if model.body_jntnum[body] > 0
+            and model.jnt_type[model.body_jntadr[body]] == mujoco.mjtJoint.mjJNT_FREE
+        ]
+        self._prop_names = [model.body(body).name for body in self._props]
+        self._prop_geoms = [model.geom(name).id for name in self._prop_names]
+        self._joints = [
+            j for j in range(model.njnt) if model.joint(j).name.startswith(ARM_PREFIX)
+        ]
+        self._dofs = [int(model.jnt_dofadr[j]) for j in self._joints]
+        self._factors: list[Factor] = []
+        self._enabled: list[bool] = []
+        self._columns: dict[str, list[int]] = {}
+        self._declare_appearance()
+        self._declare_dynamics()
+        self._declare_latency()
+        self.factors: tuple[Factor, ...] = tuple(self._factors)
+        self._distributions = _Distributions(self._factors, self._enabled)
+        self.factor_names: tuple[str, ...] = tuple(f.name for f in self._factors)
+        self.fields: tuple[str, ...] = tuple(_FIELDS)
+
+    # --- what is drawn ----------------------------------------------------------------------------
+
+    def _add(
+        self,
+        group: str,
+        names: list[str],
+        bounds: tuple[float, float],
+        neutral: float,
+        enabled: bool,
+        distribution: str = "uniform",
+    ) -> None:
+        """Factors `group/name` of one group; without names the group is one factor."""
+        full = [f"{group}/{name}" for name in names] if names else [group]
+        start = len(self._factors)
+        self._columns[group] = list(range(start, start + len(full)))
+        for name in full:
+            self._factors.append(Factor(name, bounds[0], bounds[1], neutral, distribution))
+            self._enabled.append(enabled)
+
+    def _declare_appearance(self) -> None:
+        c, model = self._config.appearance, self._model
+        lights = [model.light(i).name for i in range(model.nlight)]
+        on = c.enabled
+
+        def product(parts: list[str], axes: tuple[str, ...]) -> list[str]:
+            return [f"{part}/{axis}" for part in parts for axis in axes]
+
+        self._add("camera_pos", list(AXES), c.camera_pos, 0.0, on)
+        self._add("camera_rotation", list(AXES), c.camera_rotation, 0.0, on)
+        self._add("camera_fovy", [], c.camera_fovy, 0.0, on)
+        count = (max(1, min(c.num_lights[0], len(lights))), min(c.num_lights[1], len(lights)))
+        self._add("num_lights", [], count, float(len(lights)), on, "integer")
+        self._add("light_pos", product(lights, AXES), c.light_pos, 0.0, on)
+        self._add("light_direction", product(lights, ("x", "y")), c.light_direction, 0.0, on)
+        self._add("light_colour", product(lights, CHANNELS), c.light_colour, 1.0, on)
+        self._surfaces = {
+            "table": [model.mat("table").id],
+            "floor": [model.mat("floor").id],
+            "arm": [
+                i for i in range(model.nmat) if model.mat(i).name.startswith(ARM_PREFIX)
+            ],
+        }
+        self._surfaces |= {name: [model.mat(name).id] for name in self._prop_names}
+        ranges = {"table": c.table_colour, "floor": c.floor_colour, "arm": c.arm_colour}
+        names = [model.tex(i).name for i in range(model.ntex)]
+        self._textures = [names.index("plain")]
+        self._textures += [i for i, name in enumerate(names) if name.startswith("texture_")]
+        last = float(len(self._textures) - 1) if c.textures else 0.0
+        for surface in self._surfaces:
+            bounds = ranges.get(surface, c.block_colour)
+            self._add(f"colour/{surface}", list(CHANNELS), bounds, 0.0, on)
+            self._add(f"texture/{surface}", [], (0.0, last), 0.0, on, "integer")
+            self._add(
+                f"texture_repeat/{surface}", [], c.texture_repeat, 1.0, on, "log_uniform"
+            )
+        self._add("brightness", [], c.brightness, 1.0, on)
+        self._add("contrast", [], c.contrast, 1.0, on)
+        self._add("hue", [], c.hue, 0.0, on)
+        self._add("pixel_noise", [], c.pixel_noise, 0.0, on)
+
+    def _declare_dynamics(self) -> None:
+        c, props = self._config.dynamics, self._prop_names
+        on = c.enabled
+        joints = [self._model.joint(j).name.rsplit("/", 1)[1] for j in self._joints]
+        self._add("block_friction", props, c.block_friction, 1.0, on)
+        self._add("block_mass", props, c.block_mass, 1.0, on, "log_uniform")
+        self._add("block_inertia", props, c.block_inertia, 1.0, on, "log_uniform")
+        self._add("block_size", props, c.block_size, 1.0, on)
+        self._add("joint_damping", joints, c.joint_damping, 1.0, on, "log_uniform")
+        self._add("joint_armature", joints, c.joint_armature, 1.0, on, "log_uniform")
+        self._add("joint_friction", joints, c.joint_friction, 1.0, on, "log_uniform")
+        self._add("actuator_gain", joints, c.actuator_gain, 1.0, on, "log_uniform")
+        self._add("gravity_tilt", ["x", "y"], c.gravity_tilt, 0.0, on)
+
+    def _declare_latency(self) -> None:
+        c = self._config.latency
+        on = c.enabled
+        self._add("camera_delay", [], c.camera_delay, 0.0, on, "integer")
+        self._add("action_delay", [], c.action_delay, 0.0, on, "integer")
+        self._add("action_drop", [], c.action_drop, 0.0, on)
+        self._add("proprio_noise", [], c.proprio_noise, 0.0, on)
+
+    def default(self) -> np.ndarray:
+        """(K,) the neutral values."""
+        return self._distributions.neutral.copy()
+
+    def draw(self, rng: np.random.Generator, strength: float) -> np.ndarray:
+        """(K,) values of one episode; always the same number of draws from `rng`."""
+        return self._distributions.values(rng.random(len(self.factors)), strength)
+
+    # --- where it goes ----------------------------------------------------------------------------
+
+    def apply(self, sim: WorldFields, env_ids: Tensor, values: np.ndarray) -> None:
+        """Writes values (n, K) into the model fields of worlds env_ids (n,), and nothing else."""
+        rows = torch.from_numpy(np.ascontiguousarray(values))
+        for field, function in _FIELDS.items():
+            default = sim.default_field(field)
+            # Default first, then the factors: an entry that no factor touches is restored too.
+            fresh = default.unsqueeze(0).repeat(len(env_ids), *([1] * default.dim()))
+            function(self, fresh, rows.to(fresh.dtype) if fresh.is_floating_point() else rows)
+            sim.model_field(field)[env_ids] = fresh.to(sim.model_field(field).dtype)
+        sim.recompute_constants(env_ids)
+
+    def sensor(self, values: np.ndarray) -> SensorFactors:
+        """(n, K) -> what camera, actuators and joint sensors need, (n,) each."""
+        rows = torch.from_numpy(np.ascontiguousarray(values))
+        parts: dict[str, Any] = {}
+        for item in fields(SensorFactors):
+            column = rows[:, self._columns[item.name][0]]
+            parts[item.name] = column.long() if item.name.endswith("_delay") else column.float()
+        return SensorFactors(**parts)
+
+    def column(self, rows: Tensor, group: str) -> Tensor:
+        """(n, number of factors in the group)."""
+        return rows[:, self._columns[group]]
+
+
+# --- one function per model field: (randomizer, fresh defaults (n, ...), values (n, K)) -----------
+
+
+def _cam_pos(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    field += r.column(rows, "camera_pos").unsqueeze(1)
+
+
+def _cam_quat(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    """Small rotations about the camera's own axes, one after the other."""
+    angles = torch.deg2rad(r.column(rows, "camera_rotation"))
+    for axis in range(3):
+        turn = _axis_quat(angles[:, axis], axis).unsqueeze(1).expand_as(field)
+        field.copy_(_quat_product(field, turn))
+
+
+def _cam_fovy(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    field += r.column(rows, "camera_fovy")
+
+
+def _light_active(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    """The first `num_lights` lights stay on; the renderer skips the others."""
+    order = torch.arange(field.shape[1])
+    field &= order < r.column(rows, "num_lights")
+
+
+def _light_pos(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    field += r.column(rows, "light_pos").view(field.shape)
+
+
+def _light_dir(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    """Tilts about world x, then y; keeps the length."""
+    angles = torch.deg2rad(r.column(rows, "light_direction")).view(*field.shape[:2], 2)
+    for axis in range(2):
+        field.copy_(_rotate(field, angles[..., axis], axis))
+
+
+def _light_diffuse(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    field *= r.column(rows, "light_colour").view(field.shape)
+
+
+def _mat_rgba(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    """Colours, and the camera's hue error: a turn of the hue circle commutes with grey textures and
+    with shading, so turning the palette once an episode saves turning every pixel of every frame."""
+    for surface, materials in r._surfaces.items():
+        shift = r.column(rows, f"colour/{surface}").unsqueeze(1)
+        field[:, materials, :3] = (field[:, materials, :3] + shift).clamp(0.0, 1.0)
+    for i, turn in enumerate(r.column(rows, "hue").squeeze(1).tolist()):
+        if turn != 0.0:
+            palette = field[i, :, :3].T.unsqueeze(1)  # an image: (3, 1, materials)
+            field[i, :, :3] = functional.adjust_hue(palette, turn).squeeze(1).T
+
+
+def _mat_texid(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    choices = torch.tensor(r._textures)
+    role = int(mujoco.mjtTextureRole.mjTEXROLE_RGB)
+    for surface, materials in r._surfaces.items():
+        chosen = choices[r.column(rows, f"texture/{surface}").long()]
+        field[:, materials, role] = chosen.to(field.dtype)
+
+
+def _mat_texrepeat(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    for surface, materials in r._surfaces.items():
+        field[:, materials] *= r.column(rows, f"texture_repeat/{surface}").unsqueeze(1)
+
+
+def _geom_friction(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    field[:, r._prop_geoms] *= r.column(rows, "block_friction").unsqueeze(2)
+
+
+def _geom_size(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    field[:, r._prop_geoms] *= r.column(rows, "block_size").unsqueeze(2)
+
+
+def _geom_rbound(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    field[:, r._prop_geoms] *= r.column(rows, "block_size")
+
+
+def _geom_aabb(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    scale = r.column(rows, "block_size")
+    field[:, r._prop_geoms] *= scale.view(*scale.shape, *([1] * (field.dim() - 2)))
+
+
+def _body_mass(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    field[:, r._props] *= r.column(rows, "block_mass")
+
+
+def _body_inertia(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    """Inertia of a solid body goes with its mass and with the square of its size."""
+    scale = r.column(rows, "block_mass") * r.column(rows, "block_size").square()
+    field[:, r._props] *= (scale * r.column(rows, "block_inertia")).unsqueeze(2)
+
+
+def _dof_damping(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    field[:, r._dofs] *= r.column(rows, "joint_damping")
+
+
+def _dof_armature(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    field[:, r._dofs] *= r.column(rows, "joint_armature")
+
+
+def _dof_frictionloss(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    field[:, r._dofs] *= r.column(rows, "joint_friction")
+
+
+def _actuator_gainprm(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    """Velocity servo: force = kv * (ctrl - velocity); kv stands here ..."""
+    field[..., 0] *= r.column(rows, "actuator_gain")
+
+
+def _actuator_biasprm(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    """... and here, negated."""
+    field[..., 2] *= r.column(rows, "actuator_gain")
+
+
+def _gravity(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    """A table that is not level: gravity turns about world x and y and keeps its length."""
+    angles = torch.deg2rad(r.column(rows, "gravity_tilt"))
+    for axis in range(2):
+        field.copy_(_rotate(field, angles[:, axis], axis))
+
+
+_FIELDS: dict[str, Callable[[Randomizer, Tensor, Tensor], None]] = {
+    "cam_pos": _cam_pos,
+    "cam_quat": _cam_quat,
+    "cam_fovy": _cam_fovy,
+    "light_active": _light_active,
+    "light_pos": _light_pos,
+    "light_dir": _light_dir,
+    "light_diffuse": _light_diffuse,
+    "mat_rgba": _mat_rgba,
+    "mat_texid": _mat_texid,
+    "mat_texrepeat": _mat_texrepeat,
+    "geom_friction": _geom_friction,
+    "geom_size": _geom_size,
+    "geom_rbound": _geom_rbound,
+    "geom_aabb": _geom_aabb,
+    "body_mass": _body_mass,
+    "body_inertia": _body_inertia,
+    "dof_damping": _dof_damping,
+    "dof_armature": _dof_armature,
+    "dof_frictionloss": _dof_frictionloss,
+    "actuator_gainprm": _actuator_gainprm,
+    "actuator_biasprm": _actuator_biasprm,
+    "opt.gravity": _gravity,
+}
+
+
+def _axis_quat(angle: Tensor, axis: int) -> Tensor:
+    """(n,) rad about an axis -> (n, 4), w first."""
+    quat = torch.zeros(*angle.shape, 4, dtype=angle.dtype)
+    quat[..., 0] = (angle / 2).cos()
+    quat[..., 1 + axis] = (angle / 2).sin()
+    return quat
+
+
+def _quat_product(a: Tensor, b: Tensor) -> Tensor:
+    """(..., 4) Hamilton product, w first."""
+    aw, av, bw, bv = a[..., :1], a[..., 1:], b[..., :1], b[..., 1:]
+    w = aw * bw - (av * bv).sum(dim=-1, keepdim=True)
+    return torch.cat((w, aw * bv + bw * av + torch.linalg.cross(av, bv)), dim=-1)
+
+
+def _rotate(vector: Tensor, angle: Tensor, axis: int) -> Tensor:
+    """(..., 3) vectors about a world axis by (...) rad."""
+    i, j = (axis + 1) % 3, (axis + 2) % 3
+    out = vector.clone()
+    out[..., i] = angle.cos() * vector[..., i] - angle.sin() * vector[..., j]
+    out[..., j] = angle.sin() * vector[..., i] + angle.cos() * vector[..., j]
+    return out

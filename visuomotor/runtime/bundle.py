@@ -1,0 +1,301 @@
+"""Verifying and running an exported policy.
+
+Nothing runs before every file is verified, and nothing is handed out before the golden episodes
+replay within TOLERANCE.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_safetensors
+
+from visuomotor.runtime.errors import BundleError
+from visuomotor.runtime.files import GOLDEN, MANIFEST, MODEL, get_entry, read_bundle
+from visuomotor.runtime.onnx_file import check_self_contained
+
+__all__ = ["Bundle", "BundleError", "Contract", "Replay", "bundle_from_files", "load_bundle"]
+
+TOLERANCE = 1e-5  # rad/s of velocities, 1 of the memory's h (|h| < 1): float32 rounding is 1e-7
+MAX_SIDE = 1024  # pixels
+MAX_MEMORY = 4096  # LSTM units
+MIN_GOLDEN_STEPS, MAX_GOLDEN_STEPS = 200, 10_000
+MAX_JOINTS = 64
+MAX_PROPRIO = 512
+
+Hidden = tuple[np.ndarray, np.ndarray]
+
+
+class Contract(NamedTuple):
+    """What a control loop must know of policy.json."""
+
+    task: str
+    joint_names: tuple[str, ...]  # order of the outputs
+    velocity_limits: np.ndarray  # (A,) float64 rad/s
+    control_rate_hz: float
+    height: int  # pixels
+    width: int
+    proprio_dim: int
+    memory: int  # length of h and of c
+
+
+class Replay(NamedTuple):
+    """How the golden episode went."""
+
+    steps: int
+    max_error: float  # the largest over velocities [rad/s] and h
+
+
+class Bundle:
+    """A verified policy; made by `load_bundle`. Not for use by several threads at once.
+
+    `step` keeps the policy's memory from call to call and `reset` empties it at the start of an
+    episode; `infer` keeps nothing.
+    """
+
+    def __init__(self, contract: Contract, manifest: dict[str, Any], model: bytes):
+        """model: policy.onnx, already checked. Raises BundleError if ONNX Runtime refuses it or
+        its inputs and outputs are not those of the contract."""
+        self.contract = contract
+        self.manifest = manifest
+        self.replay = Replay(0, 0.0)
+        self._session = _open_session(model)
+        _check_signature(self._session, contract)
+        self._hidden = self.initial_hidden()
+
+    def reset(self) -> None:
+        """Empties the memory: to be called before the first step of every episode."""
+        self._hidden = self.initial_hidden()
+
+    def initial_hidden(self) -> Hidden:
+        """Two zeros (1, H) float32."""
+        shape = (1, self.contract.memory)
+        return np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+
+    def step(self, pixels: np.ndarray, proprio: np.ndarray) -> np.ndarray:
+        """One control step: pixels (H, W, 3) uint8 RGB, proprio (P,) raw -> (A,) float32 rad/s.
+
+        Raises BundleError on inputs of a wrong shape or type, or that are not finite; the memory
+        then stays as it was.
+        """
+        velocities, self._hidden = self.infer(pixels, proprio, self._hidden)
+        return velocities
+
+    def infer(
+        self, pixels: np.ndarray, proprio: np.ndarray, hidden: Hidden
+    ) -> tuple[np.ndarray, Hidden]:
+        """As `step`, with the memory (two (1, H) float32) passed in and handed back."""
+        contract = self.contract
+        frame = (contract.height, contract.width, 3)
+        if pixels.shape != frame or pixels.dtype != np.uint8:
+            raise BundleError(
+                f"pixels: expected {frame} uint8 RGB, received {pixels.shape} {pixels.dtype}"
+            )
+        if proprio.shape != (contract.proprio_dim,) or proprio.dtype.kind != "f":
+            raise BundleError(
+                f"proprio: expected ({contract.proprio_dim},) float32, "
+                f"received {proprio.shape} {proprio.dtype}"
+            )
+        h, c = hidden
+        feed = {
+            "pixels": np.ascontiguousarray(pixels)[None],
+            "proprio": np.ascontiguousarray(proprio, dtype=np.float32)[None],
+            "h_in": h,
+            "c_in": c,
+        }
+        try:
+            velocities, h_out, c_out, finite = self._session.run(_OUTPUTS, feed)
+        except Exception as error:  # onnxruntime's errors share no narrower base class
+            raise BundleError(f"ONNX Runtime failed: {error}") from error
+        if not bool(finite):
+            raise BundleError(_describe_not_finite(feed))
+        return velocities[0], (h_out, c_out)
+
+
+def load_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Opens, verifies and replays the bundle in the folder `path`.
+
+    Raises BundleError, in one line that says which file and what is wrong with it.
+    """
+    manifest, files = read_bundle(path)
+    return bundle_from_files(manifest, files)
+
+
+def bundle_from_files(manifest: dict[str, Any], files: dict[str, bytes]) -> Bundle:
+    """The second half of `load_bundle`, for those who also want the files of `read_bundle`."""
+    contract = _contract(manifest)
+    golden = _golden(files[GOLDEN], contract)
+    check_self_contained(files[MODEL])
+    bundle = Bundle(contract, manifest, files[MODEL])
+    bundle.replay = replay_golden(bundle, golden)
+    bundle.reset()
+    return bundle
+
+
+def replay_golden(bundle: Bundle, golden: dict[str, np.ndarray]) -> Replay:
+    """Runs the recorded episodes with the policy's own memory.
+
+    Raises BundleError at the first step that differs from the record by more than TOLERANCE.
+    """
+    names = bundle.contract.joint_names
+    worst = 0.0
+    steps = len(golden["proprio"])
+    hidden = bundle.initial_hidden()
+    for t in range(steps):
+        if golden["episode_start"][t]:
+            hidden = bundle.initial_hidden()
+        frame = golden["frames"][golden["frame_index"][t]]
+        velocities, hidden = bundle.infer(frame, golden["proprio"][t], hidden)
+        for what, received, expected in (
+            ("velocity of", velocities, golden["joint_velocities"][t]),
+            ("memory h", hidden[0][0], golden["h_out"][t]),
+        ):
+            error = np.abs(received.astype(np.float64) - expected.astype(np.float64))
+            wrong = ~(error <= TOLERANCE)  # not `>`: NaN is wrong too
+            if wrong.any():
+                i = int(wrong.argmax())
+                which = f"{what} {names[i]}" if what == "velocity of" else f"{what}[{i}]"
+                raise BundleError(
+                    f"replaying {GOLDEN} differs first at step {t} of {steps}, {which}: "
+                    f"{received[i]!r}, recorded {expected[i]!r}, allowed difference {TOLERANCE}"
+                )
+            worst = max(worst, float(error.max(initial=0.0)))
+    return Replay(steps, worst)
+
+
+# --- contents ------------------------------------------------------------------------------------
+
+
+def _size(value: Any, where: str, low: int, high: int) -> int:
+    if type(value) is not int or not low <= value <= high:
+        raise BundleError(f"{MANIFEST}: {where}: expected {low} to {high}, received {value!r}")
+    return value
+
+
+def _positive(value: Any, where: str) -> float:
+    number = float(value) if type(value) in (int, float) else math.nan
+    if not 0.0 < number < math.inf:
+        raise BundleError(f"{MANIFEST}: {where}: expected a positive number, received {value!r}")
+    return number
+
+
+def _contract(manifest: dict[str, Any]) -> Contract:
+    joints = get_entry(manifest, "joints", dict)
+    names = get_entry(joints, "names", list, "joints")
+    limits = get_entry(joints, "velocity_limits", list, "joints")
+    if not 1 <= len(names) <= MAX_JOINTS or len(set(map(str, names))) != len(names):
+        raise BundleError(f"{MANIFEST}: joints.names: expected 1 to {MAX_JOINTS} different names")
+    if not all(isinstance(name, str) for name in names) or len(limits) != len(names):
+        raise BundleError(f"{MANIFEST}: joints: expected one name and one velocity limit a joint")
+    camera = get_entry(manifest, "camera", dict)
+    control = get_entry(manifest, "control", dict)
+    proprio = get_entry(manifest, "proprio", dict)
+    recurrent = get_entry(manifest, "recurrent", dict)
+    shape = get_entry(recurrent, "shape", list, "recurrent")
+    if len(shape) != 2 or shape[0] != 1:
+        raise BundleError(f"{MANIFEST}: recurrent.shape: expected [1, H], received {shape}")
+    return Contract(
+        task=get_entry(manifest, "task", str),
+        joint_names=tuple(names),
+        velocity_limits=np.array([_positive(v, "joints.velocity_limits") for v in limits]),
+        control_rate_hz=_positive(control.get("rate_hz"), "control.rate_hz"),
+        height=_size(camera.get("height"), "camera.height", 1, MAX_SIDE),
+        width=_size(camera.get("width"), "camera.width", 1, MAX_SIDE),
+        proprio_dim=_size(proprio.get("size"), "proprio.size", 1, MAX_PROPRIO),
+        memory=_size(shape[1], "recurrent.shape[1]", 1, MAX_MEMORY),
+    )
+
+
+def _golden(content: bytes, contract: Contract) -> dict[str, np.ndarray]:
+    """The recorded episodes: T control steps, M frames."""
+    try:
+        golden = load_safetensors(content)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{GOLDEN} is malformed: {error}") from error
+    steps = len(golden["proprio"]) if golden.get("proprio", np.zeros(())).ndim == 2 else 0
+    frames = len(golden["frames"]) if golden.get("frames", np.zeros(())).ndim == 4 else 0
+    joints = len(contract.joint_names)
+    expected: dict[str, tuple[tuple[int, ...], type]] = {
+        "frames": ((frames, contract.height, contract.width, 3), np.uint8),
+        "frame_index": ((steps,), np.int64),
+        "proprio": ((steps, contract.proprio_dim), np.float32),
+        "episode_start": ((steps,), np.bool_),
+        "joint_velocities": ((steps, joints), np.float32),
+        "h_out": ((steps, contract.memory), np.float32),
+    }
+    if golden.keys() != expected.keys():
+        raise BundleError(f"{GOLDEN} holds {sorted(golden)}, expected {sorted(expected)}")
+    for name, (shape, dtype) in expected.items():
+        array = golden[name]
+        if array.shape != shape or array.dtype != dtype:
+            raise BundleError(
+                f"{GOLDEN}: {name}: expected {shape} {np.dtype(dtype)}, "
+                f"received {array.shape} {array.dtype}"
+            )
+    if not MIN_GOLDEN_STEPS <= steps <= MAX_GOLDEN_STEPS:
+        raise BundleError(
+            f"{GOLDEN} holds {steps} steps, expected {MIN_GOLDEN_STEPS} to {MAX_GOLDEN_STEPS}"
+        )
+    index = golden["frame_index"]
+    if index.min() < 0 or index.max() >= frames or not golden["episode_start"][0]:
+        raise BundleError(f"{GOLDEN}: frame_index or episode_start does not fit the record")
+    return golden
+
+
+# --- ONNX Runtime --------------------------------------------------------------------------------
+
+_OUTPUTS = ("joint_velocities", "h_out", "c_out", "inputs_finite")
+
+
+def _open_session(model: bytes) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    # One thread: a step takes a fraction of a millisecond, and waking others costs more; it also
+    # leaves the cores to the control loop and fixes the order of every sum.
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 4  # errors arrive as exceptions
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors share no narrower base class
+        raise BundleError(f"{MODEL} cannot be loaded: {error}") from error
+
+
+def _check_signature(session: onnxruntime.InferenceSession, contract: Contract) -> None:
+    memory = [1, contract.memory]
+    inputs = {
+        "pixels": ([1, contract.height, contract.width, 3], "tensor(uint8)"),
+        "proprio": ([1, contract.proprio_dim], "tensor(float)"),
+        "h_in": (memory, "tensor(float)"),
+        "c_in": (memory, "tensor(float)"),
+    }
+    outputs: dict[str, tuple[list[int], str]] = {
+        "joint_velocities": ([1, len(contract.joint_names)], "tensor(float)"),
+        "h_out": (memory, "tensor(float)"),
+        "c_out": (memory, "tensor(float)"),
+        "inputs_finite": ([], "tensor(bool)"),
+    }
+    for what, expected, nodes in (
+        ("inputs", inputs, session.get_inputs()),
+        ("outputs", outputs, session.get_outputs()),
+    ):
+        received = {node.name: (list(node.shape), node.type) for node in nodes}
+        if received != expected:
+            raise BundleError(f"{MODEL}: {what}: expected {expected}, received {received}")
+
+
+def _describe_not_finite(feed: dict[str, np.ndarray]) -> str:
+    for name in ("proprio", "h_in", "c_in"):
+        wrong = ~np.isfinite(feed[name][0])
+        if wrong.any():
+            i = int(wrong.argmax())
+            return (
+                f"inputs are not finite: {name}[{i}] = {feed[name][0, i]}; "
+                f"{int(wrong.sum())} such values in {name}"
+            )
+    return "inputs are not finite, says the policy"

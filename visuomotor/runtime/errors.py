@@ -1,0 +1,12 @@
+"""The one error of the arm's side."""
+
+MAX_MESSAGE = 500  # characters; a damaged file must not flood a log
+
+
+class BundleError(Exception):
+    """A bundle that must not run, or an input that it must not be given; always one short line."""
+
+    def __init__(self, message: str):
+        line = "".join(c if c.isprintable() else " " for c in message)
+        line = " ".join(line.split())
+        super().__init__(line if len(line) <= MAX_MESSAGE else line[: MAX_MESSAGE - 3] + "...")

@@ -1,0 +1,328 @@
+"""Trains a policy: `python -m visuomotor.train task=stacking`, or `resume=runs/...` to go on.
+
+The story: demonstrations -> (teacher from state ->) pixel actor -> evaluation, with checkpoints on
+the way. Leaves with code 0 when done, 130 after Ctrl-C and 143 after SIGTERM (both save first), 2 on
+bad input.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from visuomotor.checkpoint import load_checkpoint, save_checkpoint, write_atomic
+from visuomotor.cli import StopSignal, resolve_device, run_command
+from visuomotor.config import Config
+from visuomotor.demonstrate import demonstrations_for
+from visuomotor.distillation import Distillation
+from visuomotor.envs import make_task
+from visuomotor.errors import UserError
+from visuomotor.evaluate import Film, episodes_csv, evaluate_actor, summarize
+from visuomotor.overrides import load_yaml, parse_overrides
+from visuomotor.pixel_actor import PixelActor
+from visuomotor.policies import make_teacher
+from visuomotor.reinforcement import Reinforcement
+from visuomotor.replay import DemonstrationReplay, PixelReplay
+from visuomotor.run_folder import Progress, RunFolder
+
+# Phases of each algorithm, in order; a checkpoint belongs to one phase.
+PHASES = {"ril": ("ril",), "distill": ("teacher", "dagger", "finetune")}
+EVALUATION_SEED = 1_000_003  # of evaluations inside a run: episodes that training never meets
+
+
+class Run:
+    """One training run: its folder, its phase, its learner."""
+
+    def __init__(self, config: Config, folder: RunFolder, device: torch.device):
+        self.config = config
+        self.folder = folder
+        self.device = device
+        self.stop = StopSignal()
+        self.replay = DemonstrationReplay(config, demonstrations_for(config))
+        self.phase = PHASES[config.algorithm][0]
+        self.learner: Reinforcement | Distillation
+        self.steps_before = 0  # env steps of the phases before this one
+        self.carried: dict[str, Any] = {}  # networks that a finished phase hands to the next
+        self._since_checkpoint = time.monotonic()
+        self._next_evaluation = config.run.evaluate_every
+        self._wall_before = 0.0
+        self._began = time.monotonic()
+
+    # --- phases -----------------------------------------------------------------------------------
+
+    def total_steps(self, phase: str) -> int:
+        distill = self.config.distill
+        return {
+            "ril": self.config.total_steps,
+            "teacher": distill.teacher.total_steps,
+            "dagger": distill.dagger_steps,
+            "finetune": distill.finetune_steps,
+        }[phase]
+
+    def start_phase(self, phase: str, *, resuming: bool = False) -> None:
+        """Builds the learner of a phase; without `resuming` also its cloning start."""
+        self.phase = phase
+        total = self.total_steps(phase)
+        if phase == "dagger":
+            teacher = make_teacher(self.config, self.replay.all_state.shape[1])
+            if not resuming:
+                teacher.load_state_dict(self.carried["teacher"])
+            self.learner = Distillation(
+                self.config,
+                self.replay,
+                teacher,
+                num_envs=self.config.num_envs,
+                total_steps=total,
+                device=self.device,
+            )
+            return
+        pixels = phase != "teacher"
+        config = self.config
+        learner = Reinforcement(
+            config,
+            self.replay,
+            pixels=pixels,
+            num_envs=config.num_envs if pixels else config.distill.teacher.num_envs,
+            total_steps=total,
+            device=self.device,
+            pixel_replay=self._pixel_replay() if pixels else None,
+        )
+        self.learner = learner
+        if resuming:
+            return
+        if phase == "finetune":
+            learner.actor.load_state_dict(self.carried["actor"])
+            if learner.aux_heads is not None:
+                learner.aux_heads.load_state_dict(self.carried["aux_heads"])
+            learner.critic.load_state_dict(self.carried["critic"])
+            learner.gail.load_state_dict(self.carried["gail"])
+        elif learner.cloning:
+            self._clone_start(learner)
+
+    def _pixel_replay(self) -> PixelReplay | None:
+        cloning = self.config.cloning
+        if not (cloning.enabled and self.replay.has_actions):
+            return None
+        print("rendering the demonstrations under randomization", file=sys.stderr)
+        return PixelReplay(self.config, self.replay, cloning.variations, self.config.seed)
+
+    def _clone_start(self, learner: Reinforcement) -> None:
+        total = self.config.cloning.start_updates
+        with tqdm(total=total, unit="update", desc="cloning start", disable=None) as bar:
+
+            def progress(metrics: dict[str, float]) -> None:
+                bar.update(int(metrics["step"]) - bar.n)
+                bar.set_postfix(loss=f"{metrics['cloning_loss']:.4f}")
+
+            learner.clone_start(progress)
+
+    # --- the loop ---------------------------------------------------------------------------------
+
+    def train(self) -> int:
+        """Runs the remaining phases. Returns the exit code."""
+        phases = PHASES[self.config.algorithm]
+        while True:
+            code = self._run_phase()
+            if code is not None:
+                return code
+            following = phases[phases.index(self.phase) + 1 :]
+            following = tuple(p for p in following if self.total_steps(p) > 0)
+            if not following:
+                break
+            self._hand_over()
+            self.start_phase(following[0])
+            self.save()
+        self.save()
+        self._final_evaluation()
+        return 0
+
+    def _run_phase(self) -> int | None:
+        total = self.total_steps(self.phase)
+        learner = self.learner
+        with Progress(total=total, initial=learner.env_steps, label=self.phase) as progress:
+            while learner.env_steps < total:
+                begin, steps = time.monotonic(), learner.env_steps
+                metrics = learner.iterate()
+                seconds = time.monotonic() - begin
+                metrics["fps"] = (learner.env_steps - steps) / seconds
+                self._evaluate_if_due(metrics)
+                self._log(metrics)
+                progress.update(learner.env_steps, metrics)
+                if self.stop.requested:
+                    self.save()
+                    print(
+                        f"saved; go on with: python -m visuomotor.train resume={self.folder.path}",
+                        file=sys.stderr,
+                    )
+                    return self.stop.exit_code
+                if time.monotonic() - self._since_checkpoint > self.config.run.checkpoint_seconds:
+                    self.save()
+        return None
+
+    def _hand_over(self) -> None:
+        """What the finished phase leaves to the next."""
+        learner = self.learner
+        self.steps_before += learner.env_steps
+        if isinstance(learner, Reinforcement):
+            self.carried = {
+                "teacher": learner.actor.state_dict(),
+                "critic": learner.critic.state_dict(),
+                "gail": learner.gail.state_dict(),
+            }
+        else:
+            self.carried["actor"] = learner.actor.state_dict()
+            if learner.aux_heads is not None:
+                self.carried["aux_heads"] = learner.aux_heads.state_dict()
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        steps = self.steps_before + self.learner.env_steps
+        row: dict[str, Any] = {"env_steps": steps, "wall_s": self.wall_seconds()}
+        row |= {"phase": self.phase, "fps": metrics.pop("fps")}
+        row["success_rate"] = metrics.pop("success_rate", 0.0)
+        self.folder.log(row | metrics)
+
+    def wall_seconds(self) -> float:
+        """Seconds of work in this run, over all its sittings."""
+        return self._wall_before + time.monotonic() - self._began
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        state: dict[str, Any] = {
+            "phase": self.phase,
+            "learner": self.learner.state_dict(),
+            "steps_before": self.steps_before,
+            "carried": self.carried,
+            "wall_s": self.wall_seconds(),
+            "next_evaluation": self._next_evaluation,
+        }
+        if isinstance(self.learner.actor, PixelActor):
+            state["policy"] = {"actor": self.learner.actor.state_dict()}
+        save_checkpoint(
+            self.folder.checkpoints,
+            self.steps_before + self.learner.env_steps,
+            state,
+            keep=self.config.run.keep_checkpoints,
+        )
+        self._since_checkpoint = time.monotonic()
+
+    def load(self) -> None:
+        """Goes on from the newest sound checkpoint. Raises UserError if there is none."""
+        state, step, notes = load_checkpoint(self.folder.checkpoints)
+        for note in notes:
+            print(note, file=sys.stderr)
+        self.carried = state["carried"]
+        self.steps_before = int(state["steps_before"])
+        self.start_phase(state["phase"], resuming=True)
+        self.learner.load_state_dict(state["learner"])
+        self._next_evaluation = int(state["next_evaluation"])
+        self._wall_before = float(state["wall_s"])
+        self.folder.truncate_log(step)
+
+    # --- evaluation -------------------------------------------------------------------------------
+
+    def _evaluate_if_due(self, metrics: dict[str, float]) -> None:
+        every = self.config.run.evaluate_every
+        steps = self.steps_before + self.learner.env_steps
+        actor = self.learner.actor
+        if every == 0 or steps < self._next_evaluation or not isinstance(actor, PixelActor):
+            return
+        self._next_evaluation += every * max(1, -(-(steps - self._next_evaluation) // every))
+        summary = self._evaluate(actor, self.config.run.evaluate_episodes, f"step_{steps:012d}")
+        metrics["evaluation_success_rate"] = summary["success_rate"]
+
+    def _evaluate(self, actor: PixelActor, episodes: int, name: str) -> dict[str, Any]:
+        film = Film()
+        strength = self.config.randomization.strength
+        outcome = evaluate_actor(
+            actor,
+            self.config,
+            episodes=episodes,
+            seed=EVALUATION_SEED,
+            strength=strength,
+            device=self.device,
+            on_step=film,
+        )
+        folder = self.folder.path / "evaluations" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        film.save(folder, 1.0 / self.config.env.control_dt)
+        summary = summarize(
+            outcome,
+            task=self.config.task,
+            policy=str(self.folder.path),
+            sims="randomized" if strength > 0 else "nominal",
+            strength=strength,
+            seed=EVALUATION_SEED,
+        )
+        text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
+        write_atomic(folder / "evaluation.json", text.encode())
+        write_atomic(folder / "episodes.csv", episodes_csv(outcome, EVALUATION_SEED).encode())
+        return summary
+
+    def _final_evaluation(self) -> None:
+        actor = self.learner.actor
+        if not isinstance(actor, PixelActor) or self.config.run.final_episodes == 0:
+            return
+        summary = self._evaluate(actor, self.config.run.final_episodes, "final")
+        text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
+        write_atomic(self.folder.path / "evaluation.json", text.encode())
+        low, high = 100 * summary["success_low"], 100 * summary["success_high"]
+        print(
+            f"{self.config.task}: {100 * summary['success_rate']:.1f} % of {summary['episodes']} "
+            f"randomized episodes succeed (95 %: {low:.1f} to {high:.1f}); "
+            f"{self.wall_seconds() / 60:.1f} minutes; {self.folder.path}"
+        )
+
+
+def _open(argv: list[str]) -> Run:
+    """A new run, or an old one where it stopped."""
+    resumed = [a.removeprefix("resume=") for a in argv if a.startswith("resume=")]
+    if not resumed:
+        config = parse_overrides(argv, Config)
+        make_task(config.task)
+        device = resolve_device(config.device)
+        if config.out is None:
+            stamp = time.strftime("%Y%m%d-%H%M%S")
+            name = f"{config.task}-{config.algorithm}-seed{config.seed}-{stamp}"
+            config = replace(config, out=f"runs/{name}")
+        assert config.out is not None
+        folder = RunFolder.create(Path(config.out), config)
+        run = Run(config, folder, device)
+        run.start_phase(run.phase)
+        run.save()
+        return run
+    if len(argv) > 1:
+        extra = [a for a in argv if not a.startswith("resume=")]
+        raise UserError(
+            f"resume= goes on with the run's own config.yaml; {' '.join(extra)} would change it; "
+            "start a new run for other settings"
+        )
+    folder = RunFolder.open(Path(resumed[0]))
+    config = load_yaml(folder.path / "config.yaml", Config)
+    run = Run(config, folder, resolve_device(config.device))
+    run.load()
+    return run
+
+
+def train(argv: list[str]) -> int:
+    torch.set_float32_matmul_precision("high")
+    np.seterr(invalid="raise")
+    run = _open(argv)
+    with run.stop:
+        return run.train()
+
+
+def main() -> None:
+    sys.exit(run_command(train, sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()
