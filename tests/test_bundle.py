@@ -441,7 +441,7 @@ def test_external_data_is_found_in_attributes_and_subgraphs(good: Files):
 def test_operators_of_other_domains_are_refused(good: Files):
     model = onnx.load_from_string(good[MODEL])
     model.graph.node[0].domain = "com.somebody"
-    with pytest.raises(BundleError, match="domain b'com.somebody'"):
+    with pytest.raises(BundleError, match=r"domain b'com\.somebody'"):
         check_self_contained(model.SerializeToString())
 
 

@@ -192,6 +192,13 @@ def test_the_actor_of_a_run_is_loaded_with_its_records(tmp_path: Path, actor: Pi
     ]
 
 
+def test_an_evaluation_that_is_no_strict_json_is_refused(tmp_path: Path, actor: PixelActor):
+    run = _run(tmp_path / "run", {"policy": {"actor": actor.state_dict()}})
+    (run / "evaluation.json").write_text('{"success_rate": NaN}')
+    with pytest.raises(UserError, match=r"evaluation\.json is no strict JSON: NaN"):
+        policy_files.run_records(str(run))
+
+
 def test_a_run_that_still_trains_its_teacher_has_no_policy(tmp_path: Path):
     run = _run(tmp_path / "run", {"phase": "teacher"})
     with pytest.raises(UserError, match="no pixel policy yet"):
@@ -273,8 +280,18 @@ def test_parity_is_judged_with_a_memory_that_carries_on(exported: Path, actor: P
     assert export.check_parity(step, bundle, golden, num_steps=50) < 1e-5
     with torch.no_grad():  # a memory that leaks a little differently
         step.actor.lstm.weight_hh_l0[0, 0] += 1e-2
-    with pytest.raises(BundleError, match="differs from torch by .* at recurrent step [1-9]"):
+    with pytest.raises(BundleError, match=r"differs from torch by .* at recurrent step [1-9]"):
         export.check_parity(step, bundle, golden, num_steps=50)
+
+
+def test_a_disk_that_refuses_is_told_in_one_line(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = (exported / MODEL).read_bytes()
+    monkeypatch.setattr(export, "to_onnx", lambda step, golden: model)
+    (tmp_path / "file").write_text("in the way of a folder")
+    with pytest.raises(UserError, match="cannot be written"):
+        export.export_bundle(_actor(0), CONFIG, tmp_path / "file" / "out")
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path):

@@ -13,7 +13,8 @@ import os
 import shutil
 import sys
 import warnings
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -136,40 +137,55 @@ def export_bundle(
       seed: of the golden episodes.
       overwrite: replaces a bundle that is there.
 
-    Raises UserError if `out_path` is in the way, if the weights are not finite, or if ONNX Runtime
-    and torch differ by more than 1e-5.
+    Raises UserError if `out_path` is in the way or cannot be written, if the weights are not finite, or
+    if ONNX Runtime and torch differ by more than 1e-5.
     """
     check_destination(out_path, overwrite)
     broken = [name for name, value in actor.state_dict().items() if not value.isfinite().all()]
     if broken:
         raise UserError(f"the policy cannot be exported: {broken[0]} holds NaN or infinity")
-    env = make_env(config, num_envs=1, seed=seed)
-    step = PolicyStep(actor, env.jaco.velocity_limits)
-    golden = record_golden(step, env)
-    files = {MODEL: to_onnx(step, golden), GOLDEN: safetensors.numpy.save(golden)}
-    files[CONFIG] = to_yaml(config).encode()
-    if weights:
-        files[WEIGHTS] = safetensors.torch.save(step.actor.state_dict())
-    if evaluation is not None:
-        files[EVALUATION] = (json.dumps(evaluation, indent=2, allow_nan=False) + "\n").encode()
-    if curve is not None:
-        files[CURVE] = curve.encode()
-    manifest = describe(config, env, step.memory, actor.recurrent, evaluation, provenance)
-    manifest["golden"] = {
-        "steps": len(golden["proprio"]),
-        "episodes": int(golden["episode_start"].sum()),
-        "seed": seed,
-        "tolerance": TOLERANCE,
-    }
-    try:
-        error = check_parity(step, bundle_from_files(manifest, files), golden)
-        manifest["parity"] = {"steps": PARITY_STEPS, "max_error": error, "tolerance": TOLERANCE}
-        files[MANIFEST] = seal_manifest(manifest, files)
-        bundle = write_bundle(files, out_path, overwrite)
-    except BundleError as error_of_bundle:
-        raise UserError(f"nothing was exported: {error_of_bundle}") from error_of_bundle
+    with _one_torch_thread():
+        env = make_env(config, num_envs=1, seed=seed)
+        step = PolicyStep(actor, env.jaco.velocity_limits)
+        golden = record_golden(step, env)
+        files = {MODEL: to_onnx(step, golden), GOLDEN: safetensors.numpy.save(golden)}
+        files[CONFIG] = to_yaml(config).encode()
+        if weights:
+            files[WEIGHTS] = safetensors.torch.save(step.actor.state_dict())
+        if evaluation is not None:
+            files[EVALUATION] = (json.dumps(evaluation, indent=2, allow_nan=False) + "\n").encode()
+        if curve is not None:
+            files[CURVE] = curve.encode()
+        manifest = describe(config, env, step.memory, actor.recurrent, evaluation, provenance)
+        manifest["golden"] = {
+            "steps": len(golden["proprio"]),
+            "episodes": int(golden["episode_start"].sum()),
+            "seed": seed,
+            "tolerance": TOLERANCE,
+        }
+        try:
+            error = check_parity(step, bundle_from_files(manifest, files), golden)
+            manifest["parity"] = {"steps": PARITY_STEPS, "max_error": error, "tolerance": TOLERANCE}
+            files[MANIFEST] = seal_manifest(manifest, files)
+            bundle = write_bundle(files, out_path, overwrite)
+        except BundleError as error_of_bundle:
+            raise UserError(f"nothing was exported: {error_of_bundle}") from error_of_bundle
+        except OSError as error_of_disk:
+            raise UserError(f"out={out_path} cannot be written: {error_of_disk}") from error_of_disk
     size = sum(len(content) for content in files.values())
     return ExportReport(out_path, size, error, bundle.replay.steps, bundle.replay.max_error)
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """A step of batch 1 is too small to share: on busy cores, waking threads for it costs ten times
+    the step. It also is what the arm's side does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 # --- the parts -----------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,8 @@ from visuomotor.errors import UserError
 # A step count this close to a whole number is one: 0.05 / 0.01 is 5.000000000000001 in binary.
 STEP_TOLERANCE = 1e-6
 SMALLEST_IMAGE = 20  # pixels a side: what the two convolutions of the pixel actor need
+# Whether the machine has it is for cli.resolve_device to say.
+DEVICE_NAME = re.compile(r"auto|cpu|cuda(:\d+)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Limit:
 
     def describe(self) -> str:
         if self.choices:
-            return ", ".join(self.choices)
+            return f"one of {', '.join(self.choices)}"
         low = f"{'above' if self.low_open else 'from'} {self.low:g}"
         high = f"{'below' if self.high_open else 'up to'} {self.high:g}"
         bounds = [low] * (self.low > -math.inf) + [high] * (self.high < math.inf)
@@ -298,6 +301,11 @@ def _check_together(config: Config) -> None:
 def _contradictions(config: Config) -> Iterable[tuple[str, bool, str]]:
     """(what is the matter, whether it is, what is valid) for settings that must fit together."""
     ppo, env, camera = config.ppo, config.env, config.camera
+    yield (
+        f"device={config.device} is no device",
+        DEVICE_NAME.fullmatch(config.device) is None,
+        "valid: auto, cpu, cuda, cuda:N",
+    )
     worlds = {"num_envs": config.num_envs}
     if config.algorithm == "distill":
         worlds["distill.teacher.num_envs"] = config.distill.teacher.num_envs

@@ -99,7 +99,7 @@ def _program() -> tuple[str, str]:
 
 def to_yaml(config: Any) -> str:
     """Every setting of a dataclass, resolved; floats round-trip exactly."""
-    return yaml.safe_dump(_plain(config), sort_keys=False, default_flow_style=None, width=100)
+    return yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False, default_flow_style=False)
 
 
 def save_yaml(config: Any, path: Path | str) -> None:
@@ -134,18 +134,27 @@ def load_yaml(path: Path | str, cls: type[T]) -> T:
         raise UserError(f"'{path}': {error}") from error
 
 
+class _Dumper(yaml.SafeDumper):
+    """Groups as lines, lists in one: `block_mass: [0.5, 2.0]`."""
+
+    def represent_sequence(
+        self, tag: str, sequence: Sequence[Any], flow_style: bool | None = None
+    ) -> yaml.Node:
+        return super().represent_sequence(tag, sequence, flow_style=True)
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
     """Refuses a key that stands twice in a mapping, of which YAML would keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
+        seen: list[Any] = []  # a list: a key may be unhashable, which super() refuses
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"{key} is given twice", key_node.start_mark
                 )
-            seen.add(key)
+            seen.append(key)
         return super().construct_mapping(node, deep)
 
 

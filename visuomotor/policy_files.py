@@ -274,9 +274,13 @@ def _evaluation(folder: Path, content: bytes | None) -> dict[str, Any] | None:
     if content is None:
         return None
     try:
-        evaluation = json.loads(content)
+        evaluation = json.loads(content, parse_constant=_refuse_constant)
     except ValueError as error:
-        raise UserError(f"{folder / EVALUATION} is no JSON: {error}") from error
+        raise UserError(f"{folder / EVALUATION} is no strict JSON: {error}") from error
     if not isinstance(evaluation, dict):
         raise UserError(f"{folder / EVALUATION}: expected an object")
     return evaluation
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")

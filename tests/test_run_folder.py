@@ -1,0 +1,236 @@
+"""A run's folder, its metrics, and live progress."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from visuomotor.config import Config, RunConfig
+from visuomotor.errors import UserError
+from visuomotor.overrides import load_yaml
+from visuomotor.progress import Progress
+from visuomotor.run_folder import RunFolder, versions_record
+
+QUIET = Config(task="lifting", run=RunConfig(tensorboard=False))
+
+
+def rows(folder: RunFolder) -> list[dict[str, object]]:
+    return [json.loads(line) for line in folder.metrics_path.read_text().splitlines()]
+
+
+# --- making and finding -------------------------------------------------------------------------
+
+
+def test_a_new_folder_holds_settings_and_versions(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "a"
+    with RunFolder.create(path, QUIET):
+        pass
+    assert load_yaml(path / "config.yaml", Config) == QUIET
+    versions = json.loads((path / "versions.json").read_text())
+    assert versions["torch"] == torch.__version__
+    assert {"python", "mujoco", "visuomotor", "git_commit"} <= set(versions)
+
+
+def test_an_empty_folder_may_be_taken(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path, QUIET).close()
+    assert RunFolder.open(tmp_path).config == QUIET
+
+
+def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path, QUIET).close()
+    with pytest.raises(UserError, match=f"holds a run already.*resume={tmp_path}"):
+        RunFolder.create(tmp_path, QUIET)
+
+
+def test_a_folder_with_other_things_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"not empty.*thesis\.txt.*out=.*resume="):
+        RunFolder.create(tmp_path, QUIET)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match=r"cannot make the run folder.*out="):
+            RunFolder.create(path, QUIET)
+
+
+def test_opening_what_is_no_run_names_one_that_is(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path / "good", QUIET).close()
+    with pytest.raises(UserError, match=f"goood' does not exist.*{tmp_path / 'good'}"):
+        RunFolder.open(tmp_path / "goood")
+    with pytest.raises(UserError, match=r"holds no run \(no config.yaml\)"):
+        RunFolder.open(tmp_path)
+
+
+def test_a_damaged_config_is_refused_by_name(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path, QUIET).close()
+    (tmp_path / "config.yaml").write_text("ppo: {gama: 1}")
+    with pytest.raises(UserError, match=r"config\.yaml.*ppo\.gamma"):
+        RunFolder.open(tmp_path)
+
+
+def test_two_processes_cannot_hold_one_run(tmp_path: Path) -> None:
+    program = (
+        "import sys; from visuomotor.run_folder import RunFolder;"
+        "from visuomotor.cli import run_command;"
+        "sys.exit(run_command(lambda argv: RunFolder.open(argv[0]).close(), sys.argv[1:]))"
+    )
+
+    def open_elsewhere() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path)],
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+
+    with RunFolder.create(tmp_path, QUIET):
+        refused = open_elsewhere()
+        assert refused.returncode == 2
+        assert "in use" in refused.stderr and "Traceback" not in refused.stderr
+    assert open_elsewhere().returncode == 0
+
+
+def test_other_versions_are_told_when_a_run_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RunFolder.create(tmp_path, QUIET).close()
+    RunFolder.open(tmp_path).close()
+    assert capsys.readouterr().err == ""
+    versions = json.loads((tmp_path / "versions.json").read_text())
+    (tmp_path / "versions.json").write_text(json.dumps(versions | {"torch": "1.0"}))
+    RunFolder.open(tmp_path).close()
+    told = capsys.readouterr().err
+    assert "torch was 1.0" in told and torch.__version__ in told and told.count("\n") == 1
+
+
+def test_a_commit_is_recorded_only_if_it_is_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = versions_record()
+    assert record["git_commit"] is None or len(record["git_commit"]) == 40
+    monkeypatch.setenv("PATH", "")
+    assert versions_record()["git_commit"] is None
+
+
+# --- metrics ------------------------------------------------------------------------------------
+
+
+def test_every_update_is_one_object_at_once_on_the_disk(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, QUIET)
+    folder.log({"env_steps": 10, "fps": 2.5, "phase": "ril"})
+    assert rows(folder) == [{"env_steps": 10, "fps": 2.5, "phase": "ril"}]
+    folder.log({"env_steps": 20, "fps": np.float32(0.5), "kl": torch.tensor(0.25)})
+    assert rows(folder)[1] == {"env_steps": 20, "fps": 0.5, "kl": 0.25}
+
+
+def test_what_is_not_finite_becomes_null(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, QUIET)
+    folder.log({"env_steps": 1, "a": float("nan"), "b": np.float64("inf"), "c": torch.tensor(1e39)})
+    assert rows(folder) == [{"env_steps": 1, "a": None, "b": None, "c": None}]
+
+
+def test_going_on_forgets_what_comes_after_the_checkpoint(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path, QUIET) as folder:
+        for step in (10, 20, 30, 40):
+            folder.log({"env_steps": step})
+    with folder.metrics_path.open("ab") as file:
+        file.write(b'{"env_steps": 15, "half')
+    with RunFolder.open(tmp_path) as again:
+        again.truncate_log(20)
+        assert rows(again) == [{"env_steps": 10}, {"env_steps": 20}]
+        again.log({"env_steps": 30, "new": True})
+        assert [row["env_steps"] for row in rows(again)] == [10, 20, 30]
+
+
+def test_a_whole_object_without_its_line_end_is_half_written_too(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path, QUIET) as folder:
+        folder.log({"env_steps": 10})
+    with folder.metrics_path.open("ab") as file:
+        file.write(b'{"env_steps": 20}')
+    with RunFolder.open(tmp_path) as again:
+        again.truncate_log(100)
+        again.log({"env_steps": 20})
+        assert rows(again) == [{"env_steps": 10}, {"env_steps": 20}]
+
+
+def test_going_on_before_anything_was_logged_is_fine(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path, QUIET) as folder:
+        folder.truncate_log(0)
+        folder.log({"env_steps": 10})
+        assert rows(folder) == [{"env_steps": 10}]
+
+
+def test_tensorboard_gets_the_numbers_and_hides_what_was_forgotten(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = replace(QUIET, run=RunConfig(tensorboard=True))
+    with RunFolder.create(tmp_path, config) as folder:
+        for step in (10, 20, 30):
+            folder.log({"env_steps": step, "fps": step / 2, "phase": "ril", "gap": float("nan")})
+    with RunFolder.open(tmp_path) as again:
+        again.truncate_log(10)
+        again.log({"env_steps": 20, "fps": 99.0})
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert events.Tags()["scalars"] == ["fps"]
+    assert [(event.step, event.value) for event in events.Scalars("fps")] == [(10, 5.0), (20, 99.0)]
+
+
+def test_without_tensorboard_there_are_no_events(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path, QUIET) as folder:
+        folder.log({"env_steps": 1, "fps": 1.0})
+    assert not (tmp_path / "tensorboard").exists()
+
+
+# --- progress -----------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_without_a_terminal_lines_come_at_most_every_ten_seconds() -> None:
+    now = [0.0]
+    stream = io.StringIO()
+    with Progress(total=1000, initial=200, label="ril", stream=stream, clock=lambda: now[0]) as bar:
+        for step in range(210, 600, 10):  # 10 steps a second
+            now[0] += 1.0
+            bar.update(step, {"success_rate": 0.5, "fps": 1234.5})
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 4  # after 1, 11, 21 and 31 s
+    assert lines[0] == "ril 210/1,000 (21%), success 50.0%, frames/s 1,234, 01:19 left"
+    assert lines[1].startswith("ril 310/1,000") and lines[1].endswith("01:09 left")
+
+
+def test_the_end_always_gets_its_line() -> None:
+    stream = io.StringIO()
+    with Progress(total=20, stream=stream, clock=lambda: 5.0) as bar:
+        bar.update(10, {})
+        bar.update(20, {})
+    assert stream.getvalue().splitlines() == ["10/20 (50%)", "20/20 (100%)"]
+
+
+def test_a_metric_that_an_update_leaves_out_or_cannot_give_keeps_its_last_value() -> None:
+    stream = io.StringIO()
+    with Progress(total=3, stream=stream, clock=lambda: 5.0) as bar:
+        bar.update(1, {"success_rate": 0.25, "mean_return": 2.0})
+        bar.update(3, {"success_rate": float("nan")})
+    assert stream.getvalue().splitlines()[-1] == "3/3 (100%), success 25.0%, return 2"
+
+
+def test_in_a_terminal_there_is_a_bar_with_the_metrics() -> None:
+    stream = Terminal()
+    with Progress(total=1000, initial=500, label="ril", stream=stream) as bar:
+        bar.update(750, {"success_rate": 0.75, "mean_return": 1.5, "fps": 2000.0})
+    shown = stream.getvalue().split("\r")[-1]
+    for part in ("ril", "75%", "750/1.00k", "success=75.0%", "return=1.5", "frames/s=2,000"):
+        assert part in shown
