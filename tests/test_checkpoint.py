@@ -210,6 +210,13 @@ def test_a_checkpoint_holds_no_pickle(tmp_path: Path) -> None:
     assert content["state"] == {"a": {"$tensor": "a"}, "b": 3}
 
 
+def test_all_files_of_a_checkpoint_are_as_readable_as_the_umask_says(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path / "checkpoints", 0, {"a": torch.zeros(1)})
+    (tmp_path / "plain").write_bytes(b"")
+    modes = {entry.stat().st_mode for entry in [tmp_path / "plain", *path.iterdir()]}
+    assert len(modes) == 1
+
+
 # --- which one ----------------------------------------------------------------------------------
 
 

@@ -81,6 +81,8 @@ def save_checkpoint(folder: Path | str, step: int, state: dict[Any, Any], keep: 
         content["sha256"] = _content_digest(content)
         text = json.dumps(content, allow_nan=False, separators=(",", ":"))
         (partial / STATE_FILE).write_text(text, encoding="utf-8")
+        # safetensors lets only the owner read its file; the umask is to decide.
+        shutil.copymode(partial / STATE_FILE, partial / TENSORS_FILE)
         sync(partial / STATE_FILE)
         sync(partial)
         partial.rename(folder / name)

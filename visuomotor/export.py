@@ -137,8 +137,8 @@ def export_bundle(
       seed: of the golden episodes.
       overwrite: replaces a bundle that is there.
 
-    Raises UserError if `out_path` is in the way or cannot be written, if the weights are not finite, or
-    if ONNX Runtime and torch differ by more than 1e-5.
+    Raises UserError if `out_path` is in the way or cannot be written, if the weights are not
+    finite, or if ONNX Runtime and torch differ by more than 1e-5.
     """
     check_destination(out_path, overwrite)
     broken = [name for name, value in actor.state_dict().items() if not value.isfinite().all()]

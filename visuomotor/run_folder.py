@@ -11,6 +11,7 @@ Knows nothing of learners and environments.
 
 from __future__ import annotations
 
+import atexit
 import errno
 import fcntl
 import importlib.metadata
@@ -179,11 +180,14 @@ class RunFolder:
         from torch.utils.tensorboard import SummaryWriter
 
         # Its own thread writes, so that an update does not wait for the disk.
-        return SummaryWriter(
+        events = SummaryWriter(
             str(self.path / "tensorboard"),
             purge_step=self._purge_step,
             flush_secs=int(EVENT_SECONDS),
         )
+        # That thread dies with the process, and what it has not flushed with it.
+        atexit.register(events.close)
+        return events
 
 
 def _lock(path: Path) -> TextIO | None:

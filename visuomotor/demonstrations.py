@@ -1,0 +1,324 @@
+"""Demonstration files in robomimic's HDF5 layout, and what training draws from them.
+
+    data                       attrs: total, env_args (JSON)
+    data/demo_<i>              attrs: num_samples, model_file (MJCF)
+    data/demo_<i>/states       (T, 1 + nq + nv): time [s], qpos, qvel before the action
+    data/demo_<i>/actions      (T, 9) joint velocities in [-1, 1]; may be missing in foreign files
+    data/demo_<i>/rewards, dones   (T,)
+    data/demo_<i>/stages       (T,) index of the task's stage; may be missing in foreign files
+    data/demo_<i>/obs/proprio, obs/object_features   (T, ...); may be missing: derived from states
+
+Knows no simulator and no network.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from visuomotor import __version__
+from visuomotor.errors import UserError
+from visuomotor.files import partial_path, sync
+
+ACTION_TOLERANCE = 1e-3  # beyond [-1, 1]: rounding of other people's files
+MAX_STEPS = 10_000_000  # of a file: beyond it the shape is damage, not data
+MIN_STD = 1e-2  # floor of a statistic's deviation, in units of the value; constants stay finite
+SHARE_SMOOTHING = 0.01  # weight of each new episode in the average that moves the curriculum
+_DEMO_NAME = re.compile(r"demo_(\d+)")
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One episode; T steps, each as it was before its action."""
+
+    states: np.ndarray  # (T, nq + nv) float64
+    actions: np.ndarray | None  # (T, A) float32 in [-1, 1]
+    rewards: np.ndarray  # (T,) float32
+    dones: np.ndarray  # (T,) bool
+    stages: np.ndarray | None  # (T,) int64
+    proprio: np.ndarray | None  # (T, 24) float32
+    features: np.ndarray | None  # (T, F) float32
+    seed: int = -1  # the episode's number; -1: unknown
+    success: bool = True
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """Episodes of one task."""
+
+    task: str
+    control_dt: float  # s
+    demos: list[Demonstration]
+    model_xml: str = ""
+
+    def __len__(self) -> int:
+        return len(self.demos)
+
+    @property
+    def total_steps(self) -> int:
+        return sum(len(demo.states) for demo in self.demos)
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def save_demonstrations(path: Path | str, demonstrations: Demonstrations) -> None:
+    """Writes the file in one go: a failure leaves an older file of that name as it was."""
+    path = Path(path)
+    partial = partial_path(path)
+    try:
+        with h5py.File(partial, "w") as file:
+            _write(file, demonstrations)
+        sync(partial)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def _write(file: h5py.File, demonstrations: Demonstrations) -> None:
+    data = file.create_group("data")
+    data.attrs["total"] = demonstrations.total_steps
+    env_args = {
+        "env_name": demonstrations.task,
+        "env_version": __version__,
+        "type": 1,  # robomimic's number for a robosuite-like environment
+        "env_kwargs": {"task": demonstrations.task, "control_dt": demonstrations.control_dt},
+    }
+    data.attrs["env_args"] = json.dumps(env_args)
+    for index, demo in enumerate(demonstrations.demos):
+        group = data.create_group(f"demo_{index}")
+        length = len(demo.states)
+        group.attrs["num_samples"] = length
+        group.attrs["model_file"] = demonstrations.model_xml
+        group.attrs["seed"] = demo.seed
+        group.attrs["success"] = demo.success
+        time = np.arange(length)[:, None] * demonstrations.control_dt
+        group["states"] = np.concatenate((time, demo.states), axis=1)
+        group["rewards"] = demo.rewards
+        group["dones"] = np.asarray(demo.dones, dtype=np.int64)
+        optional = {
+            "actions": demo.actions,
+            "stages": demo.stages,
+            "obs/proprio": demo.proprio,
+            "obs/object_features": demo.features,
+        }
+        for name, values in optional.items():
+            if values is not None:
+                group[name] = values
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def load_demonstrations(
+    path: Path | str,
+    *,
+    task: str | None = None,
+    state_dim: int | None = None,
+    action_dim: int | None = 9,
+) -> Demonstrations:
+    """Reads a file and checks every part of it.
+
+    task: refuse files that name another one. state_dim: nq + nv of the scene. action_dim: A.
+    Raises UserError naming the file, the key, what was found and what is expected.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such demonstration file; make one with visuomotor.demonstrate")
+    try:
+        with h5py.File(path, "r") as file:
+            return _read(_Reader(path, file), task, state_dim, action_dim)
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        facts = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: cannot be read as HDF5 ({facts}); expected a whole file in robomimic's layout"
+        ) from error
+
+
+class _Reader:
+    """Gets keys of an open file, or says what is the matter with them."""
+
+    def __init__(self, path: Path, file: h5py.File):
+        self._path = path
+        self.file = file
+
+    def fail(self, key: str, found: str, expected: str) -> UserError:
+        return UserError(f"{self._path}: '{key}' {found}; expected {expected}")
+
+    def group(self, key: str) -> h5py.Group:
+        if key not in self.file:
+            raise self.fail(key, "is missing", "a group, as in robomimic's layout")
+        group = self.file[key]
+        if not isinstance(group, h5py.Group):
+            raise self.fail(key, "is a dataset", "a group")
+        return group
+
+    def array(self, key: str, shape: tuple[int | None, ...], dtype: Any) -> np.ndarray:
+        """A dataset of finite numbers; None in `shape` allows any length."""
+        wanted = "x".join("any" if n is None else str(n) for n in shape)
+        if key not in self.file:
+            raise self.fail(key, "is missing", f"a dataset of shape {wanted}")
+        dataset = self.file[key]
+        if not isinstance(dataset, h5py.Dataset):
+            raise self.fail(key, "is a group", f"a dataset of shape {wanted}")
+        found = dataset.shape
+        fits = len(found) == len(shape) and all(
+            n is None or n == m for n, m in zip(shape, found, strict=True)
+        )
+        if not fits:
+            raise self.fail(key, f"has shape {'x'.join(map(str, found)) or 'scalar'}", wanted)
+        if math.prod(found) == 0 or found[0] > MAX_STEPS:
+            raise self.fail(key, f"has {found[0]} rows", f"1 to {MAX_STEPS}")
+        if dataset.dtype.kind not in "fiub":
+            raise self.fail(key, f"holds {dataset.dtype}", "numbers")
+        values = dataset[()]
+        bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
+        if len(bad) > 0:
+            raise self.fail(key, f"is not finite at step {bad[0]}", "finite numbers")
+        return np.asarray(values, dtype=dtype)
+
+    def optional(self, key: str, shape: tuple[int | None, ...], dtype: Any) -> np.ndarray | None:
+        return self.array(key, shape, dtype) if key in self.file else None
+
+
+def _read(
+    reader: _Reader, task: str | None, state_dim: int | None, action_dim: int | None
+) -> Demonstrations:
+    data = reader.group("data")
+    name, control_dt = _env_args(reader, data, task)
+    numbered = [(int(m[1]), key) for key in data if (m := _DEMO_NAME.fullmatch(key)) is not None]
+    if not numbered:
+        raise reader.fail("data", "holds no demonstration", "groups demo_0, demo_1, ...")
+    demos, model_xml = [], ""
+    for _, key in sorted(numbered):  # by number: demo_10 comes after demo_2
+        group = reader.group(f"data/{key}")
+        demos.append(_read_demo(reader, f"data/{key}", group, state_dim, action_dim))
+        model_xml = str(group.attrs.get("model_file", model_xml))
+    widths = {demo.states.shape[1] for demo in demos}
+    if len(widths) > 1:
+        raise reader.fail("data/*/states", f"differ in width: {sorted(widths)}", "one scene")
+    return Demonstrations(name, control_dt, demos, model_xml)
+
+
+def _env_args(reader: _Reader, data: h5py.Group, task: str | None) -> tuple[str, float]:
+    key = "data (attribute env_args)"
+    if "env_args" not in data.attrs:
+        raise reader.fail(key, "is missing", "JSON with env_name and env_kwargs")
+    try:
+        env_args = json.loads(data.attrs["env_args"])
+        name = env_args["env_name"]
+        control_dt = float(env_args.get("env_kwargs", {}).get("control_dt", 0.05))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise reader.fail(key, f"cannot be read ({error!r})", "JSON with env_name") from error
+    if task is not None and name != task:
+        raise reader.fail(key, f"names the task '{name}'", f"'{task}'")
+    return str(name), control_dt
+
+
+def _read_demo(
+    reader: _Reader, key: str, group: h5py.Group, state_dim: int | None, action_dim: int | None
+) -> Demonstration:
+    width = None if state_dim is None else state_dim + 1
+    states = reader.array(f"{key}/states", (None, width), np.float64)
+    length = len(states)
+    declared = group.attrs.get("num_samples", length)
+    if int(declared) != length:
+        found = f"says {declared} where states has {length} rows"
+        raise reader.fail(f"{key} (attribute num_samples)", found, "the same number")
+    actions = reader.optional(f"{key}/actions", (length, action_dim), np.float32)
+    if actions is not None:
+        excess = np.abs(actions).max()
+        if excess > 1.0 + ACTION_TOLERANCE:
+            raise reader.fail(f"{key}/actions", f"reaches {excess:.4g}", "values in [-1, 1]")
+        actions = actions.clip(-1.0, 1.0)
+    rewards = reader.optional(f"{key}/rewards", (length,), np.float32)
+    dones = reader.optional(f"{key}/dones", (length,), np.bool_)
+    return Demonstration(
+        states=states[:, 1:],  # without the time
+        actions=actions,
+        rewards=np.zeros(length, np.float32) if rewards is None else rewards,
+        dones=np.zeros(length, np.bool_) if dones is None else dones,
+        stages=reader.optional(f"{key}/stages", (length,), np.int64),
+        proprio=reader.optional(f"{key}/obs/proprio", (length, None), np.float32),
+        features=reader.optional(f"{key}/obs/object_features", (length, None), np.float32),
+        seed=int(group.attrs.get("seed", -1)),
+        success=bool(group.attrs.get("success", True)),
+    )
+
+
+# --- what training draws from them ----------------------------------------------------------------
+
+
+class ResetState(NamedTuple):
+    """Where an episode may start."""
+
+    state: np.ndarray  # (nq + nv,)
+    demo: int
+    step: int
+
+
+class ResetStates:
+    """Start states from demonstrations (the curriculum of Zhu et al. 2018).
+
+    stages: (T,) of each demonstration, as the task sees its states now.
+    """
+
+    def __init__(self, demonstrations: Demonstrations, stages: Sequence[Tensor]):
+        self._demos = demonstrations.demos
+        clusters: dict[int, list[tuple[int, int]]] = {}
+        for demo, per_step in enumerate(stages):
+            for step, stage in enumerate(per_step.tolist()):
+                clusters.setdefault(int(stage), []).append((demo, step))
+        self._clusters = [clusters[stage] for stage in sorted(clusters)]
+
+    def sample(self, rng: np.random.Generator, by_stage: float) -> ResetState:
+        """With probability `by_stage` a stage uniformly, then a state in it; else a demonstration
+        uniformly, then a state uniform in time."""
+        if rng.random() < by_stage:
+            cluster = self._clusters[rng.integers(len(self._clusters))]
+            demo, step = cluster[rng.integers(len(cluster))]
+        else:
+            demo = int(rng.integers(len(self._demos)))
+            step = int(rng.integers(len(self._demos[demo].states)))
+        return ResetState(self._demos[demo].states[step], demo, step)
+
+
+class ShareSchedule:
+    """The share of starts from the initial distribution: grows with the success from there."""
+
+    def __init__(self, initial_share: float, final_share: float):
+        self._initial, self._final = initial_share, final_share
+        self._success = 0.0
+
+    @property
+    def value(self) -> float:
+        return self._initial + (self._final - self._initial) * self._success
+
+    def update(self, success: bool) -> None:
+        """Takes in an episode that began from the initial distribution."""
+        self._success += SHARE_SMOOTHING * (float(success) - self._success)
+
+    def state_dict(self) -> dict[str, float]:
+        return {"success": self._success}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self._success = float(state["success"])
+
+
+def normalization(values: Tensor) -> tuple[Tensor, Tensor]:
+    """(M, D) -> mean and deviation, (D,) each; the deviation has a floor of MIN_STD."""
+    values = torch.as_tensor(values).float()
+    return values.mean(dim=0), values.std(dim=0).clamp(min=MIN_STD)
