@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -150,7 +151,7 @@ def benchmark(argv: list[str]) -> int:
         train.append(_seconds(learner.iterate, 1, device))
         physics.append(_physics_seconds(learner, 1))
         caster = learner.env.camera.caster
-        render.append(_seconds(lambda: caster.render(everyone), 3, device))
+        render.append(_seconds(partial(caster.render, everyone), 3, device))
         act.append(_act_seconds(learner, 3))
         learn.append(_learn_seconds(learner, learner.cloning_batch(), 1))
     per_step = {

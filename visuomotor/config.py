@@ -150,7 +150,7 @@ class CurriculumConfig:
     enabled: bool = True  # start episodes from demonstration states
     initial_share: float = 0.3  # epsilon at first: share of starts from the initial distribution
     final_share: float = 0.7  # epsilon once the policy succeeds from there
-    by_stage: float = 0.5  # of the demonstration starts: share drawn stage first; rest uniform in time
+    by_stage: float = 0.5  # share of demonstration starts drawn stage first; rest uniform in time
 
 
 @dataclass(frozen=True)

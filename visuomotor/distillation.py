@@ -7,17 +7,17 @@ no scripted expert acts or labels here. Wires environment and networks; knows no
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from visuomotor.aux_tasks import AuxHeads
 from visuomotor.config import Config
 from visuomotor.demonstrations import ResetStates
-from visuomotor.envs import StepResult, make_env
+from visuomotor.envs import make_env
+from visuomotor.episode_log import EpisodeLog
 from visuomotor.networks import load_optimizer_state, optimizer_state
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.policies import PixelPolicy, make_actor
@@ -26,7 +26,6 @@ from visuomotor.replay import DemonstrationReplay
 from visuomotor.rollout import RolloutBuffer
 from visuomotor.state_teacher import StateTeacher
 
-SUCCESS_WINDOW = 200  # episodes
 TEACHER_FADE = 0.3  # share of the run after which the student acts everywhere
 MAX_GRAD_NORM = 1.0
 
@@ -88,7 +87,7 @@ class Distillation:
         self._filled = 0
         self.env_steps = 0
         self.iterations = 0
-        self._outcomes: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=SUCCESS_WINDOW))
+        self._episodes = EpisodeLog(self.env.task.stages, self.observation.stage)
 
     def _buffer(self, replay: DemonstrationReplay, aux_dim: int) -> RolloutBuffer:
         camera = self.config.camera
@@ -122,7 +121,8 @@ class Distillation:
         self.iterations += 1
         self.env_steps += self.config.ppo.num_steps * self.env.num_envs
         metrics |= {"learning_rate": rate, "teacher_share": self._teacher_share()}
-        metrics |= {name: float(np.mean(values)) for name, values in self._outcomes.items()}
+        metrics |= self._episodes.metrics()
+        metrics["mean_reward"] = float(self._buffers[slot].task_reward.mean())
         return metrics
 
     def _teacher_share(self) -> float:
@@ -167,7 +167,7 @@ class Distillation:
                 truncated=result.truncated,
             )
             self._episode_start = result.terminated | result.truncated
-            self._record(result, began_initially & ~teacher_acts.cpu())
+            self._episodes.record(result, began_initially, ~teacher_acts.cpu())
 
     def _fit(self, fresh: int) -> dict[str, float]:
         """`epochs` passes over the fresh rollout, each beside as much of older ones."""
@@ -195,15 +195,6 @@ class Distillation:
                         totals[name].append(float(value))
         return {name: float(np.mean(values)) for name, values in totals.items()}
 
-    def _record(self, result: StepResult, counts: Tensor) -> None:
-        for world in result.final_env_ids.tolist():
-            if bool(counts[world]):
-                self._outcomes["success_rate"].append(float(result.success[world]))
-                for index, name in enumerate(self.env.task.stages):
-                    reached = float(int(result.stage[world]) == index)
-                    self._outcomes[f"end_stage/{name}"].append(reached)
-        self._outcomes["mean_reward"].append(float(result.reward.mean()))
-
     def state_dict(self) -> dict[str, Any]:
         """Everything but the memory of older rollouts, which is part of an exact resume too."""
         return {
@@ -217,7 +208,7 @@ class Distillation:
             "episode_start": self._episode_start,
             "env_steps": self.env_steps,
             "iterations": self.iterations,
-            "outcomes": {name: list(values) for name, values in self._outcomes.items()},
+            "episodes": self._episodes.state_dict(),
             "generator": self._generator.get_state(),
             "observation": {
                 name: value
@@ -242,9 +233,7 @@ class Distillation:
         self._episode_start = state["episode_start"].to(device)
         self.env_steps = int(state["env_steps"])
         self.iterations = int(state["iterations"])
-        self._outcomes.clear()
-        for name, values in state["outcomes"].items():
-            self._outcomes[name].extend(values)
+        self._episodes.load_state_dict(state["episodes"])
         self._generator.set_state(state["generator"])
         seen = {name: value.to(device) for name, value in state["observation"].items()}
         self.observation = self.observation._replace(**seen)

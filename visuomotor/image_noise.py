@@ -12,6 +12,7 @@ from torch import Tensor
 
 from visuomotor.vision_import import functional
 
+
 @dataclass(frozen=True)
 class SensorFactors:
     """Of camera, actuators and joint sensors, (N,) each."""

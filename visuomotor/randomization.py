@@ -103,9 +103,7 @@ class Randomizer:
         ]
         self._prop_names = [model.body(body).name for body in self._props]
         self._prop_geoms = [model.geom(name).id for name in self._prop_names]
-        self._joints = [
-            j for j in range(model.njnt) if model.joint(j).name.startswith(ARM_PREFIX)
-        ]
+        self._joints = [j for j in range(model.njnt) if model.joint(j).name.startswith(ARM_PREFIX)]
         self._dofs = [int(model.jnt_dofadr[j]) for j in self._joints]
         self._factors: list[Factor] = []
         self._enabled: list[bool] = []
@@ -156,9 +154,7 @@ class Randomizer:
         self._surfaces = {
             "table": [model.mat("table").id],
             "floor": [model.mat("floor").id],
-            "arm": [
-                i for i in range(model.nmat) if model.mat(i).name.startswith(ARM_PREFIX)
-            ],
+            "arm": [i for i in range(model.nmat) if model.mat(i).name.startswith(ARM_PREFIX)],
         }
         self._surfaces |= {name: [model.mat(name).id] for name in self._prop_names}
         ranges = {"table": c.table_colour, "floor": c.floor_colour, "arm": c.arm_colour}
@@ -170,9 +166,7 @@ class Randomizer:
             bounds = ranges.get(surface, c.block_colour)
             self._add(f"colour/{surface}", list(CHANNELS), bounds, 0.0, on)
             self._add(f"texture/{surface}", [], (0.0, last), 0.0, on, "integer")
-            self._add(
-                f"texture_repeat/{surface}", [], c.texture_repeat, 1.0, on, "log_uniform"
-            )
+            self._add(f"texture_repeat/{surface}", [], c.texture_repeat, 1.0, on, "log_uniform")
         self._add("brightness", [], c.brightness, 1.0, on)
         self._add("contrast", [], c.contrast, 1.0, on)
         self._add("hue", [], c.hue, 0.0, on)
@@ -277,7 +271,8 @@ def _light_diffuse(r: Randomizer, field: Tensor, rows: Tensor) -> None:
 
 def _mat_rgba(r: Randomizer, field: Tensor, rows: Tensor) -> None:
     """Colours, and the camera's hue error: a turn of the hue circle commutes with grey textures and
-    with shading, so turning the palette once an episode saves turning every pixel of every frame."""
+    with shading, so turning the palette once an episode saves turning every pixel of every frame.
+    """
     for surface, materials in r._surfaces.items():
         shift = r.column(rows, f"colour/{surface}").unsqueeze(1)
         field[:, materials, :3] = (field[:, materials, :3] + shift).clamp(0.0, 1.0)

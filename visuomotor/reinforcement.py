@@ -6,7 +6,6 @@ what the policy reads. Wires environment, networks and losses; knows no files an
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,8 @@ from torch import Tensor
 from visuomotor.aux_tasks import AuxHeads
 from visuomotor.config import Config
 from visuomotor.demonstrations import ResetStates, ShareSchedule
-from visuomotor.envs import StepResult, make_env
+from visuomotor.envs import make_env
+from visuomotor.episode_log import EpisodeLog
 from visuomotor.gail_reward import Discriminator, GailTrainer, imitation_reward, mix_rewards
 from visuomotor.policies import PixelPolicy, make_actor, make_critic, make_teacher
 from visuomotor.ppo import PPO, CloningBatch, cloning_loss, gaussian_log_prob
@@ -26,7 +26,6 @@ from visuomotor.rollout import ReturnNormalizer, RolloutBuffer
 
 CLONING_NOISE = 0.05  # deviations of the state: what the teacher's cloning adds to its inputs
 CLONING_STATES = 1024  # steps in a cloning batch of the teacher
-SUCCESS_WINDOW = 200  # episodes over which success rates are averaged
 
 Progress = Callable[[dict[str, float]], None]
 
@@ -82,8 +81,7 @@ class Reinforcement:
         self.iterations = 0
         self._episode_start = torch.ones(num_envs, dtype=torch.bool, device=device)
         self.policy = PixelPolicy(self.actor, num_envs) if pixels else None
-        self._outcomes: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=SUCCESS_WINDOW))
-        self._start_stage = self.observation.stage.clone()
+        self._episodes = EpisodeLog(self.env.task.stages, self.observation.stage)
 
     def _build_networks(self, num_envs: int) -> None:
         config, replay, device = self.config, self._replay, self.device
@@ -216,7 +214,8 @@ class Reinforcement:
         self.iterations += 1
         self.env_steps += ppo.num_steps * self.env.num_envs
         metrics |= {"cloning_weight": weight, "initial_share": self.share.value}
-        metrics |= {name: float(np.mean(values)) for name, values in self._outcomes.items()}
+        metrics |= self._episodes.metrics()
+        metrics["mean_reward"] = float(buffer.task_reward.mean())
         metrics["mean_std"] = float(self.actor.std().detach().mean())
         metrics["randomization_strength"] = self.env.strength
         return metrics
@@ -292,24 +291,8 @@ class Reinforcement:
                 truncated=result.truncated,
             )
             self._episode_start = result.terminated | result.truncated
-            self._record(result, began_initially)
-
-    def _record(self, result: StepResult, began_initially: Tensor) -> None:
-        """Outcomes of the episodes that ended: by where they began and how far they came."""
-        for world in result.final_env_ids.tolist():
-            success = float(result.success[world])
-            stage = int(result.stage[world])
-            names = self.env.task.stages
-            if bool(began_initially[world]):
-                self.share.update(bool(success))
-                self._outcomes["success_rate"].append(success)
-                for index, name in enumerate(names):
-                    self._outcomes[f"end_stage/{name}"].append(float(stage == index))
-            else:
-                start = names[int(self._start_stage[world])]
-                self._outcomes[f"success_from/{start}"].append(success)
-            self._start_stage[world] = self.observation.stage[world]
-        self._outcomes["mean_reward"].append(float(result.reward.mean()))
+            for success in self._episodes.record(result, began_initially):
+                self.share.update(success)
 
     # --- exact resume -----------------------------------------------------------------------------
 
@@ -323,8 +306,7 @@ class Reinforcement:
             "env_steps": self.env_steps,
             "iterations": self.iterations,
             "episode_start": self._episode_start,
-            "start_stage": self._start_stage,
-            "outcomes": {name: list(values) for name, values in self._outcomes.items()},
+            "episodes": self._episodes.state_dict(),
             "generators": {name: g.get_state() for name, g in self._generators.items()},
             "observation": {
                 name: value
@@ -346,10 +328,7 @@ class Reinforcement:
         self.iterations = int(state["iterations"])
         device = self.device
         self._episode_start = state["episode_start"].to(device)
-        self._start_stage = state["start_stage"].to(device)
-        self._outcomes.clear()
-        for name, values in state["outcomes"].items():
-            self._outcomes[name].extend(values)
+        self._episodes.load_state_dict(state["episodes"])
         for name, generator in self._generators.items():
             generator.set_state(state["generators"][name])
         seen = {name: value.to(device) for name, value in state["observation"].items()}

@@ -20,6 +20,7 @@ from visuomotor.rollout import Sequences
 
 _APPEARANCE = 21  # concern of the random streams of a replay's appearances
 REPLAY_WORLDS = 64
+EARLIER_ACTIONS = 2 * 9  # numbers at the end of a state: the action executed, the one requested
 
 
 class DemonstrationReplay:
@@ -78,9 +79,15 @@ class DemonstrationReplay:
 
     def state_batch(self, size: int, noise: float, generator: torch.Generator) -> CloningBatch:
         """Independent steps for a state teacher, (1, size, ...); noise: in deviations of the
-        state, so that the clone learns to come back."""
+        state, so that the clone learns to come back.
+
+        The earlier actions that the state ends with come from other steps: a clone that sees its
+        demonstrator's last action repeats it instead of looking (de Haan et al. 2019).
+        """
         chosen = torch.randint(len(self.all_state), (size,), generator=generator)
-        state = self.all_state[chosen]
+        other = torch.randint(len(self.all_state), (size,), generator=generator)
+        state = self.all_state[chosen].clone()
+        state[:, -EARLIER_ACTIONS:] = self.all_state[other, -EARLIER_ACTIONS:]
         _, std = self.statistics(self.state)
         state = state + noise * std * torch.randn(state.shape, generator=generator)
         return CloningBatch(Sequences(state=state.unsqueeze(0)), self.all_actions[chosen][None])

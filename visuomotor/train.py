@@ -1,13 +1,14 @@
 """Trains a policy: `python -m visuomotor.train task=stacking`, or `resume=runs/...` to go on.
 
 The story: demonstrations -> (teacher from state ->) pixel actor -> evaluation, with checkpoints on
-the way. Leaves with code 0 when done, 130 after Ctrl-C and 143 after SIGTERM (both save first), 2 on
-bad input.
+the way. Leaves with code 0 when done, 130 after Ctrl-C and 143 after SIGTERM (both save first), 2
+on bad input.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from dataclasses import replace
@@ -185,8 +186,8 @@ class Run:
     def _log(self, metrics: dict[str, float]) -> None:
         steps = self.steps_before + self.learner.env_steps
         row: dict[str, Any] = {"env_steps": steps, "wall_s": self.wall_seconds()}
-        row |= {"phase": self.phase, "fps": metrics.pop("fps")}
-        row["success_rate"] = metrics.pop("success_rate", 0.0)
+        # Rates are unknown, not 0, before the first episode has ended.
+        row |= {"phase": self.phase, "success_rate": math.nan, "mean_return": math.nan}
         self.folder.log(row | metrics)
 
     def wall_seconds(self) -> float:

@@ -1,10 +1,10 @@
 """torchvision's transforms, also beside a CPU-only torch.
 
-PyPI's torchvision is compiled against the CUDA build of torch. Beside a CPU-only torch its extension
-cannot load, but its meta registrations still ask for the schemas of two operators, and the import
-fails with "operator torchvision::nms does not exist". Declaring the two schemas first is enough for
-everything that needs no compiled operator, which is all that is used here. Where the extension does
-load, it has defined them itself and the declaration is left out.
+PyPI's torchvision is compiled against the CUDA build of torch. Beside a CPU-only torch its
+extension cannot load, but its meta registrations still ask for the schemas of two operators, and
+the import fails with "operator torchvision::nms does not exist". Declaring the two schemas first is
+enough for everything that needs no compiled operator, which is all that is used here. Where the
+extension does load, it has defined them itself and the declaration is left out.
 """
 
 from __future__ import annotations
@@ -38,6 +38,6 @@ if not _extension_loads():
     for _schema in _SCHEMAS:
         _library.define(_schema)
 
-from torchvision.transforms.v2 import functional as functional  # noqa: E402, PLC0414
+from torchvision.transforms.v2 import functional as functional  # noqa: E402
 
 __all__ = ["functional"]

@@ -1,4 +1,4 @@
-"""What a task is: its props, start states, stages, reward, success, and what privileged modules see.
+"""What a task is: props, start states, stages, reward, success, and what privileged modules see.
 
 Knows nothing of cameras, randomization or learning. Everything is written once, in torch, on the
 tensors of a Simulation.
