@@ -78,7 +78,7 @@ def _actor(seed: int, recurrent: bool = True) -> PixelActor:
         init_log_std=torch.zeros(9),
         min_std=torch.full((9,), 0.1),
     )
-    torch.nn.init.normal_(actor.mean_head.weight, std=3.0)  # velocities that differ and saturate
+    torch.nn.init.normal_(actor.mean_head.weight, std=9.0)  # velocities that differ and saturate
     return actor
 
 

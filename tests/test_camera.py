@@ -78,7 +78,7 @@ def _sensor_env(period, delay):
     return make_env(replace(config, camera=replace(config.camera, period=period)), num_envs=2)
 
 
-@pytest.mark.parametrize(("period", "delay"), [(1, 0), (4, 0), (4, 2), (4, 4)])
+@pytest.mark.parametrize(("period", "delay"), [(1, 0), (4, 0), (4, 2), (4, 4), (1, 2), (2, 5)])
 def test_frames_arrive_at_the_period_and_after_the_delay(period, delay):
     """Every shown image equals one rendered `delay` steps before it appeared."""
     env = _sensor_env(period, delay)

@@ -8,6 +8,7 @@ import torch
 from visuomotor.networks import (
     GaussianHead,
     Normalizer,
+    SpatialSoftmax,
     load_optimizer_state,
     mlp,
     optimizer_state,
@@ -97,3 +98,24 @@ def test_an_optimizer_restored_from_plain_tensors_goes_on_identically() -> None:
         step(net, adam)
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_spatial_softmax_says_where_a_channel_responds() -> None:
+    layer = SpatialSoftmax(rows=5, columns=9)
+    maps = torch.zeros(1, 2, 5, 9)
+    maps[0, 0, 4, 2] = maps[0, 1, 1, 8] = 100.0
+    # y of both channels, then x: row 4 of 0..4 is 1, row 1 is -1/2; column 2 of 0..8 is -1/2.
+    assert layer(maps)[0].tolist() == pytest.approx([1.0, -0.5, -0.5, 1.0], abs=1e-5)
+
+
+def test_a_spatial_softmax_of_an_even_map_is_the_middle() -> None:
+    assert SpatialSoftmax(4, 6)(torch.full((2, 3, 4, 6), 7.0)).abs().max() < 1e-6
+
+
+def test_what_moves_in_the_maps_moves_in_the_output() -> None:
+    layer = SpatialSoftmax(8, 8)
+    maps = torch.full((1, 1, 8, 8), -50.0)
+    maps[0, 0, 2:4, 3:5] = torch.tensor([[1.0, 2.0], [0.5, 1.0]])
+    moved = maps.roll((2, 1), dims=(2, 3))
+    # One cell is 2 / 7 of the range.
+    assert (layer(moved) - layer(maps))[0].tolist() == pytest.approx([4 / 7, 2 / 7], abs=1e-5)

@@ -248,10 +248,10 @@ def test_worlds_must_divide_into_minibatches() -> None:
     message = refusal("num_envs=10")
     assert "num_envs=10" in message and "ppo.minibatches=4" in message and "such as 8" in message
     parse_overrides(["num_envs=10", "ppo.minibatches=5"], Config)
-    # The teacher's 256 worlds count only where there is a teacher.
+    # The teacher's 128 worlds count only where there is a teacher.
     odd = ["num_envs=9", "ppo.minibatches=3"]
     parse_overrides(odd, Config)
-    assert "distill.teacher.num_envs=256" in refusal("algorithm=distill", *odd)
+    assert "distill.teacher.num_envs=128" in refusal("algorithm=distill", *odd)
 
 
 def test_a_control_step_is_a_whole_number_of_physics_steps() -> None:

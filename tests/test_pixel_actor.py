@@ -191,3 +191,24 @@ def test_impossible_shapes_are_refused() -> None:
         PixelActor(action_dim=8, init_log_std=std, min_std=std)
     with pytest.raises(ValueError, match="16x64"):
         PixelActor(height=16, init_log_std=std, min_std=std)
+
+
+@pytest.mark.parametrize("encoder", ["keypoints", "flat"])
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (20, 20), (33, 48)])
+def test_every_encoder_takes_images_of_these_sizes(encoder: str, height: int, width: int) -> None:
+    actor = PixelActor(
+        height=height,
+        width=width,
+        encoder=encoder,
+        init_log_std=torch.zeros(9),
+        min_std=torch.full((9,), 0.1),
+    )
+    pixels = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8)
+    visual = actor.encode(pixels)
+    assert visual.shape == (2, 128)
+    assert not torch.equal(visual[0], visual[1])
+
+
+def test_an_unknown_encoder_is_refused_with_the_valid_ones() -> None:
+    with pytest.raises(ValueError, match=r"'resnet' is unknown; valid: keypoints, flat"):
+        PixelActor(encoder="resnet", init_log_std=torch.zeros(9), min_std=torch.full((9,), 0.1))

@@ -31,6 +31,8 @@ from visuomotor.demonstrations import (
 from visuomotor.envs import VisuomotorEnv, make_env, make_task
 from visuomotor.errors import UserError
 from visuomotor.experts import Expert
+from visuomotor.files import partial_path
+from visuomotor.limits import at_least, require
 from visuomotor.overrides import parse_overrides
 
 # Control steps kept after success: they show that a finished job is left alone.
@@ -68,13 +70,27 @@ def demonstrations_for(config: Config) -> Demonstrations:
     settings = (__version__, config.env.control_dt, config.env.episode_steps, TREMBLING, xml)
     key = "|".join(map(str, settings))
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
-    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "visuomotor"
+    # Set but empty means the same as not set (XDG base directory specification).
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "visuomotor"
     path = root / f"{config.task}-{DEFAULT_EPISODES}-{digest}.hdf5"
     if not path.exists():
+        _check_writable(path, "set XDG_CACHE_HOME to a folder that can be written")
         print(f"making {DEFAULT_EPISODES} demonstrations of {config.task}: {path}", file=sys.stderr)
-        path.parent.mkdir(parents=True, exist_ok=True)
         _make_file(quiet, DEFAULT_EPISODES, DEFAULT_SEED, path, TREMBLING)
     return load_demonstrations(path, task=config.task)
+
+
+def _check_writable(path: Path, remedy: str) -> None:
+    """Makes the folder. Raises UserError before any work is done for a file that cannot be kept."""
+    if path.is_dir():
+        raise UserError(f"cannot write '{path}': it is a folder; {remedy}")
+    probe = partial_path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write '{path}': {error.strerror}; {remedy}") from error
 
 
 def _make_file(config: Config, episodes: int, seed: int, path: Path, trembling: float) -> int:
@@ -118,7 +134,7 @@ def collect(
         if failures > 4 * episodes:
             raise UserError(
                 f"the scripted expert failed {failures} times on task '{config.task}' with these "
-                f"settings; valid settings are near the defaults: check env.* and camera.*"
+                f"settings; valid settings are near the defaults: check trembling and env.*"
             )
         if progress is not None:
             progress(len(demos), failures)
@@ -195,8 +211,9 @@ def demonstrate(argv: list[str]) -> int:
         raise UserError(f"episodes={options.episodes}; at least 1 is needed")
     if not 0.0 <= options.trembling <= 1.0:
         raise UserError(f"trembling={options.trembling} is not valid; valid: from 0 up to 1")
+    require("seed", options.seed, at_least(0))
     path = Path(f"demos/{options.task}.hdf5" if options.out is None else options.out)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _check_writable(path, "valid: out=<a file in a folder that can be written>")
     config = Config(task=options.task)
     failures = _make_file(config, options.episodes, options.seed, path, options.trembling)
     print(f"{options.episodes} demonstrations in {path}; {failures} attempts failed, left out")

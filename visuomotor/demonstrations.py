@@ -32,7 +32,7 @@ from visuomotor.errors import UserError
 from visuomotor.files import partial_path, sync
 
 ACTION_TOLERANCE = 1e-3  # beyond [-1, 1]: rounding of other people's files
-MAX_STEPS = 10_000_000  # of a file: beyond it the shape is damage, not data
+MAX_NUMBERS = 100_000_000  # in a dataset: beyond it the shape is damage, not data
 MIN_STD = 1e-2  # floor of a statistic's deviation, in units of the value; constants stay finite
 SHARE_SMOOTHING = 0.01  # weight of each new episode in the average that moves the curriculum
 _DEMO_NAME = re.compile(r"demo_(\d+)")
@@ -78,7 +78,8 @@ def save_demonstrations(path: Path | str, demonstrations: Demonstrations) -> Non
     path = Path(path)
     partial = partial_path(path)
     try:
-        with h5py.File(partial, "w") as file:
+        # The format of HDF5 1.10 (2016) has checksums in its own structures, older ones have not.
+        with h5py.File(partial, "w", libver=("v110", "v110")) as file:
             _write(file, demonstrations)
         sync(partial)
         os.replace(partial, path)
@@ -97,27 +98,30 @@ def _write(file: h5py.File, demonstrations: Demonstrations) -> None:
         "type": 1,  # robomimic's number for a robosuite-like environment
         "env_kwargs": {"task": demonstrations.task, "control_dt": demonstrations.control_dt},
     }
-    data.attrs["env_args"] = json.dumps(env_args)
+    # Bytes: text would lie in HDF5's global heap, which has no checksum and may hang when damaged.
+    data.attrs["env_args"] = np.bytes_(json.dumps(env_args))
+    model_xml = np.bytes_(demonstrations.model_xml.encode())
     for index, demo in enumerate(demonstrations.demos):
         group = data.create_group(f"demo_{index}")
         length = len(demo.states)
         group.attrs["num_samples"] = length
-        group.attrs["model_file"] = demonstrations.model_xml
+        group.attrs["model_file"] = model_xml
         group.attrs["seed"] = demo.seed
         group.attrs["success"] = demo.success
         time = np.arange(length)[:, None] * demonstrations.control_dt
-        group["states"] = np.concatenate((time, demo.states), axis=1)
-        group["rewards"] = demo.rewards
-        group["dones"] = np.asarray(demo.dones, dtype=np.int64)
-        optional = {
+        datasets = {
+            "states": np.concatenate((time, demo.states), axis=1),
+            "rewards": demo.rewards,
+            "dones": np.asarray(demo.dones, dtype=np.int64),
             "actions": demo.actions,
             "stages": demo.stages,
             "obs/proprio": demo.proprio,
             "obs/object_features": demo.features,
         }
-        for name, values in optional.items():
+        for name, values in datasets.items():
             if values is not None:
-                group[name] = values
+                # With a checksum: a flipped bit is refused, not learned from.
+                group.create_dataset(name, data=values, fletcher32=True)
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -141,7 +145,9 @@ def load_demonstrations(
     try:
         with h5py.File(path, "r") as file:
             return _read(_Reader(path, file), task, state_dim, action_dim)
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # what h5py raises on damage is of every kind
         facts = " ".join(str(error).split())
         raise UserError(
             f"{path}: cannot be read as HDF5 ({facts}); expected a whole file in robomimic's layout"
@@ -175,20 +181,44 @@ class _Reader:
         if not isinstance(dataset, h5py.Dataset):
             raise self.fail(key, "is a group", f"a dataset of shape {wanted}")
         found = dataset.shape
+        if found is None:
+            raise self.fail(key, "is empty", f"a dataset of shape {wanted}")
         fits = len(found) == len(shape) and all(
             n is None or n == m for n, m in zip(shape, found, strict=True)
         )
         if not fits:
             raise self.fail(key, f"has shape {'x'.join(map(str, found)) or 'scalar'}", wanted)
-        if math.prod(found) == 0 or found[0] > MAX_STEPS:
-            raise self.fail(key, f"has {found[0]} rows", f"1 to {MAX_STEPS}")
+        if not 0 < math.prod(found) <= MAX_NUMBERS:
+            shown = "x".join(map(str, found))
+            raise self.fail(key, f"has shape {shown}", f"1 to {MAX_NUMBERS} numbers")
         if dataset.dtype.kind not in "fiub":
             raise self.fail(key, f"holds {dataset.dtype}", "numbers")
         values = dataset[()]
-        bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
-        if len(bad) > 0:
-            raise self.fail(key, f"is not finite at step {bad[0]}", "finite numbers")
-        return np.asarray(values, dtype=dtype)
+        self._check_rows(key, values, np.isfinite(values), "finite numbers")
+        with np.errstate(all="ignore"):
+            converted = np.asarray(values, dtype=dtype)
+        if converted.dtype.kind == "f":
+            self._check_rows(key, values, np.isfinite(converted), f"numbers of {converted.dtype}")
+        elif converted.dtype.kind == "i":
+            self._check_rows(key, values, converted == values, "whole numbers")
+        return converted
+
+    def _check_rows(self, key: str, values: np.ndarray, valid: np.ndarray, expected: str) -> None:
+        if not valid.all():
+            step = int(np.argmin(valid.reshape(len(valid), -1).all(axis=1)))
+            raise self.fail(key, f"holds {values[~valid][0]} at step {step}", expected)
+
+    def whole_number(self, key: str, name: str, default: int) -> int:
+        """An attribute of a group."""
+        value = np.asarray(self.file[key].attrs.get(name, default))
+        if value.shape != () or value.dtype.kind not in "biu":
+            raise self.fail(f"{key} (attribute {name})", f"is {value}", "a whole number")
+        return int(value)
+
+    def text(self, key: str, name: str, default: str) -> str:
+        """An attribute of a group, stored as text or as bytes."""
+        value = self.file[key].attrs.get(name, default)
+        return value.decode() if isinstance(value, bytes) else str(value)
 
     def optional(self, key: str, shape: tuple[int | None, ...], dtype: Any) -> np.ndarray | None:
         return self.array(key, shape, dtype) if key in self.file else None
@@ -206,7 +236,7 @@ def _read(
     for _, key in sorted(numbered):  # by number: demo_10 comes after demo_2
         group = reader.group(f"data/{key}")
         demos.append(_read_demo(reader, f"data/{key}", group, state_dim, action_dim))
-        model_xml = str(group.attrs.get("model_file", model_xml))
+        model_xml = reader.text(f"data/{key}", "model_file", model_xml)
     widths = {demo.states.shape[1] for demo in demos}
     if len(widths) > 1:
         raise reader.fail("data/*/states", f"differ in width: {sorted(widths)}", "one scene")
@@ -221,8 +251,11 @@ def _env_args(reader: _Reader, data: h5py.Group, task: str | None) -> tuple[str,
         env_args = json.loads(data.attrs["env_args"])
         name = env_args["env_name"]
         control_dt = float(env_args.get("env_kwargs", {}).get("control_dt", 0.05))
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise reader.fail(key, f"cannot be read ({error!r})", "JSON with env_name") from error
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        facts = " ".join(repr(error).split())
+        raise reader.fail(key, f"cannot be read ({facts})", "JSON with env_name") from error
+    if not 0.0 < control_dt < math.inf:
+        raise reader.fail(key, f"says control_dt={control_dt}", "a positive number of seconds")
     if task is not None and name != task:
         raise reader.fail(key, f"names the task '{name}'", f"'{task}'")
     return str(name), control_dt
@@ -233,9 +266,11 @@ def _read_demo(
 ) -> Demonstration:
     width = None if state_dim is None else state_dim + 1
     states = reader.array(f"{key}/states", (None, width), np.float64)
+    if states.shape[1] < 2:
+        raise reader.fail(f"{key}/states", "has 1 column", "time and the state behind it")
     length = len(states)
-    declared = group.attrs.get("num_samples", length)
-    if int(declared) != length:
+    declared = reader.whole_number(key, "num_samples", length)
+    if declared != length:
         found = f"says {declared} where states has {length} rows"
         raise reader.fail(f"{key} (attribute num_samples)", found, "the same number")
     actions = reader.optional(f"{key}/actions", (length, action_dim), np.float32)
@@ -254,8 +289,8 @@ def _read_demo(
         stages=reader.optional(f"{key}/stages", (length,), np.int64),
         proprio=reader.optional(f"{key}/obs/proprio", (length, None), np.float32),
         features=reader.optional(f"{key}/obs/object_features", (length, None), np.float32),
-        seed=int(group.attrs.get("seed", -1)),
-        success=bool(group.attrs.get("success", True)),
+        seed=reader.whole_number(key, "seed", -1),
+        success=bool(reader.whole_number(key, "success", 1)),
     )
 
 
@@ -321,4 +356,6 @@ class ShareSchedule:
 def normalization(values: Tensor) -> tuple[Tensor, Tensor]:
     """(M, D) -> mean and deviation, (D,) each; the deviation has a floor of MIN_STD."""
     values = torch.as_tensor(values).float()
-    return values.mean(dim=0), values.std(dim=0).clamp(min=MIN_STD)
+    # A single row has no deviation of its own.
+    std = values.std(dim=0, correction=min(1, len(values) - 1))
+    return values.mean(dim=0), std.clamp(min=MIN_STD)

@@ -22,6 +22,7 @@ from visuomotor.networks import load_optimizer_state, optimizer_state
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.policies import PixelPolicy, make_actor
 from visuomotor.ppo import CloningBatch, cloning_loss
+from visuomotor.randomization import strength_at
 from visuomotor.replay import DemonstrationReplay
 from visuomotor.rollout import RolloutBuffer
 from visuomotor.state_teacher import StateTeacher
@@ -81,6 +82,7 @@ class Distillation:
             stagger=True,
         )
         self.policy = PixelPolicy(self.actor, num_envs)
+        self.env.strength = strength_at(config.randomization, 0)
         self.observation = self.env.reset()
         self._episode_start = torch.ones(num_envs, dtype=torch.bool, device=device)
         self._buffers = [self._buffer(replay, aux_dim) for _ in range(config.distill.memory)]
@@ -111,6 +113,7 @@ class Distillation:
     def iterate(self) -> dict[str, float]:
         """One rollout under the student (in some worlds, early on, the teacher), one fit."""
         slot = self.iterations % len(self._buffers)
+        self.env.strength = strength_at(self.config.randomization, self.env_steps)
         self._rollout(self._buffers[slot])
         self._filled = max(self._filled, slot + 1)
         left = 1.0 - self.env_steps / self.total_steps
@@ -180,7 +183,7 @@ class Distillation:
                 chosen.append(int(older))
             for slot in chosen:
                 buffer = self._buffers[slot]
-                for batch in buffer.minibatches(self.config.ppo.minibatches, self._generator):
+                for batch in buffer.minibatches(distill.minibatches, self._generator):
                     labels = CloningBatch(batch.inputs, batch.action, batch.aux_targets)
                     loss, metrics = cloning_loss(
                         self.actor, labels, self.aux_heads, self.config.aux.weight

@@ -64,8 +64,8 @@ class EpisodeLog:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "start_stage": self._start_stage,
-            "returns": self._returns,
+            "start_stage": self._start_stage.clone(),
+            "returns": self._returns.clone(),
             "values": {name: list(values) for name, values in self._values.items()},
         }
 

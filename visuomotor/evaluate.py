@@ -239,8 +239,17 @@ def _check(options: EvaluateConfig) -> None:
         raise UserError(f"sims='{options.sims}' is unknown; valid: {', '.join(SIMS)}")
     if options.episodes < 1:
         raise UserError(f"episodes={options.episodes}; at least 1 is needed")
+    if options.seed < 0:
+        raise UserError(f"seed={options.seed}; valid: from 0")
+    if options.episode_steps is not None and options.episode_steps < 1:
+        raise UserError(f"episode_steps={options.episode_steps}; at least 1 is needed")
     if options.strength is not None and not 0.0 <= options.strength <= 1.0:
         raise UserError(f"strength={options.strength}; valid: 0 to 1")
+    if options.out is not None:
+        folder = Path(options.out)
+        present = next(path for path in (folder, *folder.parents) if path.exists())
+        if not present.is_dir():
+            raise UserError(f"out={options.out}: {present} is a file; give a folder")
 
 
 def evaluate(argv: list[str]) -> int:
@@ -279,9 +288,9 @@ def evaluate(argv: list[str]) -> int:
     folder = Path(options.out) if options.out is not None else loaded.default_out
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / "episodes.csv", episodes_csv(episodes, options.seed).encode())
         if film is not None:
             film.save(folder, 1.0 / config.env.control_dt)
+        write_atomic(folder / "episodes.csv", episodes_csv(episodes, options.seed).encode())
         text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
         write_atomic(folder / "evaluation.json", text.encode())
     low, high = 100 * summary["success_low"], 100 * summary["success_high"]

@@ -165,6 +165,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
     },
     RandomizationConfig: {"strength": SHARE, "curriculum_steps": at_least(0)},
     ActorConfig: {
+        "encoder": one_of("keypoints", "flat"),
         "visual_dim": at_least(1),
         "proprio_dim": at_least(1),
         "hidden_dim": at_least(1),
@@ -227,6 +228,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "learning_rate": POSITIVE,
         "teacher_share": SHARE,
         "action_noise": at_least(0),
+        "minibatches": at_least(1),
         "epochs": at_least(1),
         "replayed": at_least(0),
         "memory": at_least(1),
@@ -317,6 +319,12 @@ def _contradictions(config: Config) -> Iterable[tuple[str, bool, str]]:
             f"valid: a multiple of {ppo.minibatches}, such as "
             f"{below if below > 0 else ppo.minibatches}, or another ppo.minibatches",
         )
+    distill = config.distill
+    yield (
+        f"distill.minibatches={distill.minibatches} is more than num_envs={config.num_envs}",
+        config.algorithm == "distill" and distill.minibatches > config.num_envs,
+        f"valid: 1 to {config.num_envs}",
+    )
     substeps = env.control_dt / env.physics_dt
     yield (
         f"env.control_dt={env.control_dt} is no whole number of env.physics_dt={env.physics_dt}",

@@ -60,6 +60,7 @@ def make_actor(config: Config) -> PixelActor:
     return PixelActor(
         height=config.camera.height,
         width=config.camera.width,
+        encoder=actor.encoder,
         visual_dim=actor.visual_dim,
         proprio_dim_out=actor.proprio_dim,
         hidden_dim=actor.hidden_dim,

@@ -40,8 +40,8 @@ class Factor:
     """One number drawn per episode.
 
     distribution: "uniform", "log_uniform" or "integer" (both ends included). At strength s the
-    range is low + s * (high - low) around `neutral` (for log_uniform in the logarithm; an integer
-    range is rounded outwards at its far end), so that strength 0 gives `neutral` exactly.
+    ends of the range are neutral + s * (end - neutral) (for log_uniform in the logarithm; for
+    integer the nearest whole number), so that strength 0 gives `neutral` exactly.
     """
 
     name: str
@@ -80,6 +80,13 @@ class _Distributions:
         # A range of no width at its neutral value is that value, to the last bit.
         fixed = ~self._enabled | ((low == self._centre) & (high == self._centre))
         return np.where(fixed, self.neutral, drawn)
+
+
+def strength_at(config: RandomizationConfig, env_steps: int) -> float:
+    """The curriculum: grows from 0 to `strength` over `curriculum_steps`, then stays."""
+    if config.curriculum_steps == 0:
+        return config.strength
+    return config.strength * min(1.0, env_steps / config.curriculum_steps)
 
 
 class Randomizer:

@@ -21,6 +21,7 @@ from visuomotor.episode_log import EpisodeLog
 from visuomotor.gail_reward import Discriminator, GailTrainer, imitation_reward, mix_rewards
 from visuomotor.policies import PixelPolicy, make_actor, make_critic, make_teacher
 from visuomotor.ppo import PPO, CloningBatch, cloning_loss, gaussian_log_prob
+from visuomotor.randomization import strength_at
 from visuomotor.replay import DemonstrationReplay, PixelReplay
 from visuomotor.rollout import ReturnNormalizer, RolloutBuffer
 
@@ -76,8 +77,9 @@ class Reinforcement:
             stagger=True,
         )
         self._build_networks(num_envs)
-        self.observation = self.env.reset()
         self.env_steps = 0
+        self.env.strength = strength_at(config.randomization, 0)
+        self.observation = self.env.reset()
         self.iterations = 0
         self._episode_start = torch.ones(num_envs, dtype=torch.bool, device=device)
         self.policy = PixelPolicy(self.actor, num_envs) if pixels else None
@@ -192,7 +194,7 @@ class Reinforcement:
     def iterate(self) -> dict[str, float]:
         """Rollout, discriminator, rewards, advantages, update. Returns the iteration's metrics."""
         ppo = self.config.ppo
-        self.env.strength = self._strength()
+        self.env.strength = strength_at(self.config.randomization, self.env_steps)
         self._rollout()
         metrics: dict[str, float] = {}
         buffer = self.buffer
@@ -235,12 +237,6 @@ class Reinforcement:
         imitation = imitation_reward(logits, gail.reward, gail.clip)
         metrics["gail_reward"] = float(imitation.mean())
         return mix_rewards(imitation, buffer.task_reward, gail.weight, gail.scale)
-
-    def _strength(self) -> float:
-        randomization = self.config.randomization
-        if randomization.curriculum_steps == 0:
-            return randomization.strength
-        return randomization.strength * min(1.0, self.env_steps / randomization.curriculum_steps)
 
     def _anneal(self) -> float:
         left = 1.0 - self.env_steps / self.total_steps

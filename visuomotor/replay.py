@@ -15,11 +15,13 @@ from torch import Tensor
 from visuomotor.config import Config
 from visuomotor.demonstrations import Demonstrations, normalization
 from visuomotor.envs import VisuomotorEnv, make_env
+from visuomotor.errors import UserError
 from visuomotor.ppo import CloningBatch
 from visuomotor.rollout import Sequences
 
 _APPEARANCE = 21  # concern of the random streams of a replay's appearances
 REPLAY_WORLDS = 64
+LARGEST_STATE = 1e6  # m, rad, m/s or rad/s: beyond it a number is damage
 EARLIER_ACTIONS = 2 * 9  # numbers at the end of a state: the action executed, the one requested
 
 
@@ -27,7 +29,9 @@ class DemonstrationReplay:
     """What every step of the demonstrations looks like to the networks, without randomization.
 
     Lists hold one tensor a demonstration: `state` (T, S), `features` (T, F), `proprio` (T, 24),
-    `aux_targets` (T, K), `stage` (T,), `actions` (T, 9) or None where a file has none.
+    `aux_targets` (T, K), `stage` (T,), `actions` (T, 9), zeros where a file has none.
+
+    Raises UserError for states that are not of this scene.
     """
 
     def __init__(self, config: Config, demos: Demonstrations):
@@ -41,7 +45,20 @@ class DemonstrationReplay:
         self.stage: list[Tensor] = []
         self.actions: list[Tensor] = []
         self.has_actions = all(demo.actions is not None for demo in demos.demos)
-        for demo in demos.demos:
+        width = env.sim.model.nq + env.sim.model.nv
+        for index, demo in enumerate(demos.demos):
+            if demo.states.shape[1] != width:
+                raise UserError(
+                    f"demonstration {index}: states have {demo.states.shape[1]} numbers behind the "
+                    f"time; the scene of task '{config.task}' has {width}: record demonstrations "
+                    "with visuomotor.demonstrate, or with the same robot and props"
+                )
+            largest = float(np.abs(demo.states).max())
+            if largest > LARGEST_STATE:  # MuJoCo would put a state of its own in the place of it
+                raise UserError(
+                    f"demonstration {index}: states reach {largest:.3g}; expected qpos in m, rad "
+                    f"and unit quaternions, qvel in m/s and rad/s, all below {LARGEST_STATE:g}"
+                )
             columns: list[list[Tensor]] = [[], [], [], [], []]
             for ids, states in _chunks(torch.from_numpy(demo.states), env.num_envs):
                 env.sim.reset(ids, states)

@@ -12,6 +12,7 @@ import math
 import sys
 import time
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from visuomotor.checkpoint import load_checkpoint, save_checkpoint, write_atomic
+from visuomotor.checkpoint import (
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+    write_atomic,
+)
 from visuomotor.cli import StopSignal, resolve_device, run_command
 from visuomotor.config import Config
 from visuomotor.demonstrate import demonstrations_for
@@ -27,12 +33,12 @@ from visuomotor.distillation import Distillation
 from visuomotor.envs import make_task
 from visuomotor.errors import UserError
 from visuomotor.evaluate import Film, episodes_csv, evaluate_actor, summarize
-from visuomotor.overrides import load_yaml, parse_overrides
+from visuomotor.overrides import HELP_WORDS, leaf_types, load_yaml, parse_overrides
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.policies import make_teacher
 from visuomotor.reinforcement import Reinforcement
 from visuomotor.replay import DemonstrationReplay, PixelReplay
-from visuomotor.run_folder import Progress, RunFolder
+from visuomotor.run_folder import CONFIG_FILE, Progress, RunFolder
 
 # Phases of each algorithm, in order; a checkpoint belongs to one phase.
 PHASES = {"ril": ("ril",), "distill": ("teacher", "dagger", "finetune")}
@@ -42,12 +48,12 @@ EVALUATION_SEED = 1_000_003  # of evaluations inside a run: episodes that traini
 class Run:
     """One training run: its folder, its phase, its learner."""
 
-    def __init__(self, config: Config, folder: RunFolder, device: torch.device):
-        self.config = config
+    def __init__(self, folder: RunFolder, replay: DemonstrationReplay, device: torch.device):
+        self.config = config = folder.config
         self.folder = folder
         self.device = device
+        self.replay = replay
         self.stop = StopSignal()
-        self.replay = DemonstrationReplay(config, demonstrations_for(config))
         self.phase = PHASES[config.algorithm][0]
         self.learner: Reinforcement | Distillation
         self.steps_before = 0  # env steps of the phases before this one
@@ -56,6 +62,13 @@ class Run:
         self._next_evaluation = config.run.evaluate_every
         self._wall_before = 0.0
         self._began = time.monotonic()
+
+    def begin(self, carried: dict[str, Any]) -> None:
+        """Starts the first phase: the teacher's, unless one is handed over in `carried`."""
+        self.carried = carried
+        phases = PHASES[self.config.algorithm]
+        self.start_phase(phases[1] if "teacher" in carried else phases[0])
+        self.save()
 
     # --- phases -----------------------------------------------------------------------------------
 
@@ -285,39 +298,102 @@ class Run:
 
 def _open(argv: list[str]) -> Run:
     """A new run, or an old one where it stopped."""
-    resumed = [a.removeprefix("resume=") for a in argv if a.startswith("resume=")]
-    if not resumed:
-        config = parse_overrides(argv, Config)
-        make_task(config.task)
-        device = resolve_device(config.device)
-        if config.out is None:
-            stamp = time.strftime("%Y%m%d-%H%M%S")
-            name = f"{config.task}-{config.algorithm}-seed{config.seed}-{stamp}"
-            config = replace(config, out=f"runs/{name}")
-        assert config.out is not None
-        folder = RunFolder.create(Path(config.out), config)
-        run = Run(config, folder, device)
-        run.start_phase(run.phase)
-        run.save()
-        return run
-    if len(argv) > 1:
-        extra = [a for a in argv if not a.startswith("resume=")]
-        raise UserError(
-            f"resume= goes on with the run's own config.yaml; {' '.join(extra)} would change it; "
-            "start a new run for other settings"
-        )
-    folder = RunFolder.open(Path(resumed[0]))
-    config = load_yaml(folder.path / "config.yaml", Config)
-    run = Run(config, folder, resolve_device(config.device))
-    run.load()
+    keys = [argument.partition("=")[0] for argument in argv]
+    _refuse_misspelt_resume(keys)
+    if "resume" in keys and not any(key in HELP_WORDS for key in keys):
+        return _resume(argv)
+    config = parse_overrides([a for a in argv if not a.startswith("resume=")], Config)
+    make_task(config.task)
+    device = resolve_device(config.device)
+    if config.out is None:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        name = f"{config.task}-{config.algorithm}-seed{config.seed}-{stamp}"
+        config = replace(config, out=f"runs/{name}")
+    assert config.out is not None
+    # Demonstrations first: a file that cannot be read leaves no run behind.
+    replay = DemonstrationReplay(config, demonstrations_for(config))
+    carried = _teacher_of(config)
+    run = Run(RunFolder.create(Path(config.out), config), replay, device)
+    run.begin(carried)
     return run
+
+
+def _teacher_of(config: Config) -> dict[str, Any]:
+    """What the teacher of another run hands over; empty if this run trains its own.
+
+    Raises UserError if that run has no finished teacher, or one of another kind.
+    """
+    if config.distill.teacher_run is None:
+        return {}
+    path = Path(config.distill.teacher_run)
+    key = f"distill.teacher_run={path}"
+    if config.algorithm != "distill":
+        raise UserError(f"{key} needs algorithm=distill, not {config.algorithm}")
+    if not (path / CONFIG_FILE).is_file():
+        raise UserError(f"{key} is no run; name the folder of a run with algorithm=distill")
+    other = load_yaml(path / CONFIG_FILE, Config)
+    for name, mine, its in (
+        ("task", config.task, other.task),
+        ("algorithm", config.algorithm, other.algorithm),
+        (
+            "distill.teacher.hidden_sizes",
+            config.distill.teacher.hidden_sizes,
+            other.distill.teacher.hidden_sizes,
+        ),
+    ):
+        if mine != its:
+            raise UserError(f"{key} has {name}={its}, this run {mine}; they must be equal")
+    state, _, notes = load_checkpoint(path / "checkpoints")
+    for note in notes:
+        print(note, file=sys.stderr)
+    if state["phase"] != "teacher":
+        return dict(state["carried"])
+    learner, total = state["learner"], other.distill.teacher.total_steps
+    if int(learner["env_steps"]) < total:
+        raise UserError(
+            f"{key} has trained its teacher for {int(learner['env_steps'])} of {total} steps; "
+            f"finish it first: python -m visuomotor.train resume={path}"
+        )
+    return {
+        "teacher": learner["ppo"]["actor"],
+        "critic": learner["ppo"]["critic"],
+        "gail": learner["gail"],
+    }
+
+
+def _resume(argv: list[str]) -> Run:
+    if len(argv) > 1:
+        extra = [a for a in argv[1:] if a.startswith("resume=")] or [
+            a for a in argv if not a.startswith("resume=")
+        ]
+        raise UserError(
+            f"resume= goes on with one run and its own config.yaml; {' '.join(extra)} does not go "
+            "with it; start a new run for other settings"
+        )
+    folder = RunFolder.open(Path(argv[0].removeprefix("resume=")))
+    config = folder.config
+    device = resolve_device(config.device)
+    run = Run(folder, DemonstrationReplay(config, demonstrations_for(config)), device)
+    if list_checkpoints(folder.checkpoints):
+        run.load()
+    else:
+        print("no checkpoint yet: beginning from the start", file=sys.stderr)
+        run.begin(_teacher_of(config))
+    return run
+
+
+def _refuse_misspelt_resume(keys: list[str]) -> None:
+    known = leaf_types(Config)
+    for key in keys:
+        if key != "resume" and key not in known and get_close_matches(key, ["resume"], cutoff=0.75):
+            raise UserError(f"unknown key '{key}'; did you mean resume=<run folder>?")
 
 
 def train(argv: list[str]) -> int:
     torch.set_float32_matmul_precision("high")
     np.seterr(invalid="raise")
     run = _open(argv)
-    with run.stop:
+    with run.folder, run.stop:
         return run.train()
 
 

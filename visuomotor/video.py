@@ -9,7 +9,7 @@ import cv2
 import imageio_ffmpeg
 import numpy as np
 
-from visuomotor.checkpoint import write_atomic
+from visuomotor.files import partial_path, write_atomic
 
 SCALE = 2  # pixels on screen for each pixel of the camera
 COLUMNS = 4  # worlds side by side in the film
@@ -32,18 +32,47 @@ def _tile(worlds: np.ndarray, columns: int) -> np.ndarray:
 
 
 def write_video(path: Path, frames: list[np.ndarray], rate: float) -> None:
-    """H.264 in mp4. frames: (W, H, W', 3) uint8 RGB a step; rate: frames/s."""
+    """H.264 in mp4, there whole or not at all. frames: (W, H, W', 3) uint8 RGB a step; rate:
+    frames/s.
+
+    Raises OSError if it cannot be written.
+    """
+    if not frames:
+        raise ValueError(f"no frames for {path}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder for {path}")
     images = [_enlarge(_tile(frame, min(COLUMNS, len(frame)))) for frame in frames]
     height, width = images[0].shape[:2]
-    temporary = path.with_name(f".{path.stem}.tmp.mp4")
+    temporary = partial_path(path)
     writer = imageio_ffmpeg.write_frames(
-        str(temporary), (width, height), fps=rate, macro_block_size=2, ffmpeg_log_level="error"
+        str(temporary),
+        (width, height),
+        fps=rate,
+        macro_block_size=2,
+        ffmpeg_log_level="error",
+        output_params=["-f", "mp4"],  # the temporary name does not tell
     )
-    writer.send(None)
-    for image in images:
-        writer.send(np.ascontiguousarray(image))
-    writer.close()
-    os.replace(temporary, path)
+    try:
+        writer.send(None)
+        for image in images:
+            writer.send(np.ascontiguousarray(image))
+        writer.close()
+        _check_film(temporary, len(images))
+        os.replace(temporary, path)
+    except BaseException:
+        writer.close()
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _check_film(path: Path, frames: int) -> None:
+    """Raises OSError unless the film has so many frames: ffmpeg's own failure goes unreported."""
+    try:
+        written, _ = imageio_ffmpeg.count_frames_and_secs(str(path))
+    except (AssertionError, RuntimeError) as error:
+        raise OSError(f"ffmpeg wrote no readable film to {path}") from error
+    if written != frames:
+        raise OSError(f"ffmpeg wrote {written} of {frames} frames to {path}")
 
 
 def write_contact_sheet(path: Path, frames: list[np.ndarray]) -> None:

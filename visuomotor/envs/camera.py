@@ -150,7 +150,7 @@ class _Lane:
         capacity: int,
         device: torch.device,
     ) -> None:
-        shape = source.shape[1:]
+        shape = tuple(source.shape[1:])
         if dtype is wp.mat33:
             shape = (*shape[:-1], 3, 3)
         torch_dtype = {wp.int32: torch.int32, wp.bool: torch.bool}.get(dtype, torch.float32)
@@ -183,18 +183,30 @@ class CameraSensor:
       config: `period` in control steps.
       num_envs: N.
       generator: of the pixel noise.
+      max_delay: control steps from exposure to use, at most.
     """
 
     def __init__(
-        self, caster: RayCaster, config: CameraConfig, num_envs: int, generator: torch.Generator
+        self,
+        caster: RayCaster,
+        config: CameraConfig,
+        num_envs: int,
+        generator: torch.Generator,
+        max_delay: int,
     ):
         self.caster = caster
         self._period = config.period
         self._generator = generator
-        shape = (num_envs, 3, config.height, config.width)
-        self._visible = torch.zeros(shape, dtype=torch.uint8, device=caster.device)
-        self._pending = torch.zeros_like(self._visible)
-        self._due = torch.full((num_envs,), -1, dtype=torch.int64)  # elapsed step; -1: nothing
+        image = (3, config.height, config.width)
+        # So many frames can be on their way at once: each exposure takes the next slot.
+        self._slots = max_delay // config.period + 1
+        device = caster.device
+        self._visible = torch.zeros((num_envs, *image), dtype=torch.uint8, device=device)
+        self._pending = torch.zeros(
+            (num_envs, self._slots, *image), dtype=torch.uint8, device=device
+        )
+        # Elapsed step at which a slot's frame arrives; -1: none.
+        self._due = torch.full((num_envs, self._slots), -1, dtype=torch.int64)
 
     def observe(
         self, elapsed: Tensor, started: Tensor, sensor: SensorFactors
@@ -206,17 +218,20 @@ class CameraSensor:
         """
         fresh = torch.zeros(len(elapsed), dtype=torch.bool)
         fresh[started] = True
-        arrived = (self._due == elapsed) & ~fresh  # exposed `delay` steps ago
-        self._show(arrived, self._pending)
+        self._due[started] = -1
         exposed = ((elapsed % self._period == 0) | fresh).nonzero().squeeze(1)
         if len(exposed) > 0:
-            self._pending[exposed] = self.capture(exposed, sensor.select(exposed))
+            slot = (elapsed[exposed] // self._period) % self._slots
+            self._pending[exposed, slot] = self.capture(exposed, sensor.select(exposed))
             delay = torch.where(fresh, 0, sensor.camera_delay)
-            self._due[exposed] = (elapsed + delay)[exposed]
-        immediate = self._due == elapsed
-        self._show(immediate, self._pending)
+            self._due[exposed, slot] = (elapsed + delay)[exposed]
+        arrived, slot = (self._due == elapsed.unsqueeze(1)).nonzero(as_tuple=True)
+        self._visible[arrived] = self._pending[arrived, slot]
+        self._due[arrived, slot] = -1
+        new_frame = torch.zeros_like(fresh)
+        new_frame[arrived] = True
         # A copy: the caller may keep an observation while the next one is made.
-        return self._visible.clone(), arrived | immediate
+        return self._visible.clone(), new_frame
 
     def capture(self, env_ids: Tensor, sensor: SensorFactors) -> Tensor:
         """(n, 3, H, W) uint8: noisy images of these worlds as they are now, delivered at once.
@@ -224,11 +239,6 @@ class CameraSensor:
         sensor: the factors of these n worlds.
         """
         return distort(self.caster.render(env_ids), sensor, self._generator)
-
-    def _show(self, mask: Tensor, images: Tensor) -> None:
-        ids = mask.nonzero().squeeze(1)
-        self._visible[ids] = images[ids]
-        self._due[ids] = -1
 
     def state_dict(self) -> dict[str, Tensor]:
         return {

@@ -24,7 +24,6 @@ from visuomotor.randomization import Randomizer
 _START, _FACTORS = 1, 2
 # Concerns of the streams drawn every step.
 _PIXELS, _PROPRIO, _DROPS = 11, 12, 13
-MAX_ACTION_DELAY = 4  # control steps
 
 
 class ResetSampler(Protocol):
@@ -121,14 +120,21 @@ class VisuomotorEnv:
             caster = RayCaster(
                 self.sim, config.camera, self.sim.fields, self.device, env.num_threads
             )
-            self.camera = CameraSensor(caster, config.camera, num_envs, self._generators[_PIXELS])
+            self.camera = CameraSensor(
+                caster,
+                config.camera,
+                num_envs,
+                self._generators[_PIXELS],
+                max_delay=config.randomization.latency.camera_delay[1],
+            )
         self.elapsed = torch.zeros(num_envs, dtype=torch.int64)  # control steps
         self.episode_ids = self._everyone.clone()
         self.from_initial = torch.ones(num_envs, dtype=torch.bool)
         defaults = self.randomizer.default()
         self.factors = np.tile(defaults, (num_envs, 1))  # (N, K) drawn values of this episode
         self._sensor = self.randomizer.sensor(self.factors)
-        self._actions = torch.zeros(num_envs, MAX_ACTION_DELAY + 1, robot.NUM_JOINTS)
+        max_delay = config.randomization.latency.action_delay[1]
+        self._actions = torch.zeros(num_envs, max_delay + 1, robot.NUM_JOINTS)
         self._executed = torch.zeros(num_envs, robot.NUM_JOINTS)
 
     def reset(self) -> Observation:

@@ -1,0 +1,613 @@
+"""Demonstration files: round trips, other people's files, damage; what training draws from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import visuomotor.demonstrations
+from visuomotor.demonstrations import (
+    MIN_STD,
+    SHARE_SMOOTHING,
+    Demonstration,
+    Demonstrations,
+    ResetStates,
+    ShareSchedule,
+    load_demonstrations,
+    normalization,
+    save_demonstrations,
+)
+from visuomotor.errors import UserError
+
+WIDTH = 7  # nq + nv of no scene in particular
+ENV_ARGS = {"env_name": "stacking", "type": 1, "env_kwargs": {"control_dt": 0.05}}
+
+
+def _demo(length: int, seed: int) -> Demonstration:
+    rng = np.random.default_rng(seed)
+    dones = np.zeros(length, dtype=bool)
+    dones[-1] = True
+    return Demonstration(
+        states=rng.normal(size=(length, WIDTH)),
+        actions=rng.uniform(-1, 1, (length, 9)).astype(np.float32),
+        rewards=rng.random(length).astype(np.float32),
+        dones=dones,
+        stages=rng.integers(0, 4, length),
+        proprio=rng.normal(size=(length, 24)).astype(np.float32),
+        features=rng.normal(size=(length, 21)).astype(np.float32),
+        seed=100 + seed,
+        success=seed % 2 == 0,
+    )
+
+
+def _demos(lengths: tuple[int, ...] = (5, 8)) -> Demonstrations:
+    demos = [_demo(length, seed) for seed, length in enumerate(lengths)]
+    return Demonstrations("stacking", 0.05, demos, model_xml="<mujoco model='é'/>")
+
+
+def _assert_same(left: Demonstrations, right: Demonstrations) -> None:
+    """All facts, and all arrays with their types, to the last bit."""
+    assert (left.task, left.control_dt) == (right.task, right.control_dt)
+    assert left.model_xml == right.model_xml
+    for a, b in zip(left.demos, right.demos, strict=True):
+        for field in fields(Demonstration):
+            x, y = getattr(a, field.name), getattr(b, field.name)
+            if isinstance(x, np.ndarray):
+                assert isinstance(y, np.ndarray), field.name
+                assert (x.dtype, x.shape) == (y.dtype, y.shape), field.name
+                assert x.tobytes() == y.tobytes(), field.name
+            else:
+                assert (type(x), x) == (type(y), y), field.name
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "demos.hdf5"
+
+
+@pytest.fixture
+def good(path: Path) -> Path:
+    save_demonstrations(path, _demos())
+    return path
+
+
+# --- round trips --------------------------------------------------------------------------------
+
+
+def test_what_was_saved_comes_back_exactly(path: Path) -> None:
+    saved = _demos((5, 1, 8))
+    save_demonstrations(path, saved)
+    loaded = load_demonstrations(path, task="stacking", state_dim=WIDTH)
+    _assert_same(saved, loaded)
+    assert (len(loaded), loaded.total_steps) == (3, 14)
+
+
+def test_what_is_optional_may_be_missing(path: Path) -> None:
+    bare = replace(_demo(4, 0), actions=None, stages=None, proprio=None, features=None)
+    saved = Demonstrations("lifting", 0.1, [bare])
+    save_demonstrations(path, saved)
+    _assert_same(saved, load_demonstrations(path, task="lifting"))
+
+
+def test_demonstrations_keep_their_order_beyond_ten(path: Path) -> None:
+    saved = _demos(tuple(range(1, 13)))  # names: demo_10 sorts before demo_2
+    save_demonstrations(path, saved)
+    loaded = load_demonstrations(path)
+    assert [len(demo.states) for demo in loaded.demos] == list(range(1, 13))
+
+
+def test_a_file_is_laid_out_as_robomimic_expects(good: Path) -> None:
+    with h5py.File(good, "r") as file:
+        data = file["data"]
+        assert data.attrs["total"] == 13
+        env_args = json.loads(data.attrs["env_args"])
+        assert env_args["env_name"] == env_args["env_kwargs"]["task"] == "stacking"
+        assert {"env_name", "type", "env_kwargs"} <= env_args.keys()
+        assert list(data) == ["demo_0", "demo_1"]
+        demo = data["demo_1"]
+        assert demo.attrs["num_samples"] == 8
+        assert demo.attrs["model_file"].decode() == "<mujoco model='é'/>"
+        assert demo["actions"].shape == (8, 9)
+        assert demo["states"].shape == (8, 1 + WIDTH)
+        np.testing.assert_allclose(demo["states"][:, 0], 0.05 * np.arange(8))
+        assert demo["dones"][()].tolist() == [0] * 7 + [1]
+        assert set(demo["obs"]) == {"proprio", "object_features"}
+
+
+# --- other people's files -----------------------------------------------------------------------
+
+
+def _write_foreign(path: Path, *, demos: int = 2) -> None:
+    """A file as robomimic's own tools write it, with more in it than is asked for."""
+    rng = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs["env_args"] = json.dumps({**ENV_ARGS, "env_version": "1.4.1"})
+        data.attrs["total"] = 6 * demos
+        for index in range(demos):
+            group = data.create_group(f"demo_{index}")
+            group.attrs["num_samples"] = 6
+            group["states"] = rng.normal(size=(6, 1 + WIDTH))
+            group["actions"] = rng.uniform(-1, 1, (6, 9))  # float64
+            group["rewards"] = np.arange(6.0)
+            group["dones"] = np.array([0, 0, 0, 0, 1, 1])
+            group["next_obs/agentview_image"] = np.zeros((6, 8, 8, 3), dtype=np.uint8)
+            group["obs/robot0_eef_pos"] = np.zeros((6, 3))
+            group.create_dataset("datagen_info/name", data="x")
+        file["mask/train"] = np.array([b"demo_0"])
+        file["mask/valid"] = np.array([b"demo_1"])
+
+
+def test_a_file_by_other_tools_is_read(path: Path) -> None:
+    _write_foreign(path)
+    loaded = load_demonstrations(path, task="stacking", state_dim=WIDTH)
+    with h5py.File(path, "r") as file:
+        for index, demo in enumerate(loaded.demos):
+            group = file[f"data/demo_{index}"]
+            assert np.array_equal(demo.states, group["states"][:, 1:])
+            assert demo.actions is not None and demo.actions.dtype == np.float32
+            assert np.array_equal(demo.actions, group["actions"][()].astype(np.float32))
+            assert demo.rewards.tolist() == [0, 1, 2, 3, 4, 5]
+            assert demo.dones.tolist() == [False] * 4 + [True] * 2
+            assert demo.stages is None and demo.proprio is None and demo.features is None
+            assert (demo.seed, demo.success) == (-1, True)
+    assert len(loaded) == 2
+
+
+def test_states_alone_are_enough(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file.create_group("data").attrs["env_args"] = json.dumps({"env_name": "lifting"})
+        file["data/demo_3/states"] = np.ones((4, 3), dtype=np.float32)
+        file["data/notes"] = "no demonstration"
+    loaded = load_demonstrations(path)
+    (demo,) = loaded.demos
+    assert demo.states.tolist() == [[1.0, 1.0]] * 4
+    assert demo.actions is None
+    assert not demo.dones.any() and not demo.rewards.any()
+
+
+def test_rounding_beyond_one_is_clipped(path: Path) -> None:
+    _write_foreign(path, demos=1)
+    with h5py.File(path, "r+") as file:
+        file["data/demo_0/actions"][2, 3] = -1.0009
+    (demo,) = load_demonstrations(path).demos
+    assert demo.actions is not None and demo.actions[2, 3] == -1.0
+
+
+# --- damage: one clear message ------------------------------------------------------------------
+
+
+def _refusal(path: Path, **options: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        load_demonstrations(path, **options)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
+
+
+def _put(key: str, value: Any) -> Callable[[h5py.File], None]:
+    """Another dataset in the place of `key`."""
+
+    def change(file: h5py.File) -> None:
+        del file[key]
+        file[key] = value
+
+    return change
+
+
+def _set(key: str, at: Any, value: Any) -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        file[key][at] = value
+
+    return change
+
+
+def _delete(key: str) -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        del file[key]
+
+    return change
+
+
+def _group_in_place_of(key: str) -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        del file[key]
+        file.create_group(key)
+
+    return change
+
+
+def _attribute(key: str, name: str, value: Any) -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        file[key].attrs[name] = value
+
+    return change
+
+
+def _no_env_args(file: h5py.File) -> None:
+    del file["data"].attrs["env_args"]
+
+
+def _env_args(text: Any) -> Callable[[h5py.File], None]:
+    return _attribute("data", "env_args", text)
+
+
+STATES, ACTIONS = "data/demo_1/states", "data/demo_1/actions"
+SAMPLES = "data/demo_1 (attribute num_samples)"
+ARGS = "data (attribute env_args)"
+
+DAMAGE: dict[str, tuple[Callable[[h5py.File], None], str, str]] = {
+    # name: (change, key that the message names, what it says of it)
+    "no data": (_delete("data"), "'data'", "is missing"),
+    "data is a dataset": (_put("data", np.ones(3)), "'data'", "is a dataset"),
+    "no demos": (
+        lambda file: [file.pop(f"data/demo_{i}") for i in range(2)],
+        "'data'",
+        "holds no demonstration",
+    ),
+    "demo is a dataset": (_put("data/demo_1", np.ones(8)), "'data/demo_1'", "is a dataset"),
+    "no states": (_delete(STATES), STATES, "is missing"),
+    "states are a group": (_group_in_place_of(STATES), STATES, "is a group"),
+    "states are flat": (_put(STATES, np.ones(8)), STATES, "has shape 8;"),
+    "states are cubic": (_put(STATES, np.ones((8, 2, 2))), STATES, "has shape 8x2x2"),
+    "states are one number": (_put(STATES, 1.0), STATES, "has shape scalar"),
+    "states are null": (_put(STATES, h5py.Empty("f8")), STATES, "is empty"),
+    "states are text": (_put(STATES, np.full((8, 8), b"x")), STATES, "holds |S1; expected numbers"),
+    "states are complex": (_put(STATES, np.ones((8, 8), complex)), STATES, "holds complex128"),
+    "states have gaps": (_set(STATES, (3, 2), np.nan), STATES, "holds nan at step 3"),
+    "states are infinite": (_set(STATES, (7, 0), -np.inf), STATES, "holds -inf at step 7"),
+    "states are time alone": (_put(STATES, np.ones((8, 1))), STATES, "has 1 column"),
+    "no steps": (_put(STATES, np.ones((0, 8))), STATES, "has shape 0x8"),
+    "no columns": (_put(STATES, np.ones((8, 0))), STATES, "has shape 8x0"),
+    "widths differ": (_put(STATES, np.ones((8, 5))), "data/*/states", "differ in width: [4, 7]"),
+    "too few samples": (
+        _attribute("data/demo_1", "num_samples", 7),
+        SAMPLES,
+        "says 7 where states has 8",
+    ),
+    "samples are a fraction": (_attribute("data/demo_1", "num_samples", 8.0), SAMPLES, "is 8.0"),
+    "samples are text": (_attribute("data/demo_1", "num_samples", "8"), SAMPLES, "is 8"),
+    "samples are a list": (_attribute("data/demo_1", "num_samples", [8, 8]), SAMPLES, "[8 8]"),
+    "samples are null": (
+        _attribute("data/demo_1", "num_samples", h5py.Empty("i8")),
+        SAMPLES,
+        "a whole number",
+    ),
+    "seed is text": (_attribute("data/demo_1", "seed", "a"), "attribute seed", "is a"),
+    "success is a list": (_attribute("data/demo_1", "success", [1, 0]), "attribute success", "[1"),
+    "actions too large": (_set(ACTIONS, (0, 8), -1.5), ACTIONS, "reaches 1.5; expected values in"),
+    "actions not finite": (_set(ACTIONS, (5, 8), np.nan), ACTIONS, "holds nan at step 5"),
+    "actions too wide": (_put(ACTIONS, np.zeros((8, 10))), ACTIONS, "has shape 8x10; expected 8x9"),
+    "actions too short": (_put(ACTIONS, np.zeros((7, 9))), ACTIONS, "has shape 7x9; expected 8x9"),
+    "actions are a group": (_group_in_place_of(ACTIONS), ACTIONS, "is a group"),
+    "rewards too long": (_put("data/demo_1/rewards", np.ones(9)), "demo_1/rewards", "has shape 9"),
+    "rewards beyond float32": (
+        _put("data/demo_1/rewards", np.full(8, 1e300)),
+        "demo_1/rewards",
+        "holds 1e+300 at step 0; expected numbers of float32",
+    ),
+    "dones as table": (_put("data/demo_1/dones", np.ones((8, 1))), "demo_1/dones", "has shape 8x1"),
+    "stages of text": (_put("data/demo_1/stages", np.full(8, b"a")), "demo_1/stages", "holds |S1"),
+    "stages between": (
+        _put("data/demo_1/stages", np.full(8, 0.5)),
+        "demo_1/stages",
+        "holds 0.5 at step 0; expected whole numbers",
+    ),
+    "stages beyond int64": (
+        _put("data/demo_1/stages", np.full(8, 1e30)),
+        "demo_1/stages",
+        "expected whole numbers",
+    ),
+    "proprio too short": (
+        _put("data/demo_1/obs/proprio", np.ones((7, 24))),
+        "obs/proprio",
+        "has shape 7x24; expected 8xany",
+    ),
+    "features not finite": (
+        _set("data/demo_1/obs/object_features", (2, 20), np.inf),
+        "obs/object_features",
+        "holds inf at step 2",
+    ),
+    "no env_args": (_no_env_args, ARGS, "is missing"),
+    "env_args no JSON": (_env_args("{'env_name': 1"), ARGS, "cannot be read"),
+    "env_args a list": (_env_args("[]"), ARGS, "cannot be read"),
+    "env_args a number": (_env_args("3"), ARGS, "cannot be read"),
+    "env_args null": (_env_args("null"), ARGS, "cannot be read"),
+    "env_args an array": (_env_args([1, 2]), ARGS, "cannot be read"),
+    "env_args without name": (_env_args('{"type": 1}'), ARGS, "cannot be read (KeyError"),
+    "env_kwargs null": (_env_args('{"env_name": "x", "env_kwargs": null}'), ARGS, "cannot be read"),
+    "control_dt of text": (
+        _env_args('{"env_name": "x", "env_kwargs": {"control_dt": "fast"}}'),
+        ARGS,
+        "cannot be read (ValueError",
+    ),
+    "control_dt beyond float": (
+        _env_args('{"env_name": "x", "env_kwargs": {"control_dt": 1%s}}' % ("0" * 400)),
+        ARGS,
+        "cannot be read (OverflowError",
+    ),
+    "control_dt not a number": (
+        _env_args('{"env_name": "x", "env_kwargs": {"control_dt": NaN}}'),
+        ARGS,
+        "says control_dt=nan; expected a positive",
+    ),
+    "control_dt zero": (
+        _env_args('{"env_name": "x", "env_kwargs": {"control_dt": 0}}'),
+        ARGS,
+        "says control_dt=0.0",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_one_message_with_file_and_key(good: Path, name: str) -> None:
+    change, key, told = DAMAGE[name]
+    load_demonstrations(good)
+    with h5py.File(good, "r+") as file:
+        change(file)
+    message = _refusal(good)
+    assert key in message
+    assert told in message
+    assert "; expected " in message
+
+
+def test_a_dataset_larger_than_any_recording_is_not_even_read(good: Path) -> None:
+    with h5py.File(good, "r+") as file:
+        del file[STATES]
+        # No values are stored: the shape alone asks for 80 TB.
+        file.create_dataset(STATES, shape=(10**12, 10), dtype="f8", chunks=(1, 10))
+    assert f"'{STATES}' has shape 1000000000000x10" in _refusal(good)
+
+
+def test_another_task_and_another_scene_are_refused(good: Path) -> None:
+    message = _refusal(good, task="lifting")
+    assert "names the task 'stacking'; expected 'lifting'" in message
+    message = _refusal(good, state_dim=WIDTH + 2)
+    # With the time, which stands before the state.
+    assert "'data/demo_0/states' has shape 5x8; expected anyx10" in message
+
+
+def test_no_file_is_refused_with_what_makes_one(tmp_path: Path) -> None:
+    assert "no such demonstration file; make one with" in _refusal(tmp_path / "none.hdf5")
+    assert "no such demonstration file" in _refusal(tmp_path)  # a folder
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"\x89HDF\r\n\x1a\n", b"PK\x03\x04" * 500])
+def test_a_file_of_another_kind_is_refused(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    assert "cannot be read as HDF5" in _refusal(path)
+
+
+def _is_refused(path: Path, expected: Demonstrations) -> bool:
+    """False if it loads as `expected`; any exception but UserError fails the test."""
+    try:
+        loaded = load_demonstrations(path)
+    except UserError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+        return True
+    _assert_same(expected, loaded)
+    return False
+
+
+def test_a_truncated_file_is_refused_at_any_length(good: Path) -> None:
+    content = good.read_bytes()
+    for length in (*range(0, len(content), 97), len(content) - 1):
+        good.write_bytes(content[:length])
+        assert _is_refused(good, _demos()), length
+
+
+def _flip(content: bytes, at: int) -> bytes:
+    flipped = bytearray(content)
+    flipped[at] ^= 0x55
+    return bytes(flipped)
+
+
+def test_no_flipped_byte_goes_unseen(good: Path) -> None:
+    content = good.read_bytes()
+    positions = range(5, len(content), 41)
+    refused = 0
+    for at in positions:
+        good.write_bytes(_flip(content, at))
+        refused += _is_refused(good, _demos())
+    # The others lie in gaps of the file.
+    assert refused > 0.9 * len(positions)
+
+
+def test_damage_to_a_file_without_checksums_is_never_a_crash(path: Path) -> None:
+    _write_foreign(path)
+    with h5py.File(path, "r+") as file:
+        # HDF5 itself may hang on a damaged global heap, where text lies; bytes lie elsewhere.
+        file["data"].attrs["env_args"] = np.bytes_(json.dumps(ENV_ARGS))
+    content = path.read_bytes()
+    outcomes = set()
+    for at in range(7, len(content), 211):
+        path.write_bytes(_flip(content, at))
+        try:
+            load_demonstrations(path)
+            outcomes.add("loaded")
+        except UserError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            outcomes.add("refused")
+    assert outcomes == {"loaded", "refused"}
+
+
+# --- saving is all or nothing -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [RuntimeError("disk full"), KeyboardInterrupt()])
+@pytest.mark.parametrize("older", [True, False])
+def test_a_save_that_fails_leaves_the_older_file_and_no_rest(
+    path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, older: bool
+) -> None:
+    if older:
+        save_demonstrations(path, _demos())
+    before = path.read_bytes() if older else None
+    write = h5py.Group.create_dataset
+
+    def fail_at_rewards(group: h5py.Group, name: str, **options: Any) -> Any:
+        if name == "rewards":
+            raise error
+        return write(group, name, **options)
+
+    monkeypatch.setattr(h5py.Group, "create_dataset", fail_at_rewards)
+    with pytest.raises(type(error)):
+        save_demonstrations(path, _demos((3,)))
+    assert [entry.name for entry in path.parent.iterdir()] == ["demos.hdf5"] * older
+    assert before is None or path.read_bytes() == before
+
+
+def test_a_rename_that_fails_leaves_the_older_file_and_no_rest(
+    good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = good.read_bytes()
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(visuomotor.demonstrations.os, "replace", refuse)
+    with pytest.raises(OSError, match="No space"):
+        save_demonstrations(good, _demos((3,)))
+    assert good.read_bytes() == before
+    assert [entry.name for entry in good.parent.iterdir()] == ["demos.hdf5"]
+
+
+def test_the_older_file_is_there_until_the_new_one_is_whole(
+    good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    write = h5py.Group.create_dataset
+
+    def look(group: h5py.Group, name: str, **options: Any) -> Any:
+        seen.append(load_demonstrations(good).total_steps)
+        return write(group, name, **options)
+
+    monkeypatch.setattr(h5py.Group, "create_dataset", look)
+    save_demonstrations(good, _demos((3,)))
+    assert set(seen) == {13}
+    assert load_demonstrations(good).total_steps == 3
+    assert [entry.name for entry in good.parent.iterdir()] == ["demos.hdf5"]
+
+
+# --- where episodes start -----------------------------------------------------------------------
+
+# Two demonstrations; stage 2 is met for a single step, stage 1 never.
+STAGES = [torch.tensor([0] * 17 + [2] + [3] * 2), torch.tensor([0] * 80)]
+
+
+@pytest.fixture
+def starts() -> ResetStates:
+    return ResetStates(_demos((20, 80)), STAGES)
+
+
+def _sample(starts: ResetStates, by_stage: float, count: int, seed: int = 0) -> np.ndarray:
+    """(count, 2): demonstration and step."""
+    rng = np.random.default_rng(seed)
+    return np.array([starts.sample(rng, by_stage)[1:] for _ in range(count)])
+
+
+def test_a_start_is_the_state_that_it_names(starts: ResetStates) -> None:
+    demos = _demos((20, 80)).demos
+    rng = np.random.default_rng(0)
+    for by_stage in [0.0, 1.0] * 50:
+        start = starts.sample(rng, by_stage)
+        assert np.array_equal(start.state, demos[start.demo].states[start.step])
+
+
+def test_stage_first_meets_every_stage_equally(starts: ResetStates) -> None:
+    sample = _sample(starts, by_stage=1.0, count=3000)
+    stages = np.array([int(STAGES[demo][step]) for demo, step in sample])
+    counts = np.bincount(stages, minlength=4)
+    assert counts[1] == 0
+    # A third each, give or take four standard deviations.
+    np.testing.assert_allclose(counts[[0, 2, 3]], 1000, atol=105)
+    # Within a stage every state alike: 97 of stage 0, 80 of them in the second demonstration.
+    second = sample[stages == 0][:, 0].mean()
+    assert second == pytest.approx(80 / 97, abs=0.05)
+
+
+def test_time_uniform_meets_every_demonstration_equally(starts: ResetStates) -> None:
+    sample = _sample(starts, by_stage=0.0, count=3000)
+    for demo, length in enumerate((20, 80)):
+        steps = sample[sample[:, 0] == demo, 1]
+        assert len(steps) == pytest.approx(1500, abs=110)
+        assert (steps.min(), steps.max()) == (0, length - 1)
+        quarters = np.bincount(steps * 4 // length, minlength=4)
+        np.testing.assert_allclose(quarters, len(steps) / 4, atol=70)
+
+
+def test_by_stage_is_the_share_of_starts_drawn_stage_first(starts: ResetStates) -> None:
+    sample = _sample(starts, by_stage=0.6, count=3000)
+    rare = (sample == (0, 17)).all(axis=1).mean()
+    # One third of the stage-first draws, and 1 in 40 of the others.
+    assert rare == pytest.approx(0.6 / 3 + 0.4 / 40, abs=0.03)
+
+
+def test_the_same_generator_means_the_same_starts(starts: ResetStates) -> None:
+    first, again = (_sample(starts, 0.5, count=50, seed=4) for _ in range(2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, _sample(starts, 0.5, count=50, seed=5))
+
+
+# --- the share of initial starts ----------------------------------------------------------------
+
+
+def test_the_share_goes_from_its_first_to_its_last_value_with_success() -> None:
+    schedule = ShareSchedule(0.3, 0.7)
+    assert schedule.value == 0.3
+    schedule.update(False)
+    assert schedule.value == 0.3
+    schedule.update(True)
+    assert schedule.value == pytest.approx(0.3 + 0.4 * SHARE_SMOOTHING)
+    for _ in range(2000):
+        schedule.update(True)
+    assert schedule.value == pytest.approx(0.7, abs=1e-6)
+    schedule.update(False)
+    assert schedule.value == pytest.approx(0.7 - 0.4 * SHARE_SMOOTHING, abs=1e-6)
+
+
+def test_the_share_follows_the_rate_of_success() -> None:
+    schedule = ShareSchedule(0.0, 1.0)
+    values = []
+    for episode in range(4000):
+        schedule.update(episode % 4 == 0)
+        values.append(schedule.value)
+    assert np.mean(values[2000:]) == pytest.approx(0.25, abs=0.01)
+
+
+def test_the_share_goes_on_where_it_was() -> None:
+    kept, resumed = ShareSchedule(0.3, 0.7), ShareSchedule(0.3, 0.7)
+    for success in (True, False, True, True):
+        kept.update(success)
+    resumed.load_state_dict(json.loads(json.dumps(kept.state_dict())))
+    assert resumed.value == kept.value > 0.3
+    for schedule in (kept, resumed):
+        schedule.update(True)
+    assert resumed.value == kept.value
+
+
+# --- normalization ------------------------------------------------------------------------------
+
+
+def test_normalization_has_a_floor() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(1000, 3, generator=generator) * torch.tensor([2.0, 1e-4, 0.0]) + 5.0
+    mean, std = normalization(values)
+    torch.testing.assert_close(mean, values.mean(dim=0))
+    assert float(std[0]) == pytest.approx(2.0, abs=0.2)
+    assert std[1:].tolist() == pytest.approx([MIN_STD, MIN_STD])
+    assert mean.dtype == std.dtype == torch.float32
+
+
+def test_normalization_of_a_single_step_is_finite() -> None:
+    mean, std = normalization(torch.tensor([[3.0, -1.0]]))
+    assert mean.tolist() == [3.0, -1.0]
+    assert std.tolist() == pytest.approx([MIN_STD, MIN_STD])

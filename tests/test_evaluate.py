@@ -1,0 +1,549 @@
+"""What an evaluation measures: the same episodes for every policy, numbers that can be trusted."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import visuomotor.evaluate
+from visuomotor.checkpoint import save_checkpoint
+from visuomotor.cli import run_command
+from visuomotor.config import ActorConfig, CameraConfig, Config, CurriculumConfig, EnvConfig
+from visuomotor.envs import Observation, VisuomotorEnv, make_env
+from visuomotor.evaluate import (
+    Episodes,
+    episodes_csv,
+    evaluate,
+    evaluate_actor,
+    evaluation_env,
+    run_episodes,
+    summarize,
+    wilson_interval,
+)
+from visuomotor.overrides import to_yaml
+from visuomotor.pixel_actor import PixelActor
+from visuomotor.policies import make_actor
+from visuomotor.runtime.files import GOLDEN, MANIFEST, MODEL, seal_manifest
+
+CPU = torch.device("cpu")
+STEPS = 6
+CONFIG = Config(
+    task="lifting",
+    camera=CameraConfig(height=24, width=32),
+    actor=ActorConfig(visual_dim=16, proprio_dim=8, hidden_dim=12),
+    env=EnvConfig(episode_steps=STEPS, num_threads=1),
+    # Both are of training alone.
+    curriculum=CurriculumConfig(enabled=True, initial_share=0.0, final_share=0.0),
+    randomization=replace(Config().randomization, curriculum_steps=1000),
+)
+
+
+# --- the interval -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("successes", "episodes", "low", "high"),
+    [
+        # z^2 = 3.841459. At half: 0.5 -+ z / (1 + z^2 / 10) sqrt(0.25 / 10 + z^2 / 400)
+        # = 0.5 -+ 1.416004 * 0.186022.
+        (5, 10, 0.236593, 0.763407),
+        # Without success: 0 and z^2 / (n + z^2) = 3.841459 / 13.841459; and mirrored.
+        (0, 10, 0.0, 0.277533),
+        (10, 10, 0.722467, 1.0),
+        # (0.81 + z^2 / 200) / (1 + z^2 / 100) = 0.829207 / 1.038415 = 0.798532, -+ 1.887458 *
+        # sqrt(0.81 * 0.19 / 100 + z^2 / 40000) = 1.887458 * 0.0404356.
+        (81, 100, 0.722212, 0.874853),
+    ],
+)
+def test_the_wilson_interval_is_the_one_worked_by_hand(
+    successes: int, episodes: int, low: float, high: float
+) -> None:
+    received = wilson_interval(successes, episodes)
+    assert received == pytest.approx((low, high), abs=2e-6)
+
+
+def test_the_interval_holds_the_rate_and_narrows_with_episodes() -> None:
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+    for episodes in (1, 2, 7, 64, 1000):
+        for successes in range(episodes + 1):
+            low, high = wilson_interval(successes, episodes)
+            assert 0.0 <= low <= successes / episodes <= high <= 1.0
+            mirrored = wilson_interval(episodes - successes, episodes)
+            assert (1 - high, 1 - low) == pytest.approx(mirrored, abs=1e-12)
+    widths = [high - low for low, high in (wilson_interval(n // 2, n) for n in (4, 40, 400))]
+    assert widths == sorted(widths, reverse=True)
+
+
+# --- counting -----------------------------------------------------------------------------------
+
+
+class _Scripted:
+    """Stands in for the environment: two worlds, three stages, four steps, written outcomes."""
+
+    num_envs = 2
+    episode_steps = 4
+    device = CPU
+    randomizer = SimpleNamespace(factor_names=("a", "b"))
+    task = SimpleNamespace(stages=("start", "reach", "lifted"))
+    # Episode -> its stages after each step.
+    STAGES = ((0, 2, 2, 1), (0, 0, 1, 2), (1, 0, 0, 0), (2, 2, 2, 2), (0, 0, 0, 0), (1, 1, 1, 2))
+
+    def __init__(self) -> None:
+        self.episodes = [0, 1]
+        self.step_number = 0
+
+    @property
+    def factors(self) -> np.ndarray:
+        return np.array([[e + 0.5, -e] for e in self.episodes])
+
+    def reset(self) -> SimpleNamespace:
+        return self._observe()
+
+    def step(self, action: Tensor) -> SimpleNamespace:
+        stage = torch.tensor([self.STAGES[e][self.step_number] for e in self.episodes])
+        reward = torch.tensor([10.0 * e + self.step_number for e in self.episodes])
+        self.step_number += 1
+        ended = self.step_number == self.episode_steps
+        if ended:
+            self.episodes = [e + 2 for e in self.episodes]
+            self.step_number = 0
+        return SimpleNamespace(
+            observation=self._observe(),
+            reward=reward,
+            stage=stage,
+            success=stage == 2,
+            truncated=torch.tensor([ended, ended]),
+        )
+
+    def _observe(self) -> SimpleNamespace:
+        return SimpleNamespace(shown=(tuple(self.episodes), self.step_number))
+
+
+class _Watcher:
+    """A policy that notes what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, list[bool]]] = []
+
+    def act(self, seen: Any, episode_start: Tensor) -> Tensor:
+        self.asked.append((seen.shown, episode_start.tolist()))
+        return torch.zeros(2, 9)
+
+
+def _run_scripted(episodes: int, **options: Any) -> tuple[Episodes, _Watcher]:
+    watcher = _Watcher()
+    return run_episodes(_Scripted(), watcher, episodes, **options), watcher  # type: ignore[arg-type]
+
+
+def test_outcomes_are_those_of_each_episode_in_order() -> None:
+    episodes, _ = _run_scripted(5)
+    assert episodes.success.tolist() == [False, True, False, True, False]
+    assert episodes.end_stage.tolist() == [1, 2, 0, 2, 0]
+    assert episodes.best_stage.tolist() == [2, 2, 1, 2, 0]
+    assert episodes.first_success.tolist() == [1, 3, -1, 0, -1]
+    assert episodes.returns.tolist() == [40 * e + 6 for e in range(5)]
+    assert episodes.factors.tolist() == [[e + 0.5, -e] for e in range(5)]
+    assert episodes.factor_names == ("a", "b")
+    assert episodes.stages == ("start", "reach", "lifted")
+
+
+def test_the_policy_is_told_where_episodes_start() -> None:
+    _, watcher = _run_scripted(3)
+    assert len(watcher.asked) == 2 * 4  # two rounds of two worlds for three episodes
+    for index, (shown, starts) in enumerate(watcher.asked):
+        first = 2 * (index // 4)
+        assert shown == ((first, first + 1), index % 4)
+        assert starts == [index % 4 == 0] * 2
+
+
+def test_a_film_shows_the_first_round_and_progress_counts_what_is_kept() -> None:
+    shown: list[tuple[int, Any]] = []
+    said: list[tuple[int, int]] = []
+    _run_scripted(
+        5,
+        on_step=lambda step, seen: shown.append((step, seen.shown)),
+        progress=lambda done, successes: said.append((done, successes)),
+    )
+    assert shown == [(step, ((0, 1), step)) for step in range(4)]
+    # The sixth episode succeeds, but is not asked for.
+    assert said == [(2, 1), (4, 2), (5, 2)]
+
+
+def test_a_summary_counts_rates_of_the_best_stage() -> None:
+    episodes, _ = _run_scripted(5)
+    summary = summarize(episodes, task="lifting", seed=3)
+    low, high = wilson_interval(2, 5)
+    assert summary == {
+        "task": "lifting",
+        "seed": 3,
+        "episodes": 5,
+        "successes": 2,
+        "success_rate": 0.4,
+        "success_low": low,
+        "success_high": high,
+        "mean_return": 86.0,
+        "stage_rates": {"start": 1.0, "reach": 0.8, "lifted": 0.6},
+    }
+
+
+def test_the_table_has_one_row_an_episode_with_its_factors() -> None:
+    episodes, _ = _run_scripted(3)
+    episodes.factors[1, 0] = 0.1 + 0.2  # written in full
+    assert episodes_csv(episodes, seed=9).splitlines() == [
+        "episode,seed,success,return,end_stage,best_stage,first_success_step,a,b",
+        "0,9,0,6.0,reach,lifted,1,0.5,0.0",
+        "1,9,1,46.0,lifted,lifted,3,0.30000000000000004,-1.0",
+        "2,9,0,86.0,start,reach,-1,2.5,-2.0",
+    ]
+
+
+# --- the episodes are those of the seed ---------------------------------------------------------
+
+
+class _Recorder:
+    """A policy that notes every start state, and moves in its own way."""
+
+    def __init__(self, env: VisuomotorEnv, action: Callable[[int], Tensor]):
+        self._env = env
+        self._action = action
+        self._calls = 0
+        self.starts: list[Tensor] = []
+        self.from_initial: list[bool] = []
+
+    def act(self, seen: Observation, episode_start: Tensor) -> Tensor:
+        if episode_start.any():
+            assert episode_start.all()
+            self.starts.append(self._env.sim.get_state(torch.arange(self._env.num_envs)))
+            self.from_initial += self._env.from_initial.tolist()
+        self._calls += 1
+        return self._action(self._calls).expand(self._env.num_envs, -1)
+
+
+def _still(call: int) -> Tensor:
+    return torch.zeros(1, 9)
+
+
+def _wild(call: int) -> Tensor:
+    return torch.rand(1, 9, generator=torch.Generator().manual_seed(call)) * 2 - 1
+
+
+def _measure(
+    action: Callable[[int], Tensor],
+    *,
+    seed: int = 5,
+    strength: float = 1.0,
+    num_envs: int = 3,
+    episodes: int = 7,
+) -> tuple[Episodes, np.ndarray, _Recorder]:
+    """Outcomes, start states (E, nq + nv) and the policy."""
+    env = evaluation_env(CONFIG, num_envs=num_envs, seed=seed, strength=strength, device=CPU)
+    env.camera = None  # these policies do not look
+    policy = _Recorder(env, action)
+    outcome = run_episodes(env, policy, episodes)
+    return outcome, torch.cat(policy.starts)[:episodes].numpy(), policy
+
+
+def test_every_policy_meets_the_same_start_states_and_factors() -> None:
+    still, starts, _ = _measure(_still)
+    wild, wild_starts, _ = _measure(_wild)
+    assert np.array_equal(starts, wild_starts)
+    assert np.array_equal(still.factors, wild.factors)
+    assert len(starts) == 7 and len(np.unique(starts, axis=0)) == 7
+    assert len(np.unique(still.factors, axis=0)) == 7
+
+
+def test_the_number_of_worlds_does_not_change_the_episodes() -> None:
+    few, few_starts, _ = _measure(_still, num_envs=2)
+    many, many_starts, _ = _measure(_still, num_envs=7)
+    assert np.array_equal(few_starts, many_starts)
+    assert np.array_equal(few.factors, many.factors)
+    assert np.array_equal(few.returns, many.returns)
+
+
+def test_another_seed_means_other_episodes() -> None:
+    first, first_starts, _ = _measure(_still, episodes=2)
+    other, other_starts, _ = _measure(_still, episodes=2, seed=6)
+    assert not np.isclose(first_starts, other_starts).all(axis=1).any()
+    assert not np.isclose(first.factors, other.factors).all(axis=1).any()
+
+
+def test_episodes_start_from_the_tasks_initial_distribution_alone() -> None:
+    outcome, starts, policy = _measure(_still, strength=0.0)
+    assert all(policy.from_initial)
+    env = make_env(CONFIG, num_envs=1, seed=0, render=False)
+    for episode, state in enumerate(starts):
+        expected = env.task.start_state(np.random.default_rng([5, 1, episode]))
+        np.testing.assert_allclose(state, expected, atol=1e-12)
+    assert outcome.best_stage.max() == 0  # none begins with the block in hand
+
+
+def test_strength_alone_decides_how_far_worlds_are_randomized() -> None:
+    quiet, _, _ = _measure(_still, strength=0.0)
+    full, _, _ = _measure(_still, strength=1.0)
+    env = make_env(CONFIG, num_envs=1, seed=0, render=False)
+    assert np.array_equal(quiet.factors, np.tile(env.randomizer.default(), (7, 1)))
+    for episode in range(7):
+        rng = np.random.default_rng([5, 2, episode])
+        assert np.array_equal(full.factors[episode], env.randomizer.draw(rng, 1.0))
+    names = list(full.factor_names)
+    masses = full.factors[:, names.index("block_mass/block_0")]
+    assert masses.min() < 0.9 and masses.max() > 1.1
+
+
+def _actor(seed: int = 0) -> PixelActor:
+    torch.manual_seed(seed)
+    actor = make_actor(CONFIG)
+    torch.nn.init.normal_(actor.mean_head.weight, std=1.0)  # an arm that moves
+    return actor.eval()
+
+
+def test_judging_an_actor_leaves_it_as_it_was_and_repeats() -> None:
+    actor = _actor()
+    before = {name: value.clone() for name, value in actor.state_dict().items()}
+    settings: dict[str, Any] = {"episodes": 3, "seed": 1, "strength": 1.0, "device": CPU}
+    first = evaluate_actor(actor, CONFIG, **settings)
+    torch.rand(7)  # the global generator plays no part
+    again = evaluate_actor(actor, CONFIG, **settings)
+    assert np.array_equal(first.returns, again.returns)
+    assert np.array_equal(first.factors, again.factors)
+    assert len(first.success) == 3
+    for name, value in actor.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert not actor.training
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a small actor; only read."""
+    return _write_run(tmp_path_factory.mktemp("runs") / "run")
+
+
+def _write_run(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "config.yaml").write_text(to_yaml(CONFIG))
+    state = {"policy": {"actor": _actor().state_dict()}, "phase": "ril", "wall_s": 1.5}
+    save_checkpoint(folder / "checkpoints", 4096, state)
+    return folder
+
+
+def _names(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir()}
+
+
+WRITTEN = {"evaluation.json", "episodes.csv", "evaluation.mp4", "evaluation.png"}
+
+
+def test_an_evaluation_is_kept_with_all_that_backs_it(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "deep" / "out"
+    before = _names(run)
+    arguments = [f"policy={run}", "episodes=3", "seed=4", f"out={out}", "device=cpu"]
+    assert run_command(evaluate, arguments) == 0
+    assert _names(out) == WRITTEN
+    assert _names(run) == before
+
+    summary = json.loads((out / "evaluation.json").read_text())
+    assert summary.keys() >= {
+        *("task", "policy", "sims", "seed", "episodes", "successes", "success_rate"),
+        *("success_low", "success_high", "mean_return", "stage_rates"),
+    }
+    assert (summary["task"], summary["policy"]) == ("lifting", str(run))
+    assert (summary["sims"], summary["strength"], summary["seed"]) == ("randomized", 1.0, 4)
+    assert (summary["episodes"], summary["episode_steps"]) == (3, STEPS)
+    assert summary["success_rate"] == summary["successes"] / 3
+    interval = (summary["success_low"], summary["success_high"])
+    assert interval == wilson_interval(summary["successes"], 3)
+    assert list(summary["stage_rates"]) == ["start", "reach", "lifted"]
+    assert summary["provenance"]["env_steps"] == 4096
+
+    with (out / "episodes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["episode"], row["seed"]) for row in rows] == [("0", "4"), ("1", "4"), ("2", "4")]
+    assert sum(int(row["success"]) for row in rows) == summary["successes"]
+    returns = [float(row["return"]) for row in rows]
+    assert np.mean(returns) == pytest.approx(summary["mean_return"])
+    randomizer = make_env(CONFIG, num_envs=1, seed=0, render=False).randomizer
+    outcome = {"episode", "seed", "success", "return", "end_stage", "best_stage"}
+    assert rows[0].keys() == {*outcome, "first_success_step", *randomizer.factor_names}
+    for episode, row in enumerate(rows):
+        drawn = randomizer.draw(np.random.default_rng([4, 2, episode]), 1.0)
+        assert [float(row[name]) for name in randomizer.factor_names] == drawn.tolist()
+
+    film = cv2.VideoCapture(str(out / "evaluation.mp4"))
+    assert film.get(cv2.CAP_PROP_FRAME_COUNT) == STEPS
+    assert film.get(cv2.CAP_PROP_FPS) == pytest.approx(1 / CONFIG.env.control_dt)
+    film.release()
+    said = capsys.readouterr().out
+    assert "lifting randomized seed=4: " in said and "of 3 episodes succeed" in said
+    assert str(out) in said
+
+
+def test_nominal_worlds_are_all_at_their_defaults(run: Path, tmp_path: Path) -> None:
+    arguments = [f"policy={run}", "episodes=2", "video=false", "device=cpu", "sims=nominal"]
+    assert run_command(evaluate, [*arguments, f"out={tmp_path}", "episode_steps=3"]) == 0
+    assert _names(tmp_path) == {"evaluation.json", "episodes.csv"}
+    summary = json.loads((tmp_path / "evaluation.json").read_text())
+    assert (summary["sims"], summary["strength"]) == ("nominal", 0.0)
+    assert (summary["seed"], summary["episode_steps"]) == (0, 3)
+    with (tmp_path / "episodes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    randomizer = make_env(CONFIG, num_envs=1, seed=0, render=False).randomizer
+    for row in rows:
+        values = [float(row[name]) for name in randomizer.factor_names]
+        assert values == randomizer.default().tolist()
+
+
+def test_a_runs_evaluation_belongs_into_its_folder(tmp_path: Path) -> None:
+    folder = _write_run(tmp_path / "run")
+    before = _names(folder)
+    arguments = [f"policy={folder}", "episodes=1", "strength=0.5", "video=false", "device=cpu"]
+    assert run_command(evaluate, arguments) == 0
+    assert _names(folder) == before | {"evaluation.json", "episodes.csv"}
+    summary = json.loads((folder / "evaluation.json").read_text())
+    assert (summary["sims"], summary["strength"], summary["episodes"]) == ("randomized", 0.5, 1)
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+
+def _refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """One line on stderr and exit code 2."""
+    assert run_command(evaluate, [*arguments, "device=cpu"]) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith("error: ")
+    assert captured.out == ""
+    return line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["policy=nowhere"], r"no policy 'nowhere'.*run folder, a bundle, or a shipped policy"),
+        ([], r"policy= is missing; give a run folder"),
+        (["policy=RUN", "sims=real"], r"sims='real' is unknown; valid: nominal, randomized"),
+        (["policy=RUN", "episodes=0"], r"episodes=0; at least 1"),
+        (["policy=RUN", "episodes=-3"], r"episodes=-3; at least 1"),
+        (["policy=RUN", "episodes=many"], r"episodes=many is not valid; valid: a whole number"),
+        (["policy=RUN", "seed=-1"], r"seed=-1; valid: from 0"),
+        (["policy=RUN", "strength=1.5"], r"strength=1.5; valid: 0 to 1"),
+        (["policy=RUN", "strength=-0.1"], r"strength=-0.1; valid: 0 to 1"),
+        (["policy=RUN", "episode_steps=0"], r"episode_steps=0; at least 1"),
+        (["policy=RUN", "episods=3"], r"unknown key 'episods'; did you mean episodes"),
+        (["policy=EMPTY"], r"is a folder, but neither a run .* nor a bundle"),
+    ],
+)
+def test_bad_input_is_one_line_with_what_is_valid(
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    told: str,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    places = {"RUN": str(run), "EMPTY": str(tmp_path / "empty")}
+    filled = [re.sub("RUN|EMPTY", lambda match: places[match[0]], text) for text in arguments]
+    before = _names(run)
+    assert re.search(told, _refusal(capsys, *filled, f"out={tmp_path / 'out'}"))
+    assert _names(run) == before
+    assert _names(tmp_path) == {"empty"}
+
+
+def test_a_file_in_the_place_of_the_folder_is_found_before_any_work(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(visuomotor.evaluate, "run_episodes", None)
+    path = tmp_path / "file"
+    path.write_bytes(b"mine")
+    for out in (path, path / "deeper" / "out"):
+        line = _refusal(capsys, f"policy={run}", f"out={out}")
+        assert f"out={out}: {path} is a file; give a folder" in line
+    assert path.read_bytes() == b"mine"
+
+
+def _bundle(folder: Path) -> Path:
+    """A bundle whose hashes agree, of files that are no policy."""
+    content = {MODEL: b"no model", GOLDEN: b"no episodes"}
+    folder.mkdir()
+    for name, value in content.items():
+        (folder / name).write_bytes(value)
+    (folder / MANIFEST).write_bytes(seal_manifest({"task": "lifting"}, content))
+    return folder
+
+
+@pytest.mark.parametrize("damage", ["none", "flipped model", "cut manifest", "no golden"])
+def test_a_damaged_bundle_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    bundle = _bundle(tmp_path / "bundle")
+    if damage == "flipped model":
+        (bundle / MODEL).write_bytes(b"no modem")
+    elif damage == "cut manifest":
+        (bundle / MANIFEST).write_bytes((bundle / MANIFEST).read_bytes()[:-20])
+    elif damage == "no golden":
+        (bundle / GOLDEN).unlink()
+    before = _names(bundle)
+    line = _refusal(capsys, f"policy={bundle}", f"out={tmp_path / 'out'}")
+    named = {"flipped model": MODEL, "cut manifest": MANIFEST, "no golden": GOLDEN}
+    assert named.get(damage, str(bundle)) in line
+    assert _names(bundle) == before
+    assert _names(tmp_path) == {"bundle"}
+
+
+@pytest.mark.parametrize("damage", ["config", "checkpoint", "weights"])
+def test_a_damaged_run_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    folder = _write_run(tmp_path / "run")
+    if damage == "config":
+        (folder / "config.yaml").write_text("task: [lifting")
+        told = "is no valid YAML"
+    elif damage == "checkpoint":
+        (tensors,) = folder.glob("checkpoints/*/tensors.safetensors")
+        tensors.write_bytes(tensors.read_bytes()[:-1])
+        told = "step_000000004096"
+    else:
+        larger = replace(CONFIG, actor=replace(CONFIG.actor, hidden_dim=13))
+        (folder / "config.yaml").write_text(to_yaml(larger))
+        told = "the weights do not fit its config.yaml"
+    before = _names(folder)
+    line = _refusal(capsys, f"policy={folder}", "episodes=1")
+    assert told in line and str(folder) in line
+    assert _names(folder) == before
+
+
+# --- all or nothing -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["run_episodes", "write_video", "write_contact_sheet"])
+def test_what_fails_on_the_way_leaves_the_older_evaluation_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Path, part: str
+) -> None:
+    (tmp_path / "evaluation.json").write_text("old")
+    (tmp_path / "episodes.csv").write_text("old")
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(visuomotor.evaluate, part, fail)
+    with pytest.raises(OSError, match="No space"):
+        evaluate([f"policy={run}", "episodes=1", f"out={tmp_path}", "device=cpu"])
+    assert (tmp_path / "evaluation.json").read_text() == "old"
+    assert (tmp_path / "episodes.csv").read_text() == "old"
+    assert not any(name.startswith(".") for name in _names(tmp_path))

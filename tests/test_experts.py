@@ -1,0 +1,244 @@
+"""Scripted demonstrators: they succeed, each time in another way; training never uses them."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import mujoco
+import numpy as np
+import pytest
+import torch
+
+from visuomotor import experts
+from visuomotor.config import Config, RandomizationConfig
+from visuomotor.envs import TASKS, make_env
+from visuomotor.experts import DAMPING, Expert
+
+PACKAGE = Path(experts.__file__).parent
+QUIET = RandomizationConfig(strength=0.0)
+STYLE = {
+    "speed": (0.8, 1.2),
+    "max_speed": (0.16, 0.26),
+    "hover": (0.07, 0.1),
+    "carry_height": (0.11, 0.15),
+    "grasp_offset": (-0.003, 0.003),
+    "place_offset": (-0.002, 0.002),
+    "yaw_offset": (-0.08, 0.08),
+}
+
+
+def _env(task: str, num_envs: int, seed: int = 0):
+    env = make_env(
+        Config(task=task, randomization=QUIET), num_envs=num_envs, seed=seed, render=False
+    )
+    env.reset()
+    return env
+
+
+def _play(env, expert, steps: int) -> torch.Tensor:
+    """Lets the expert act; returns the success (N,) after the last step."""
+    for _ in range(steps):
+        success = env.step(expert.act()).success
+    return success
+
+
+def _same_start(env) -> None:
+    """Every world in the state of the first."""
+    everyone = torch.arange(env.num_envs)
+    env.sim.reset(everyone, env.sim.get_state(everyone)[:1].repeat(env.num_envs, 1))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_it_succeeds_from_nominal_starts_with_valid_actions(task):
+    env = _env(task, 32)
+    expert = Expert(env, seed=0)
+    largest = torch.zeros(9)
+    for _ in range(env.episode_steps):
+        action = expert.act()
+        assert action.shape == (32, 9)
+        assert action.dtype == torch.float32
+        assert bool(action.isfinite().all())
+        largest = torch.maximum(largest, action.abs().amax(dim=0))
+        success = env.step(action).success
+    assert int(success.sum()) >= 30
+    assert float(largest.max()) <= 1.0
+    # Every joint takes part.
+    assert float(largest.min()) > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_it_succeeds_in_98_of_100_starts(task):
+    env = _env(task, 200)
+    assert int(_play(env, Expert(env, seed=0), env.episode_steps).sum()) >= 196
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_finished_job_is_left_alone(task):
+    """Success comes once and stays: the hand does not knock over what it built."""
+    env = _env(task, 8)
+    expert = Expert(env, seed=0)
+    steps = [env.step(expert.act()).success for _ in range(env.episode_steps)]
+    success = torch.stack(steps)
+    done = success[-1]
+    assert int(done.sum()) >= 7
+    last_failure = (~success[:, done]).long().cumsum(dim=0).argmax(dim=0)
+    assert int(last_failure.max()) < env.episode_steps - 10
+
+
+def test_one_start_is_done_in_different_ways():
+    env = _env("lifting", 6)
+    _same_start(env)
+    expert = Expert(env, seed=0)
+    states, actions = [], []
+    for _ in range(env.episode_steps - 1):
+        actions.append(expert.act())
+        env.step(actions[-1])
+        states.append(env.sim.get_state(torch.arange(6)))
+    assert bool(env.task.success(env.task.stage()).all())
+    path = torch.stack(states)
+    for a in range(6):
+        for b in range(a):
+            assert not torch.equal(actions[0][a], actions[0][b])
+            # Some rad apart at the end, and by more than numerical noise on the way.
+            assert float((path[:, a] - path[:, b]).abs().max()) > 0.02
+
+
+def test_every_episode_draws_its_style_within_the_bounds():
+    env = _env("stacking", 64)
+    expert = Expert(env, seed=0)
+    first = {name: getattr(expert._style, name).clone() for name in STYLE}
+    assert set(vars(expert._style)) == set(STYLE)
+    for name, (low, high) in STYLE.items():
+        values = first[name]
+        assert low <= float(values.min()) < low + 0.2 * (high - low), name
+        assert high - 0.2 * (high - low) < float(values.max()) <= high, name
+        assert len(values.flatten().unique()) == values.numel(), name
+    expert.reset(torch.arange(64))
+    for name in STYLE:
+        assert not bool((getattr(expert._style, name) == first[name]).any()), name
+
+
+def test_the_seed_decides_the_styles():
+    env = _env("lifting", 4)
+    first, same, other = (Expert(env, seed).act() for seed in (5, 5, 6))
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+def test_a_reset_begins_anew_in_the_named_worlds_only():
+    env = _env("lifting", 3)
+    expert = Expert(env, seed=0)
+    _play(env, expert, 45)
+    assert int(expert._phase.min()) > experts.APPROACH
+    parts = [expert._phase, expert._since, expert._yaw, *vars(expert._style).values()]
+    before = [part.clone() for part in parts]
+    expert.reset(torch.tensor([1]))
+    parts = [expert._phase, expert._since, expert._yaw, *vars(expert._style).values()]
+    for part, old in zip(parts, before, strict=True):
+        assert torch.equal(part[[0, 2]], old[[0, 2]])
+        assert not torch.equal(part[1], old[1])
+    assert int(expert._phase[1]) == experts.APPROACH
+    assert int(expert._since[1]) == 0
+
+
+def test_what_it_asks_for_in_a_world_depends_on_that_world_alone():
+    env, other = _env("stacking", 3), _env("stacking", 3)
+    expert, rival = Expert(env, seed=0), Expert(other, seed=0)
+    _play(env, expert, 10)
+    _play(other, rival, 10)
+    two = torch.tensor([2])
+    state = other.sim.get_state(two)
+    state[:, other.task._prop_qpos_ids[0]] += 0.03
+    other.sim.reset(two, state)
+    a, b = expert.act(), rival.act()
+    assert torch.equal(a[:2], b[:2])
+    assert not torch.equal(a[2], b[2])
+
+
+def test_a_block_that_slipped_is_fetched_again():
+    env = make_env(Config(task="lifting", randomization=QUIET), num_envs=1, seed=0, render=False)
+    env.episode_steps = 300
+    env.reset()
+    expert = Expert(env, seed=0)
+    while int(expert._phase[0]) != experts.LIFT:
+        env.step(expert.act())
+        assert int(env.elapsed[0]) < 100
+    _play(env, expert, 10)
+    assert bool(env.task.lifted(0, 0.02)[0])
+    one = torch.zeros(1, dtype=torch.int64)
+    state, adr = env.sim.get_state(one), env.task._prop_qpos_ids[0]
+    state[0, adr : adr + 3] = torch.tensor([0.05, 0.05, 0.0225])
+    state[0, adr + 3 : adr + 7] = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    state[0, env.sim.model.nq :] = 0.0
+    env.sim.reset(one, state)
+    expert.act()
+    assert int(expert._phase[0]) == experts.APPROACH
+    assert bool(_play(env, expert, 130)[0])
+
+
+def test_inverse_kinematics_is_damped_least_squares_on_mujocos_jacobian():
+    env = _env("lifting", 4)
+    expert = Expert(env, seed=0)
+    _play(env, expert, 15)
+    model = env.sim.model
+    twist = torch.from_numpy(np.random.default_rng(0).uniform(-0.3, 0.3, size=(4, 6)))
+    found = expert._inverse_kinematics(twist)
+    for world in range(4):
+        data = mujoco.MjData(model)
+        data.qpos[:] = env.sim.data("qpos")[world].numpy()
+        mujoco.mj_forward(model, data)
+        linear, angular = np.zeros((3, model.nv)), np.zeros((3, model.nv))
+        mujoco.mj_jacSite(model, data, linear, angular, env.jaco.pinch_site_id)
+        jacobian = np.concatenate((linear, angular))[:, env.jaco.dof_ids[:6].numpy()]
+        # The minimum of |J q - v|^2 + d^2 |q|^2, as one ordinary least squares problem.
+        tall = np.concatenate((jacobian, DAMPING * np.eye(6)))
+        wanted = np.linalg.lstsq(tall, np.concatenate((twist[world].numpy(), np.zeros(6))))[0]
+        np.testing.assert_allclose(found[world].numpy(), wanted, rtol=1e-6, atol=1e-9)
+
+
+def test_a_joint_at_its_limit_slows_all_of_them_alike():
+    """The direction of the hand stays when one joint cannot go faster."""
+    env = _env("lifting", 16)
+    expert = Expert(env, seed=0)
+    expert._style.max_speed.fill_(100.0)
+    expert._style.speed.fill_(50.0)
+    target, _ = expert._waypoint()
+    linear = 4.0 * 50.0 * (target - env.task.pinch_pos())
+    twist = torch.cat((linear, 3.0 * expert._rotation_error()), dim=1)
+    wanted = expert._inverse_kinematics(twist) / env.jaco.velocity_limits[:6]
+    assert float(wanted.abs().amax(dim=1).min()) > 1.5
+    action = expert.act()[:, :6].double()
+    assert torch.allclose(action.abs().amax(dim=1), torch.ones(16, dtype=torch.float64), atol=1e-6)
+    cosine = torch.nn.functional.cosine_similarity(action, wanted, dim=1)
+    assert float(cosine.min()) > 1 - 1e-6
+
+
+# --- who may use it -------------------------------------------------------------------------------
+
+
+def _imports(source: str) -> set[tuple[str, str]]:
+    """(module, name) of every import, wherever in the source; name is '' for a plain import."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {(alias.name, "") for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "the package uses absolute imports"
+            found |= {(node.module or "", alias.name) for alias in node.names}
+    return found
+
+
+def test_only_the_command_that_makes_demonstrations_knows_the_expert():
+    users, takes = set(), set()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for module, name in _imports(path.read_text()):
+            if "visuomotor.experts" in (module, f"{module}.{name}"):
+                users.add(path.relative_to(PACKAGE).as_posix())
+            if module == "visuomotor.demonstrate":
+                takes.add(name)
+            assert (module, name) != ("visuomotor", "demonstrate"), path
+    assert users == {"demonstrate.py"}
+    # Training gets the finished file through this door, never the demonstrator.
+    assert takes == {"demonstrations_for"}

@@ -1,0 +1,319 @@
+"""Training as a whole: phases, folders, stopping, going on exactly, and bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+import torch
+
+from visuomotor.checkpoint import list_checkpoints, load_checkpoint
+from visuomotor.cli import run_command
+from visuomotor.config import Config
+from visuomotor.demonstrate import collect
+from visuomotor.demonstrations import save_demonstrations
+from visuomotor.distillation import Distillation
+from visuomotor.reinforcement import Reinforcement
+from visuomotor.train import train
+
+# A run of a few seconds in which everything happens: four worlds, iterations of 8 steps.
+SMALL = (
+    "task=lifting",
+    "num_envs=4",
+    "device=cpu",
+    "env.episode_steps=20",
+    "env.num_threads=1",
+    "ppo.num_steps=8",
+    "ppo.epochs=2",
+    "ppo.minibatches=2",
+    "ppo.critic_warmup=1",
+    "gail.updates=2",
+    "gail.batch_size=16",
+    "actor.visual_dim=16",
+    "actor.hidden_dim=16",
+    "cloning.start_updates=2",
+    "cloning.batch_size=2",
+    "cloning.sequence_steps=8",
+    "cloning.term_batch_size=2",
+    "cloning.variations=1",
+    "distill.teacher.num_envs=4",
+    "distill.memory=2",
+    "distill.minibatches=2",
+    "distill.replayed=1",
+    "run.evaluate_every=0",
+    "run.final_episodes=0",
+    "run.tensorboard=false",
+    "run.checkpoint_seconds=100000",
+)
+ITERATION = 32  # env steps
+RIL = ("algorithm=ril", f"total_steps={4 * ITERATION}")
+DISTILL = (
+    "algorithm=distill",
+    f"distill.teacher.total_steps={3 * ITERATION}",
+    f"distill.dagger_steps={4 * ITERATION}",
+    f"distill.finetune_steps={3 * ITERATION}",
+)
+
+
+@pytest.fixture(scope="module")
+def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("demonstrations") / "lifting.hdf5"
+    made, _ = collect(Config(task="lifting"), episodes=2, seed=0)
+    save_demonstrations(path, made)
+    return f"demonstrations={path}"
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, iteration: int, number: signal.Signals) -> None:
+    """Sends the signal to this process in the middle of the n-th iteration (from 1), once."""
+    count = 0
+    for learner in (Reinforcement, Distillation):
+        original: Callable[[Any], dict[str, float]] = learner.iterate
+
+        def iterate(
+            self: Any, original: Callable[[Any], dict[str, float]] = original
+        ) -> dict[str, float]:
+            nonlocal count
+            count += 1
+            if count == iteration:
+                os.kill(os.getpid(), number)
+            return original(self)
+
+        monkeypatch.setattr(learner, "iterate", iterate)
+
+
+def leaves(state: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(state, dict):
+        entries: Any = state.items()
+    elif isinstance(state, list | tuple):
+        entries = enumerate(state)
+    else:
+        return {path: state}
+    flat: dict[str, Any] = {}
+    for key, value in entries:
+        flat |= leaves(value, f"{path}/{key}")
+    return flat
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    """Both runs end with the same checkpoint, bit for bit, and the same metrics."""
+    (state_one, step_one, _), (state_other, step_other, _) = (
+        load_checkpoint(folder / "checkpoints") for folder in (one, other)
+    )
+    assert step_one == step_other
+    first, second = leaves(state_one), leaves(state_other)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        if name == "/wall_s":
+            continue
+        if isinstance(value, torch.Tensor):
+            assert value.dtype == second[name].dtype, name
+            assert torch.equal(value.nan_to_num(), second[name].nan_to_num()), name
+        else:
+            assert value == second[name], name
+    assert metrics(one) == metrics(other)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("wall_s", "fps")} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "interruptions"),
+    # Iterations, counted over a sitting, in the middle of which the run is asked to stop.
+    [(RIL, (2,)), (DISTILL, (2, 3, 4))],
+    ids=["ril", "distill"],
+)
+def test_an_interrupted_run_ends_as_one_that_was_not(
+    algorithm: tuple[str, ...],
+    interruptions: tuple[int, ...],
+    demonstrations: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = [*SMALL, *algorithm, demonstrations]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train([*settings, f"out={whole}"]) == 0
+    argv = [*settings, f"out={parts}"]
+    for iteration in interruptions:
+        with monkeypatch.context() as patch:
+            stop_at(patch, iteration, signal.SIGTERM)
+            assert train(argv) == 143
+        argv = [f"resume={parts}"]
+    assert train(argv) == 0
+    assert len(metrics(parts)) == (4 if algorithm is RIL else 10)
+    assert_same_end(whole, parts)
+
+
+def test_two_runs_with_one_seed_are_equal_and_with_two_seeds_are_not(
+    demonstrations: str, tmp_path: Path
+) -> None:
+    settings = [*SMALL, *RIL, demonstrations, f"total_steps={2 * ITERATION}"]
+    settings.remove(RIL[1])
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert train([*settings, f"seed={seed}", f"out={tmp_path / name}"]) == 0
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
+    assert metrics(tmp_path / "a") != metrics(tmp_path / "c")
+
+
+def test_ctrl_c_saves_and_leaves_with_130(
+    demonstrations: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stop_at(monkeypatch, 2, signal.SIGINT)
+    assert train([*SMALL, *RIL, demonstrations, f"out={tmp_path / 'run'}"]) == 130
+    assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1] == 2 * ITERATION
+    assert f"resume={tmp_path / 'run'}" in capsys.readouterr().err
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(
+    demonstrations: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL leaves no time for anything; the log's lines after the checkpoint are done again."""
+    settings = [*SMALL, *RIL, demonstrations]
+    settings.remove("run.checkpoint_seconds=100000")
+    assert train([*settings, f"out={tmp_path / 'whole'}"]) == 0
+    killed = tmp_path / "killed"
+    command = (
+        "import os, signal, sys\n"
+        "from visuomotor import train\n"
+        "log = train.RunFolder.log\n"
+        "def log_and_die(self, row):\n"
+        "    log(self, row)\n"
+        f"    if row['env_steps'] == {3 * ITERATION}:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "train.RunFolder.log = log_and_die\n"
+        "train.torch.set_num_threads(1)\n"
+        "train.main()\n"
+    )
+    argv = [*settings, "run.checkpoint_seconds=1e-9", f"out={killed}"]
+    done = subprocess.run(
+        [sys.executable, "-c", command, *argv], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert list_checkpoints(killed / "checkpoints")[-1] == 2 * ITERATION
+    assert len(metrics(killed)) == 3
+    assert train([f"resume={killed}"]) == 0
+    assert_same_end(tmp_path / "whole", killed)
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(
+    demonstrations: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reinforcement, "clone_start", interrupted)
+        code = run_command(train, [*SMALL, *RIL, demonstrations, f"out={tmp_path / 'run'}"])
+    assert code == 130
+    assert train([f"resume={tmp_path / 'run'}"]) == 0
+    assert len(metrics(tmp_path / "run")) == 4
+
+
+def test_evaluations_leave_numbers_and_pictures(demonstrations: str, tmp_path: Path) -> None:
+    settings = [*SMALL, *RIL, demonstrations, "run.evaluate_episodes=4"]
+    settings[settings.index("run.evaluate_every=0")] = f"run.evaluate_every={2 * ITERATION}"
+    settings[settings.index("run.final_episodes=0")] = "run.final_episodes=6"
+    folder = tmp_path / "run"
+    assert train([*settings, f"out={folder}"]) == 0
+    evaluations = sorted(path.name for path in (folder / "evaluations").iterdir())
+    assert evaluations == ["final", "step_000000000064", "step_000000000128"]
+    for name in evaluations:
+        sheet = cv2.imread(str(folder / "evaluations" / name / "evaluation.png"))
+        assert sheet is not None
+        assert sheet.std() > 10  # there is something to see
+        assert list((folder / "evaluations" / name).glob("evaluation.mp4"))
+    final = json.loads((folder / "evaluation.json").read_text())
+    assert final["episodes"] == 6
+    assert final["sims"] == "randomized"
+    measured = [row.get("evaluation_success_rate") for row in metrics(folder)]
+    assert [value is not None for value in measured] == [False, True, False, True]
+
+
+def test_the_log_holds_what_the_house_promises(demonstrations: str, tmp_path: Path) -> None:
+    assert train([*SMALL, *RIL, demonstrations, f"out={tmp_path / 'run'}"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    promised = {
+        "env_steps", "wall_s", "fps", "success_rate", "mean_return", "gail_jsd", "approx_kl",
+        "clipfrac", "explained_variance",
+    }  # fmt: skip
+    for number, row in enumerate(rows, start=1):
+        assert promised <= row.keys()
+        assert row["env_steps"] == number * ITERATION
+        assert row["fps"] > 0
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["task=staking"], ["staking", "stacking", "lifting"]),
+        (["taks=stacking"], ["taks", "task"]),
+        (["ppo.gama=0.9"], ["ppo.gama", "ppo.gamma"]),
+        (["ppo.gamma=2"], ["ppo.gamma", "2", "up to 1"]),
+        (["num_envs=many"], ["num_envs", "many", "whole number"]),
+        (["device=tpu"], ["device=tpu", "cpu"]),
+        (["algorithm=sac"], ["algorithm", "ril", "distill"]),
+        (["demonstrations=nowhere.hdf5"], ["nowhere.hdf5", "visuomotor.demonstrate"]),
+        (["resume=nowhere"], ["nowhere", "run"]),
+        (["resum=somewhere"], ["resum", "resume="]),
+        (["resume=nowhere", "seed=1"], ["seed=1", "resume="]),
+    ],
+    ids=lambda value: value[0] if len(value) == 1 else "",
+)
+def test_bad_input_is_one_clear_line_and_leaves_nothing(
+    argv: list[str],
+    told: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_command(train, argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert len(error.splitlines()) == 1
+    for word in told:
+        assert word in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_holds_a_run_is_not_trained_over(
+    demonstrations: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [*SMALL, *RIL, demonstrations, f"out={tmp_path / 'run'}"]
+    assert train(argv) == 0
+    before = metrics(tmp_path / "run")
+    assert run_command(train, argv) == 2
+    assert f"resume={tmp_path / 'run'}" in capsys.readouterr().err
+    assert metrics(tmp_path / "run") == before
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_says_so(
+    demonstrations: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train([*SMALL, *RIL, demonstrations, f"out={tmp_path / 'run'}"]) == 0
+    for path in (tmp_path / "run" / "checkpoints").rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:100])
+    assert run_command(train, [f"resume={tmp_path / 'run'}"]) == 2
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_help_names_resume_and_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        train(["resume=x", "--help"])
+    assert left.value.code == 0
+    assert "ppo.gamma" in capsys.readouterr().out
