@@ -62,6 +62,12 @@ class EpisodeLog:
         """Means over the last episodes of each kind; kinds not met yet are left out."""
         return {name: sum(values) / len(values) for name, values in self._values.items()}
 
+    def settled_success(self) -> float:
+        """Success over the last WINDOW episodes from the initial distribution; 0 before there are
+        as many."""
+        values = self._values.get("success_rate", ())
+        return sum(values) / WINDOW if len(values) == WINDOW else 0.0
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "start_stage": self._start_stage.clone(),

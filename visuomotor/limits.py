@@ -219,6 +219,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "decay_steps": at_least(1),
     },
     TeacherConfig: {
+        "enough_success": Limit(low=0, high=1, low_open=True),
         "total_steps": at_least(1),
         "num_envs": at_least(1),
         "hidden_sizes": LAYERS,

@@ -189,6 +189,10 @@ class Reinforcement:
         done = min(1.0, self.env_steps / cloning.decay_steps)
         return cloning.weight + done * (cloning.final_weight - cloning.weight)
 
+    def settled_success(self) -> float:
+        """Success, exploration included, over the last episodes from the initial distribution."""
+        return self._episodes.settled_success()
+
     # --- one iteration ----------------------------------------------------------------------------
 
     def iterate(self) -> dict[str, float]:

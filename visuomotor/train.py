@@ -162,7 +162,7 @@ class Run:
         total = self.total_steps(self.phase)
         learner = self.learner
         with Progress(total=total, initial=learner.env_steps, label=self.phase) as progress:
-            while learner.env_steps < total:
+            while learner.env_steps < total and not self._teacher_is_done():
                 begin, steps = time.monotonic(), learner.env_steps
                 metrics = learner.iterate()
                 seconds = time.monotonic() - begin
@@ -180,6 +180,13 @@ class Run:
                 if time.monotonic() - self._since_checkpoint > self.config.run.checkpoint_seconds:
                     self.save()
         return None
+
+    def _teacher_is_done(self) -> bool:
+        enough = self.config.distill.teacher.enough_success
+        if self.phase != "teacher" or enough is None:
+            return False
+        assert isinstance(self.learner, Reinforcement)
+        return self.learner.settled_success() >= enough
 
     def _hand_over(self) -> None:
         """What the finished phase leaves to the next."""
@@ -347,18 +354,11 @@ def _teacher_of(config: Config) -> dict[str, Any]:
     for note in notes:
         print(note, file=sys.stderr)
     if state["phase"] != "teacher":
-        return dict(state["carried"])
-    learner, total = state["learner"], other.distill.teacher.total_steps
-    if int(learner["env_steps"]) < total:
-        raise UserError(
-            f"{key} has trained its teacher for {int(learner['env_steps'])} of {total} steps; "
-            f"finish it first: python -m visuomotor.train resume={path}"
-        )
-    return {
-        "teacher": learner["ppo"]["actor"],
-        "critic": learner["ppo"]["critic"],
-        "gail": learner["gail"],
-    }
+        return {name: state["carried"][name] for name in ("teacher", "critic", "gail")}
+    raise UserError(
+        f"{key} has not finished its teacher; go on with it first: python -m visuomotor.train "
+        f"resume={path}"
+    )
 
 
 def _resume(argv: list[str]) -> Run:
