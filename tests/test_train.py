@@ -221,6 +221,33 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(
     assert len(metrics(tmp_path / "run")) == 4
 
 
+def test_the_teacher_of_one_run_serves_another(demonstrations: str, tmp_path: Path) -> None:
+    settings = [*SMALL, "algorithm=distill", f"distill.dagger_steps={2 * ITERATION}"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    teacher = f"distill.teacher.total_steps={2 * ITERATION}"
+    assert train([*settings, teacher, demonstrations, f"out={first}"]) == 0
+    reuse = [f"distill.teacher_run={first}", "seed=1"]
+    assert train([*settings, *reuse, demonstrations, f"out={second}"]) == 0
+    assert [row["phase"] for row in metrics(second)] == ["dagger"] * 2
+    (one, _, _), (other, _, _) = (load_checkpoint(f / "checkpoints") for f in (first, second))
+    for name, value in one["learner"]["teacher"].items():
+        assert torch.equal(value, other["learner"]["teacher"][name])
+
+
+def test_a_teacher_that_succeeds_is_done(
+    demonstrations: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Reinforcement, "settled_success", lambda self: 0.9 * (self.env_steps >= 2 * ITERATION)
+    )
+    for name, enough, iterations in (("done", "0.9", 2), ("not", "0.91", 3), ("off", "null", 3)):
+        settings = [*SMALL, *DISTILL[:2], f"distill.dagger_steps={ITERATION}", demonstrations]
+        settings += [f"distill.teacher.enough_success={enough}", f"out={tmp_path / name}"]
+        assert train(settings) == 0
+        phases = [row["phase"] for row in metrics(tmp_path / name)]
+        assert phases == ["teacher"] * iterations + ["dagger"]
+
+
 def test_evaluations_leave_numbers_and_pictures(demonstrations: str, tmp_path: Path) -> None:
     settings = [*SMALL, *RIL, demonstrations, "run.evaluate_episodes=4"]
     settings[settings.index("run.evaluate_every=0")] = f"run.evaluate_every={2 * ITERATION}"
@@ -269,6 +296,8 @@ def test_the_log_holds_what_the_house_promises(demonstrations: str, tmp_path: Pa
         (["algorithm=sac"], ["algorithm", "ril", "distill"]),
         (["demonstrations=nowhere.hdf5"], ["nowhere.hdf5", "visuomotor.demonstrate"]),
         (["resume=nowhere"], ["nowhere", "run"]),
+        (["algorithm=distill", "distill.teacher_run=nowhere"], ["nowhere", "algorithm=distill"]),
+        (["distill.teacher_run=nowhere"], ["algorithm=distill", "ril"]),
         (["resum=somewhere"], ["resum", "resume="]),
         (["resume=nowhere", "seed=1"], ["seed=1", "resume="]),
     ],

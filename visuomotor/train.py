@@ -317,9 +317,9 @@ def _open(argv: list[str]) -> Run:
         name = f"{config.task}-{config.algorithm}-seed{config.seed}-{stamp}"
         config = replace(config, out=f"runs/{name}")
     assert config.out is not None
-    # Demonstrations first: a file that cannot be read leaves no run behind.
-    replay = DemonstrationReplay(config, demonstrations_for(config))
+    # What is read comes first: a file that cannot be read leaves no run behind.
     carried = _teacher_of(config)
+    replay = DemonstrationReplay(config, demonstrations_for(config))
     run = Run(RunFolder.create(Path(config.out), config), replay, device)
     run.begin(carried)
     return run

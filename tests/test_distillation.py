@@ -1,0 +1,119 @@
+"""DAgger: who acts, who labels, what is fitted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.learning import NUM_ENVS, NUM_STEPS, demonstrations, small
+from visuomotor.config import Config
+from visuomotor.demonstrations import Demonstrations
+from visuomotor.distillation import Distillation
+from visuomotor.policies import make_teacher
+from visuomotor.replay import DemonstrationReplay
+
+ITERATION = NUM_ENVS * NUM_STEPS
+
+
+@pytest.fixture(scope="module")
+def demos() -> Demonstrations:
+    return demonstrations()
+
+
+def learner(demos: Demonstrations, config: Config, iterations: int = 10) -> Distillation:
+    replay = DemonstrationReplay(config, demos)
+    torch.manual_seed(5)
+    teacher = make_teacher(config, replay.all_state.shape[1])
+    torch.nn.init.normal_(teacher.net[-1].weight, std=0.3)  # actions worth imitating
+    return Distillation(
+        config,
+        replay,
+        teacher,
+        num_envs=NUM_ENVS,
+        total_steps=iterations * ITERATION,
+        device=torch.device("cpu"),
+    )
+
+
+def executed(run: Distillation) -> list[torch.Tensor]:
+    """Actions handed to the environment in one rollout."""
+    actions: list[torch.Tensor] = []
+    step = run.env.step
+
+    def spy(action: torch.Tensor):  # type: ignore[no-untyped-def]
+        actions.append(action.clone())
+        return step(action)
+
+    run.env.step = spy  # type: ignore[method-assign]
+    run.iterate()
+    run.env.step = step  # type: ignore[method-assign]
+    return actions
+
+
+def test_labels_are_what_the_teacher_would_do_in_the_states_that_are_met(
+    demos: Demonstrations,
+) -> None:
+    run = learner(demos, small())
+    states: list[torch.Tensor] = []
+    teacher = run.teacher.forward
+    run.teacher.forward = lambda state: states.append(state.clone()) or teacher(state)  # type: ignore
+    run.iterate()
+    wanted = torch.stack([teacher(state).clamp(-1.0, 1.0) for state in states])
+    assert torch.equal(run._buffers[0].action, wanted)
+    assert wanted.std() > 0.1
+
+
+def test_the_teacher_acts_in_a_share_of_worlds_that_falls_to_0(demos: Demonstrations) -> None:
+    run = learner(demos, small(distill={"teacher_share": 0.5, "action_noise": 0.0}))
+    shares = []
+    for _ in range(5):
+        slot = run.iterations % 2
+        actions = torch.stack(executed(run))
+        by_teacher = (actions == run._buffers[slot].action).all(dim=2).all(dim=0)
+        by_student = (actions == run._buffers[slot].mean).all(dim=2).all(dim=0)
+        assert bool((by_teacher ^ by_student).all())
+        shares.append(int(by_teacher.sum()))
+    # 0.5 (1 - steps / (0.3 total)) of four worlds: 2, 4/3, 2/3, 0, 0.
+    assert shares == [2, 1, 1, 0, 0]
+
+
+def test_noise_disturbs_what_is_done_and_not_the_labels(demos: Demonstrations) -> None:
+    run = learner(demos, small(distill={"teacher_share": 0.0, "action_noise": 0.2}))
+    actions = torch.stack(executed(run))
+    noise = actions - run._buffers[0].mean
+    assert 0.15 < float(noise.std()) < 0.25
+    assert float(run._buffers[0].action.abs().max()) <= 1.0
+
+
+def test_the_student_comes_nearer_and_the_teacher_stays(demos: Demonstrations) -> None:
+    run = learner(demos, small(distill={"replayed": 4}), iterations=40)
+    before = [p.clone() for p in run.teacher.parameters()]
+    losses = [run.iterate()["cloning_loss"] for _ in range(12)]
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+    assert all(torch.equal(p, q) for p, q in zip(run.teacher.parameters(), before, strict=True))
+
+
+def test_the_memory_keeps_so_many_rollouts(demos: Demonstrations) -> None:
+    run = learner(demos, small())
+    run.iterate()
+    first = run._buffers[0].proprio.clone()
+    run.iterate()
+    assert torch.equal(run._buffers[0].proprio, first)
+    assert run._filled == 2
+    run.iterate()
+    assert not torch.equal(run._buffers[0].proprio, first)
+    assert run._filled == 2
+
+
+def test_without_auxiliary_losses_there_are_no_heads(demos: Demonstrations) -> None:
+    run = learner(demos, small(aux={"weight": 0.0}))
+    assert run.aux_heads is None
+    assert "aux_loss" not in run.iterate()
+
+
+def test_episodes_in_which_the_teacher_acts_do_not_count(demos: Demonstrations) -> None:
+    config = small(distill={"teacher_share": 1.0}, curriculum={"enabled": False})
+    run = learner(demos, config, iterations=1000)
+    for _ in range(4):
+        metrics = run.iterate()
+    assert "success_rate" not in metrics

@@ -1,0 +1,123 @@
+"""The loop of PPO + GAIL: what each switch turns off, and what moves when."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.learning import NUM_ENVS, NUM_STEPS, demonstrations, small
+from visuomotor.config import Config
+from visuomotor.demonstrations import Demonstrations
+from visuomotor.reinforcement import Reinforcement
+from visuomotor.replay import DemonstrationReplay, PixelReplay
+
+ITERATION = NUM_ENVS * NUM_STEPS
+
+
+@pytest.fixture(scope="module")
+def demos() -> Demonstrations:
+    return demonstrations()
+
+
+def learner(demos: Demonstrations, config: Config, pixels: bool = False) -> Reinforcement:
+    replay = DemonstrationReplay(config, demos)
+    return Reinforcement(
+        config,
+        replay,
+        pixels=pixels,
+        num_envs=NUM_ENVS,
+        total_steps=10 * ITERATION,
+        device=torch.device("cpu"),
+        pixel_replay=PixelReplay(config, replay, 1, 0) if pixels else None,
+    )
+
+
+def weights(module: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten().clone() for p in module.parameters()])
+
+
+def test_an_iteration_counts_its_steps_and_moves_every_network(demos: Demonstrations) -> None:
+    run = learner(demos, small(ppo={"critic_warmup": 0}), pixels=True)
+    assert run.aux_heads is not None
+    parts = (run.actor, run.critic, run.gail.discriminator, run.aux_heads)
+    before = [weights(part) for part in parts]
+    metrics = run.iterate()
+    assert run.env_steps == ITERATION
+    for part, old in zip(parts, before, strict=True):
+        assert not torch.equal(weights(part), old)
+    assert {"gail_jsd", "aux_loss", "cloning_loss", "approx_kl", "mean_reward"} <= metrics.keys()
+
+
+def test_the_value_is_trained_alone_at_first(demos: Demonstrations) -> None:
+    run = learner(demos, small(ppo={"critic_warmup": 2}))
+    actor, critic = weights(run.actor), weights(run.critic)
+    run.iterate()
+    run.iterate()
+    assert torch.equal(weights(run.actor), actor)
+    assert not torch.equal(weights(run.critic), critic)
+    run.iterate()
+    assert not torch.equal(weights(run.actor), actor)
+
+
+def test_without_imitation_the_discriminator_rests_and_the_reward_is_the_tasks(
+    demos: Demonstrations,
+) -> None:
+    run = learner(demos, small(gail={"weight": 0.0}))
+    before = weights(run.gail.discriminator)
+    metrics = run.iterate()
+    assert torch.equal(weights(run.gail.discriminator), before)
+    assert "gail_jsd" not in metrics
+    scaled = run.normalizer.scale(run.buffer.task_reward)
+    assert torch.equal(run.buffer.rewards, scaled)
+
+
+def test_with_imitation_alone_the_tasks_reward_does_not_matter(demos: Demonstrations) -> None:
+    run = learner(demos, small(gail={"weight": 1.0}))
+    run.iterate()
+    metrics: dict[str, float] = {}
+    mixed = run._mixed_rewards(metrics)
+    run.buffer.task_reward += 100.0
+    assert torch.equal(run._mixed_rewards(metrics), mixed)
+    assert mixed.std() > 0
+
+
+def test_the_curriculum_starts_episodes_from_demonstrations_or_not_at_all(
+    demos: Demonstrations,
+) -> None:
+    run = learner(demos, small(curriculum={"initial_share": 0.0, "final_share": 0.0}))
+    assert not bool(run.env.from_initial.any())
+    run = learner(demos, small(curriculum={"enabled": False}))
+    assert bool(run.env.from_initial.all())
+
+
+def test_the_cloning_term_fades(demos: Demonstrations) -> None:
+    settings = {"weight": 0.5, "final_weight": 0.1, "decay_steps": 4 * ITERATION}
+    run = learner(demos, small(cloning=settings))
+    found = [run.iterate()["cloning_weight"] for _ in range(6)]
+    assert found == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1, 0.1])
+
+
+def test_without_cloning_no_action_of_a_demonstration_is_used(demos: Demonstrations) -> None:
+    run = learner(demos, small(cloning={"enabled": False}))
+    run._replay.actions.clear()
+    run._replay.all_actions = torch.full_like(run._replay.all_actions, torch.nan)
+    assert not run.cloning
+    for _ in range(3):
+        assert run.iterate()["cloning_loss"] == 0.0
+    assert bool(torch.isfinite(weights(run.actor)).all())
+
+
+def test_the_step_size_falls_to_0_over_the_last_third(demos: Demonstrations) -> None:
+    run = learner(demos, small(ppo={"anneal_fraction": 0.5}))
+    scales = []
+    for _ in range(10):
+        run.iterate()
+        scales.append(run.ppo.learning_rate_scale)
+    assert scales == pytest.approx([1.0] * 6 + [0.8, 0.6, 0.4, 0.2])
+
+
+def test_the_cloning_start_brings_the_clone_nearer(demos: Demonstrations) -> None:
+    run = learner(demos, small(cloning={"start_updates": 200}))
+    seen: list[dict[str, float]] = []
+    run.clone_start(seen.append)
+    assert seen[-1]["cloning_loss"] < 0.5 * seen[0]["cloning_loss"]
