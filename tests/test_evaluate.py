@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 import visuomotor.evaluate
+from visuomotor import __version__
 from visuomotor.checkpoint import save_checkpoint
 from visuomotor.cli import run_command
 from visuomotor.config import ActorConfig, CameraConfig, Config, CurriculumConfig, EnvConfig
@@ -185,6 +186,8 @@ def test_a_summary_counts_rates_of_the_best_stage() -> None:
     episodes, _ = _run_scripted(5)
     summary = summarize(episodes, task="lifting", seed=3)
     low, high = wilson_interval(2, 5)
+    measured_by = {name: summary.pop(name) for name in ("visuomotor", "git_commit", "git_changed")}
+    assert measured_by["visuomotor"] == __version__
     assert summary == {
         "task": "lifting",
         "seed": 3,

@@ -268,6 +268,21 @@ def test_evaluations_leave_numbers_and_pictures(demonstrations: str, tmp_path: P
     assert [value is not None for value in measured] == [False, True, False, True]
 
 
+def test_a_teacher_is_judged_from_state_and_is_no_pixel_policy(
+    demonstrations: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [*SMALL, "algorithm=distill", "distill.dagger_steps=0", demonstrations]
+    settings[settings.index("run.final_episodes=0")] = "run.final_episodes=6"
+    folder = tmp_path / "run"
+    total = f"distill.teacher.total_steps={2 * ITERATION}"
+    assert train([*settings, total, f"out={folder}"]) == 0
+    assert {row["phase"] for row in metrics(folder)} == {"teacher"}
+    judged = json.loads((folder / "evaluations" / "final" / "evaluation.json").read_text())
+    assert (judged["episodes"], judged["phase"]) == (6, "teacher")
+    assert not (folder / "evaluation.json").exists()
+    assert "the teacher, from state" in capsys.readouterr().out
+
+
 def test_the_log_holds_what_the_house_promises(demonstrations: str, tmp_path: Path) -> None:
     assert train([*SMALL, *RIL, demonstrations, f"out={tmp_path / 'run'}"]) == 0
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]

@@ -29,8 +29,10 @@ from visuomotor.envs import Observation, VisuomotorEnv, make_env
 from visuomotor.errors import UserError
 from visuomotor.overrides import parse_overrides
 from visuomotor.pixel_actor import PixelActor
-from visuomotor.policies import PixelPolicy
+from visuomotor.policies import PixelPolicy, TeacherPolicy
 from visuomotor.policy_files import load_evaluated_policy
+from visuomotor.run_folder import versions_record
+from visuomotor.state_teacher import StateTeacher
 from visuomotor.video import write_contact_sheet, write_video
 
 Z_95 = 1.959963984540054  # of the standard normal distribution, two-sided 95 %
@@ -152,6 +154,7 @@ def summarize(episodes: Episodes, **facts: Any) -> dict[str, Any]:
     successes = int(episodes.success.sum())
     low, high = wilson_interval(successes, count)
     stages = enumerate(episodes.stages)
+    versions = versions_record()
     return {
         **facts,
         "episodes": count,
@@ -162,6 +165,8 @@ def summarize(episodes: Episodes, **facts: Any) -> dict[str, Any]:
         "mean_return": float(episodes.returns.mean()),
         # Share of episodes that reached at least this stage at some time.
         "stage_rates": {name: float((episodes.best_stage >= i).mean()) for i, name in stages},
+        # What measured it; git_changed: with changes that no commit holds.
+        **{name: versions[name] for name in ("visuomotor", "git_commit", "git_changed")},
     }
 
 
@@ -188,16 +193,22 @@ def episodes_csv(episodes: Episodes, seed: int) -> str:
 
 
 def evaluation_env(
-    config: Config, *, num_envs: int, seed: int, strength: float, device: torch.device
+    config: Config,
+    *,
+    num_envs: int,
+    seed: int,
+    strength: float,
+    device: torch.device,
+    render: bool = True,
 ) -> VisuomotorEnv:
     """Worlds as a policy is judged in: fixed strength, starts of the task alone."""
     randomization = replace(config.randomization, strength=strength, curriculum_steps=0)
     judged = replace(config, randomization=randomization)
-    return make_env(judged, num_envs=num_envs, seed=seed, device=device)
+    return make_env(judged, num_envs=num_envs, seed=seed, device=device, render=render)
 
 
 def evaluate_actor(
-    actor: PixelActor,
+    actor: PixelActor | StateTeacher,
     config: Config,
     *,
     episodes: int,
@@ -209,8 +220,14 @@ def evaluate_actor(
 ) -> Episodes:
     """The mean action of an actor in memory; leaves the actor as it was."""
     num_envs = min(MAX_WORLDS, episodes)
-    env = evaluation_env(config, num_envs=num_envs, seed=seed, strength=strength, device=device)
-    policy = PixelPolicy(actor, num_envs)
+    policy: Policy
+    if isinstance(actor, PixelActor):
+        policy, render = PixelPolicy(actor, num_envs), True
+    else:
+        policy, render = TeacherPolicy(actor), False
+    env = evaluation_env(
+        config, num_envs=num_envs, seed=seed, strength=strength, device=device, render=render
+    )
     return run_episodes(env, policy, episodes, on_step=on_step, progress=progress)
 
 

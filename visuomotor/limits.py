@@ -225,7 +225,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "hidden_sizes": LAYERS,
     },
     DistillConfig: {
-        "dagger_steps": at_least(1),
+        "dagger_steps": at_least(0),
         "learning_rate": POSITIVE,
         "teacher_share": SHARE,
         "action_noise": at_least(0),

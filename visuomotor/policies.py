@@ -26,6 +26,13 @@ class Seen(Protocol):
     def proprio(self) -> Tensor: ...
 
 
+class SeenState(Protocol):
+    """What a teacher reads of an observation."""
+
+    @property
+    def state(self) -> Tensor: ...
+
+
 class PixelPolicy:
     """A PixelActor acting in N worlds: keeps its memory, and encodes each frame only once."""
 
@@ -52,6 +59,18 @@ class PixelPolicy:
         h, c = self.hidden
         mean, self.hidden = self.actor.step(self._visual, seen.proprio, (h * keep, c * keep))
         return mean
+
+
+class TeacherPolicy:
+    """A StateTeacher acting in simulated worlds."""
+
+    def __init__(self, teacher: StateTeacher):
+        self.teacher = teacher
+
+    @torch.no_grad()
+    def act(self, seen: SeenState, episode_start: Tensor) -> Tensor:
+        """Returns means (N, 9)."""
+        return self.teacher(seen.state)
 
 
 def make_actor(config: Config) -> PixelActor:

@@ -253,15 +253,16 @@ class Run:
     def _evaluate_if_due(self, metrics: dict[str, float]) -> None:
         every = self.config.run.evaluate_every
         steps = self.steps_before + self.learner.env_steps
-        actor = self.learner.actor
-        if every == 0 or steps < self._next_evaluation or not isinstance(actor, PixelActor):
+        if every == 0 or steps < self._next_evaluation:
             return
         self._next_evaluation += every * max(1, -(-(steps - self._next_evaluation) // every))
-        summary = self._evaluate(actor, self.config.run.evaluate_episodes, f"step_{steps:012d}")
+        summary = self._evaluate(self.config.run.evaluate_episodes, f"step_{steps:012d}")
         metrics["evaluation_success_rate"] = summary["success_rate"]
 
-    def _evaluate(self, actor: PixelActor, episodes: int, name: str) -> dict[str, Any]:
-        film = Film()
+    def _evaluate(self, episodes: int, name: str) -> dict[str, Any]:
+        """Judges the policy as it is now, without exploration noise; a film where it sees."""
+        actor = self.learner.actor
+        film = Film() if isinstance(actor, PixelActor) else None
         strength = self.config.randomization.strength
         outcome = evaluate_actor(
             actor,
@@ -274,31 +275,35 @@ class Run:
         )
         folder = self.folder.path / "evaluations" / name
         folder.mkdir(parents=True, exist_ok=True)
-        film.save(folder, 1.0 / self.config.env.control_dt)
+        if film is not None:
+            film.save(folder, 1.0 / self.config.env.control_dt)
         summary = summarize(
             outcome,
             task=self.config.task,
             policy=str(self.folder.path),
+            phase=self.phase,
             sims="randomized" if strength > 0 else "nominal",
             strength=strength,
             seed=EVALUATION_SEED,
         )
         text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
-        write_atomic(folder / "evaluation.json", text.encode())
         write_atomic(folder / "episodes.csv", episodes_csv(outcome, EVALUATION_SEED).encode())
+        write_atomic(folder / "evaluation.json", text.encode())
         return summary
 
     def _final_evaluation(self) -> None:
-        actor = self.learner.actor
-        if not isinstance(actor, PixelActor) or self.config.run.final_episodes == 0:
+        if self.config.run.final_episodes == 0:
             return
-        summary = self._evaluate(actor, self.config.run.final_episodes, "final")
-        text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
-        write_atomic(self.folder.path / "evaluation.json", text.encode())
+        summary = self._evaluate(self.config.run.final_episodes, "final")
+        sees = isinstance(self.learner.actor, PixelActor)
+        if sees:
+            text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
+            write_atomic(self.folder.path / "evaluation.json", text.encode())
         low, high = 100 * summary["success_low"], 100 * summary["success_high"]
         print(
-            f"{self.config.task}: {100 * summary['success_rate']:.1f} % of {summary['episodes']} "
-            f"randomized episodes succeed (95 %: {low:.1f} to {high:.1f}); "
+            f"{self.config.task}, {'from pixels' if sees else 'the teacher, from state'}: "
+            f"{100 * summary['success_rate']:.1f} % of {summary['episodes']} {summary['sims']} "
+            f"episodes succeed (95 %: {low:.1f} to {high:.1f}); "
             f"{self.wall_seconds() / 60:.1f} minutes; {self.folder.path}"
         )
 

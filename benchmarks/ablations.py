@@ -1,0 +1,117 @@
+"""What carries the method: trains variants on one budget and draws their curves.
+
+    python benchmarks/ablations.py phase=teacher seeds=0,1 steps=1500000
+    python benchmarks/ablations.py phase=dagger seeds=0,1 steps=250000 teacher=runs/st2
+    python benchmarks/ablations.py phase=ril seeds=0,1 steps=1000000
+
+Runs go to runs/ablations/<phase>/<variant>-<seed>; one that is there goes on where it stopped, one
+that is finished is left alone. Writes docs/ablations-<phase>.csv (one row an evaluation) and .png.
+Success is that of the deterministic policy under full randomization, from the initial distribution,
+128 episodes an evaluation.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "full": (),
+    "no imitation reward": ("gail.weight=0",),
+    "imitation reward alone": ("gail.weight=1",),
+    "no demonstration curriculum": ("curriculum.enabled=false",),
+    "no auxiliary losses": ("aux.weight=0",),
+    "no cloning": ("cloning.enabled=false",),
+}
+# What a phase does not use cannot be ablated in it.
+UNUSED = {
+    "teacher": ("no auxiliary losses",),
+    "dagger": ("no imitation reward", "imitation reward alone", "no cloning"),
+    "ril": (),
+}
+EVALUATIONS = 8  # in a run
+EPISODES = 128  # an evaluation
+
+
+def settings(phase: str, steps: int, teacher: str) -> list[str]:
+    common = [
+        f"run.evaluate_every={steps // EVALUATIONS}",
+        f"run.evaluate_episodes={EPISODES}",
+        "run.final_episodes=0",
+        "run.tensorboard=false",
+    ]
+    if phase == "ril":
+        return [*common, "algorithm=ril", f"total_steps={steps}"]
+    if phase == "teacher":
+        total = [f"distill.teacher.total_steps={steps}", "distill.teacher.enough_success=null"]
+        return [*common, "algorithm=distill", *total, "distill.dagger_steps=0"]
+    return [
+        *common,
+        "algorithm=distill",
+        f"distill.teacher_run={teacher}",
+        f"distill.dagger_steps={steps}",
+    ]
+
+
+def run(task: str, phase: str, steps: int, teacher: str, variant: str, seed: int) -> Path:
+    name = f"{task}-{variant.replace(' ', '-')}-{seed}"
+    folder = Path("runs") / "ablations" / phase / name
+    arguments = [f"resume={folder}"]
+    if not (folder / "config.yaml").exists():
+        arguments = [f"task={task}", f"seed={seed}", f"out={folder}"]
+        arguments += [*settings(phase, steps, teacher), *VARIANTS[variant]]
+    print(f"{phase}: {variant}, seed {seed}", flush=True)
+    subprocess.run([sys.executable, "-m", "visuomotor.train", *arguments], check=True)
+    return folder
+
+
+def curve(folder: Path) -> list[tuple[int, float, float]]:
+    """(env steps, seconds, success rate) of every evaluation."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    key = "evaluation_success_rate"
+    return [(row["env_steps"], row["wall_s"], row[key]) for row in rows if key in row]
+
+
+def main() -> None:
+    options = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    phase = options.get("phase", "teacher")
+    task, teacher = options.get("task", "stacking"), options.get("teacher", "")
+    steps = int(options.get("steps", "1500000"))
+    seeds = [int(seed) for seed in options.get("seeds", "0,1").split(",")]
+    variants = [name for name in VARIANTS if name not in UNUSED[phase]]
+    table = []
+    for seed in seeds:
+        for variant in variants:
+            folder = run(task, phase, steps, teacher, variant, seed)
+            table += [(variant, seed, *point) for point in curve(folder)]
+            write(table, phase, task)  # after each run, so that a stopped comparison shows its part
+
+
+def write(table: list[tuple[str, int, int, float, float]], phase: str, task: str) -> None:
+    docs = Path("docs")
+    with (docs / f"ablations-{phase}.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("variant", "seed", "env_steps", "wall_s", "success_rate"))
+        writer.writerows(table)
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for number, variant in enumerate(dict.fromkeys(row[0] for row in table)):
+        for seed in dict.fromkeys(row[1] for row in table if row[0] == variant):
+            points = [(row[2], row[4]) for row in table if row[:2] == (variant, seed)]
+            label = variant if seed == table[0][1] else None
+            axes.plot(*zip(*points, strict=True), color=f"C{number}", label=label, lw=1.5)
+    axes.set(xlabel="environment steps", ylabel="success", ylim=(0, 1), title=f"{task}, {phase}")
+    axes.legend(frameon=False)
+    figure.savefig(docs / f"ablations-{phase}.png", dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
