@@ -12,16 +12,6 @@ from visuomotor.config import Config, RandomizationConfig
 from visuomotor.envs import VisuomotorEnv, make_env
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skips what takes minutes or a GPU, unless -m says what to run."""
-    if config.option.markexpr:
-        return
-    for item in items:
-        for name in ("slow", "gpu"):
-            if item.get_closest_marker(name) is not None:
-                item.add_marker(pytest.mark.skip(reason=f"{name}: run with -m {name}"))
-
-
 @pytest.fixture(autouse=True)
 def _one_torch_thread() -> None:
     torch.set_num_threads(1)
