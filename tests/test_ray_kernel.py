@@ -1,0 +1,138 @@
+"""The tile caster gives MuJoCo Warp's own pixels, whatever is in the scene."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import mujoco
+import numpy as np
+import pytest
+import torch
+
+from visuomotor.config import CameraConfig, Config, EnvConfig
+from visuomotor.envs import make_env
+from visuomotor.envs.camera import RayCaster
+from visuomotor.envs.mujoco_cpu import MujocoCpuSimulation
+from visuomotor.envs.ray_kernel import supports
+
+GEOMS = """
+<geom type="plane" size="3 3 .1" rgba=".4 .5 .6 1"/>
+<geom type="box" size=".1 .06 .04" pos="-.2 .1 .05" euler="10 20 30" material="m"/>
+<geom type="sphere" size=".07" pos=".2 0 .1" material="m"/>
+<geom type="capsule" size=".03 .1" pos="0 .25 .1" euler="70 20 0" rgba=".2 .8 .3 1"/>
+<geom type="cylinder" size=".05 .06" pos="0 -.1 .08" euler="30 0 0" material="m"/>
+<geom type="ellipsoid" size=".05 .08 .03" pos=".22 .2 .08" euler="0 40 10" rgba=".8 .3 .9 1"/>
+<geom type="mesh" mesh="tetra" pos="-.05 0 .12" rgba=".9 .8 .1 1"/>
+"""
+SCENE = """
+<mujoco>
+  <visual><headlight active="0"/></visual>
+  <asset>
+    <texture name="t" type="2d" builtin="checker" rgb1="1 1 1" rgb2=".5 .5 .5" width="16"
+      height="16"/>
+    <material name="m" texture="t" rgba=".9 .4 .2 1" texrepeat="2 3"/>
+    <mesh name="tetra" vertex="0 0 0 .15 0 0 0 .15 0 0 0 .2"/>
+  </asset>
+  <worldbody>
+    <light pos="0 -1 2" dir="0 .4 -1" {light} ambient=".2 .2 .2" diffuse=".5 .5 .4"/>
+    <light pos="1 1 2" dir="-.5 -.5 -1" type="directional" diffuse=".3 .3 .3"/>
+    <camera name="front" pos="0 -.9 .6" xyaxes="1 0 0 0 .55 .83" {camera}/>
+    {geoms}
+    <body><freejoint/><geom type="box" size=".02 .02 .02" pos="0 0 .4" material="m"/></body>
+  </worldbody>
+</mujoco>
+"""
+SPOT = 'cutoff="40" exponent="10"'
+
+
+def images(simulation: MujocoCpuSimulation, config: CameraConfig, **kwargs: bool) -> torch.Tensor:
+    caster = RayCaster(simulation, config, num_threads=1, **kwargs)
+    return caster.render(torch.arange(simulation.num_envs)).int()
+
+
+def assert_same_pixels(first: torch.Tensor, second: torch.Tensor) -> None:
+    """But for rounding: a unit of 255; and for the few rays that graze an edge."""
+    difference = (first - second).abs().amax(dim=1)
+    assert float((difference > 1).float().mean()) < 0.001
+    assert first.float().std() > 10  # there is something to see
+
+
+@pytest.mark.parametrize(
+    ("light", "camera", "size"),
+    [
+        (SPOT, 'fovy="40"', (64, 64)),
+        ('type="point" attenuation="1 .2 .1"', 'fovy="40"', (64, 64)),
+        (SPOT, 'fovy="75"', (33, 50)),
+        (SPOT, 'sensorsize=".01 .01" resolution="64 64" focal=".012 .012"', (64, 64)),
+    ],
+    ids=["spot", "point with attenuation", "odd image size", "intrinsics"],
+)
+def test_every_kind_of_geom_and_light(light: str, camera: str, size: tuple[int, int]) -> None:
+    model = mujoco.MjModel.from_xml_string(SCENE.format(light=light, camera=camera, geoms=GEOMS))
+    simulation = MujocoCpuSimulation(model, 2, substeps=1, fields=(), num_threads=1)
+    config = CameraConfig(height=size[0], width=size[1])
+    assert supports(model, (0, 1, 2))
+    assert_same_pixels(images(simulation, config), images(simulation, config, tiles=False))
+
+
+def test_randomized_worlds_of_a_task() -> None:
+    config = Config(task="stacking", env=EnvConfig(num_threads=1))
+    env = make_env(config, num_envs=12, seed=5)
+    env.reset()
+    for _ in range(20):
+        env.step(torch.rand(12, 9, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+    everyone = torch.arange(12)
+    pair = [
+        RayCaster(env.sim, config.camera, env.sim.fields, num_threads=1, tiles=tiles)
+        for tiles in (True, False)
+    ]
+    mine, theirs = (caster.render(everyone).int() for caster in pair)
+    assert_same_pixels(mine, theirs)
+    some = torch.tensor([2, 3, 11])
+    assert torch.equal(pair[0].render(some).int(), mine[some])
+
+
+def _with(geoms: str, extra: str = "") -> mujoco.MjModel:
+    xml = SCENE.format(light=SPOT, camera="", geoms=geoms)
+    return mujoco.MjModel.from_xml_string(xml.replace("<asset>", f"<asset>{extra}"))
+
+
+def _many(count: int) -> str:
+    return "".join(f'<geom type="sphere" size=".01" pos="0 0 {i}"/>' for i in range(count))
+
+
+@pytest.mark.parametrize(
+    ("geoms", "extra", "groups", "expected"),
+    [
+        (_many(63), "", (0,), True),
+        (_many(64), "", (0,), False),
+        (_many(64), "", (1,), True),
+        (
+            '<geom type="hfield" hfield="h"/>',
+            '<hfield name="h" nrow="4" ncol="4" size="1 1 1 1"/>',
+            (0,),
+            False,
+        ),
+    ],
+    ids=["as many as fit", "one too many", "too many, but unseen", "height field"],
+)
+def test_what_it_does_not_know_is_left_to_mujoco_warp(
+    geoms: str, extra: str, groups: Sequence[int], expected: bool
+) -> None:
+    assert supports(_with(geoms, extra), tuple(groups)) is expected
+
+
+def test_a_scene_that_it_does_not_know_is_rendered_all_the_same() -> None:
+    simulation = MujocoCpuSimulation(_with(_many(70)), 1, substeps=1, fields=(), num_threads=1)
+    config = CameraConfig()
+    assert torch.equal(images(simulation, config), images(simulation, config, tiles=False))
+
+
+def test_shadows_are_mujoco_warps() -> None:
+    config = Config(task="lifting", env=EnvConfig(num_threads=1))
+    env = make_env(config, num_envs=2, seed=0)
+    env.reset()
+    lit = images(env.sim, config.camera)
+    shaded = images(env.sim, replace(config.camera, shadows=True))
+    assert np.asarray((lit - shaded).abs().amax()) > 8
