@@ -30,6 +30,13 @@ class SensorFactors:
         return SensorFactors(**{name: values[env_ids] for name, values in vars(self).items()})
 
 
+def _random_bytes(count: int, generator: torch.Generator) -> Tensor:
+    """(count,) uint8, uniform; eight a draw, since drawing is the dear part."""
+    words = torch.empty(-(-count // 8), dtype=torch.int64)
+    words.random_(-(2**63), None, generator=generator)  # all 64 bits
+    return words.view(torch.uint8)[:count]
+
+
 def distort(pixels: Tensor, factors: SensorFactors, generator: torch.Generator) -> Tensor:
     """pixels (n, 3, H, W) uint8, factors of n worlds -> (n, 3, H, W) uint8, a new tensor.
 
@@ -43,7 +50,8 @@ def distort(pixels: Tensor, factors: SensorFactors, generator: torch.Generator) 
             out[i] = functional.adjust_brightness(out[i], brightness[i])
         if contrast[i] != 1.0:
             out[i] = functional.adjust_contrast(out[i], contrast[i])
-    # Whole numbers: the image is quantized anyway, and integers are half the work.
-    noise = torch.rand(pixels.shape, generator=generator).to(out.device).mul_(2.0).sub_(1.0)
-    noise.mul_(factors.pixel_noise.to(out.device).view(-1, 1, 1, 1)).round_()
+    noise = _random_bytes(pixels.numel(), generator).view(pixels.shape).to(out.device).float()
+    noise.sub_(127.5).mul_((factors.pixel_noise / 127.5).float().to(out.device).view(-1, 1, 1, 1))
+    # Whole numbers, as the image: without noise every bit stays as it is.
+    noise.round_()
     return noise.add_(out).clamp_(0.0, 255.0).to(torch.uint8)
