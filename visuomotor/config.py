@@ -24,8 +24,8 @@ class CameraConfig:
     height: int = 64  # pixels
     width: int = 64  # pixels
     pos: tuple[float, float, float] = (0.0, -0.75, 0.55)  # m, world frame
-    lookat: tuple[float, float, float] = (0.0, 0.02, 0.09)  # m, world frame
-    fovy: float = 32.0  # degrees, vertical; at 45 a block is only 6 pixels wide
+    lookat: tuple[float, float, float] = (0.0, 0.0, 0.06)  # m, world frame
+    fovy: float = 26.0  # degrees, vertical: the workspace fills the image, a block is 7 pixels wide
     period: int = 4  # control steps between frames; 4 = 5 Hz, the real system's rate
     shadows: bool = False  # ray-cast shadows: about a quarter slower
 
