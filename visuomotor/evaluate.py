@@ -39,6 +39,9 @@ Z_95 = 1.959963984540054  # of the standard normal distribution, two-sided 95 %
 MAX_WORLDS = 64
 SIMS = ("nominal", "randomized")
 VIDEO_EPISODES = 16
+# Added to an evaluation's seed: beyond every seed of training, so that no start state and no drawn
+# factor is one that a policy was trained on.
+EPISODES_APART = 2**40
 
 
 @dataclass(frozen=True)
@@ -201,10 +204,15 @@ def evaluation_env(
     device: torch.device,
     render: bool = True,
 ) -> VisuomotorEnv:
-    """Worlds as a policy is judged in: fixed strength, starts of the task alone."""
+    """Worlds as a policy is judged in: fixed strength, starts of the task alone.
+
+    Their episodes are none that training meets, whatever its seed.
+    """
     randomization = replace(config.randomization, strength=strength, curriculum_steps=0)
     judged = replace(config, randomization=randomization)
-    return make_env(judged, num_envs=num_envs, seed=seed, device=device, render=render)
+    return make_env(
+        judged, num_envs=num_envs, seed=EPISODES_APART + seed, device=device, render=render
+    )
 
 
 def evaluate_actor(

@@ -110,7 +110,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
     Config: {
         "algorithm": one_of("ril", "distill"),
         # NumPy's seed sequences take no negative numbers.
-        "seed": at_least(0),
+        "seed": between(0, 2**40 - 1),  # evaluations lie beyond
         "num_envs": at_least(1),
         "total_steps": at_least(1),
     },

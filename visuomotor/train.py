@@ -42,7 +42,7 @@ from visuomotor.run_folder import CONFIG_FILE, Progress, RunFolder
 
 # Phases of each algorithm, in order; a checkpoint belongs to one phase.
 PHASES = {"ril": ("ril",), "distill": ("teacher", "dagger", "finetune")}
-EVALUATION_SEED = 1_000_003  # of evaluations inside a run: episodes that training never meets
+EVALUATION_SEED = 1_000_003  # of evaluations inside a run, not the one that a user would take
 
 
 class Run:
