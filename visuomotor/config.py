@@ -184,7 +184,7 @@ class TeacherConfig:
 class DistillConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     teacher_run: str | None = None  # a finished teacher's run folder, instead of training one
-    dagger_steps: int = 2_000_000  # env steps of the student under its labels; 0: a teacher only
+    dagger_steps: int = 1_400_000  # env steps of the student under its labels; 0: a teacher only
     learning_rate: float = 1e-3
     teacher_share: float = 0.5  # share of worlds in which the teacher acts at first, falls to 0
     action_noise: float = 0.1  # standard deviation added to actions: states to recover from
