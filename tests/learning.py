@@ -29,7 +29,9 @@ SMALL = Config(
     actor=ActorConfig(visual_dim=16, proprio_dim=8, hidden_dim=12),
     ppo=PPOConfig(num_steps=NUM_STEPS, epochs=2, minibatches=2, critic_warmup=1),
     gail=GailConfig(updates=2, batch_size=16),
-    cloning=CloningConfig(start_updates=2, batch_size=2, sequence_steps=8, term_batch_size=2),
+    cloning=CloningConfig(
+        start_updates=2, pixel_start_updates=2, batch_size=2, sequence_steps=8, term_batch_size=2
+    ),
     distill=DistillConfig(
         teacher=TeacherConfig(num_envs=NUM_ENVS, hidden_sizes=(16,)),
         minibatches=2,

@@ -40,6 +40,7 @@ SMALL = (
     "actor.visual_dim=16",
     "actor.hidden_dim=16",
     "cloning.start_updates=2",
+    "cloning.pixel_start_updates=2",
     "cloning.batch_size=2",
     "cloning.sequence_steps=8",
     "cloning.term_batch_size=2",

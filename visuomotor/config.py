@@ -159,7 +159,8 @@ class CurriculumConfig:
 @dataclass(frozen=True)
 class CloningConfig:
     enabled: bool = True  # False: no actions of demonstrations are used (the paper's own setting)
-    start_updates: int = 3000  # Adam steps of cloning before reinforcement learning
+    start_updates: int = 3000  # Adam steps of a teacher's cloning before it is reinforced: 20 s
+    pixel_start_updates: int = 600  # the same of a pixel actor; each costs 30 times as much
     batch_size: int = 32  # sequences per step of the cloning start
     sequence_steps: int = 64  # control steps in a sequence of the cloning start
     term_batch_size: int = 8  # sequences per minibatch of the cloning term

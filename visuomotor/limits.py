@@ -209,6 +209,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
     CurriculumConfig: {"initial_share": SHARE, "final_share": SHARE, "by_stage": SHARE},
     CloningConfig: {
         "start_updates": at_least(0),
+        "pixel_start_updates": at_least(0),
         "batch_size": at_least(1),
         "sequence_steps": at_least(1),
         "term_batch_size": at_least(1),

@@ -152,6 +152,12 @@ class Reinforcement:
     def cloning(self) -> bool:
         return self.config.cloning.enabled and self._replay.has_actions
 
+    @property
+    def clone_updates(self) -> int:
+        """Adam steps of the cloning start."""
+        cloning = self.config.cloning
+        return cloning.pixel_start_updates if self.pixels else cloning.start_updates
+
     def clone_start(self, progress: Progress | None = None) -> None:
         """Behaviour cloning of the demonstrations, before any reinforcement."""
         cloning = self.config.cloning
@@ -159,8 +165,8 @@ class Reinforcement:
         if self.aux_heads is not None:
             parameters += list(self.aux_heads.parameters())
         optimizer = torch.optim.Adam(parameters, lr=cloning.learning_rate)
-        for step in range(cloning.start_updates):
-            scale = min(1.0, 4.0 * (1.0 - step / cloning.start_updates))
+        for step in range(self.clone_updates):
+            scale = min(1.0, 4.0 * (1.0 - step / self.clone_updates))
             for group in optimizer.param_groups:
                 group["lr"] = cloning.learning_rate * scale
             loss, metrics = cloning_loss(

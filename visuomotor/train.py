@@ -129,7 +129,7 @@ class Run:
         return PixelReplay(self.config, self.replay, cloning.variations, self.config.seed)
 
     def _clone_start(self, learner: Reinforcement) -> None:
-        total = self.config.cloning.start_updates
+        total = learner.clone_updates
         with tqdm(total=total, unit="update", desc="cloning start", disable=None) as bar:
 
             def progress(metrics: dict[str, float]) -> None:
