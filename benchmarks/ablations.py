@@ -1,7 +1,8 @@
-"""What carries the method: trains variants on one budget and draws their curves.
+r"""What carries the method: trains variants on one budget and draws their curves.
 
     python benchmarks/ablations.py phase=teacher seeds=0,1 steps=1500000
-    python benchmarks/ablations.py phase=dagger seeds=0,1 steps=250000 teacher=runs/st2
+    python benchmarks/ablations.py phase=dagger seeds=0,1 steps=250000 \
+        teacher=visuomotor/pretrained/teachers/stacking
     python benchmarks/ablations.py phase=ril seeds=0,1 steps=1000000
 
 Runs go to runs/ablations/<phase>/<variant>-<seed>; one that is there goes on where it stopped, one

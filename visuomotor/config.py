@@ -27,7 +27,7 @@ class CameraConfig:
     lookat: tuple[float, float, float] = (0.0, 0.0, 0.06)  # m, world frame
     fovy: float = 26.0  # degrees, vertical: the workspace fills the image, a block is 7 pixels wide
     period: int = 4  # control steps between frames; 4 = 5 Hz, the real system's rate
-    shadows: bool = False  # ray-cast shadows: about a quarter slower
+    shadows: bool = False  # ray-cast shadows: by MuJoCo Warp's own kernel, which is slower on a CPU
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class AppearanceConfig:
     """Ranges at strength 1; every factor is drawn per world and per episode."""
 
     enabled: bool = True
-    # Wider than what a calibrated mount is off by (a few mm, half a degree); 1 degree moves the
-    # image of the table by 1.5 cm.
+    # What a calibrated mount may be off by, and more; 1 degree moves the image of the table by
+    # 1.5 cm.
     camera_pos: Range = (-0.01, 0.01)  # m, added to each axis
     camera_rotation: Range = (-1.0, 1.0)  # degrees, about each of the camera's axes
     camera_fovy: Range = (-1.0, 1.0)  # degrees, added
@@ -160,7 +160,7 @@ class CurriculumConfig:
 class CloningConfig:
     enabled: bool = True  # False: no actions of demonstrations are used (the paper's own setting)
     start_updates: int = 3000  # Adam steps of a teacher's cloning before it is reinforced: 20 s
-    pixel_start_updates: int = 600  # the same of a pixel actor; each costs 30 times as much
+    pixel_start_updates: int = 600  # the same of a pixel actor: a good minute
     batch_size: int = 32  # sequences per step of the cloning start
     sequence_steps: int = 64  # control steps in a sequence of the cloning start
     term_batch_size: int = 8  # sequences per minibatch of the cloning term

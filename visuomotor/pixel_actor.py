@@ -45,8 +45,7 @@ def _flat(height: int, width: int, visual_dim: int) -> list[nn.Module]:
     ]
 
 
-# Images of 18,000 states, 2,000 appearances, position of a block from what the encoder says, median
-# error in unseen appearances after 3,000 updates: see docs/results.md.
+# How well each finds a block in appearances that it has not seen: docs/results.md.
 ENCODERS = {"keypoints": _keypoints, "flat": _flat}
 
 

@@ -151,7 +151,7 @@ class _Lane:
                 self._stage(owner, name, dtype, source, capacity, device)
             self._rgb = wp.to_torch(self._context.rgb_data)
             self._tiles: TileCaster | None = None
-            # On a GPU a thread a pixel is faster than a thread a tile.
+            # A thread a tile suits a CPU's few threads; a GPU wants a thread a pixel.
             if (
                 tiles
                 and device.type == "cpu"
