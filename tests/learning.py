@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from visuomotor.config import (
     ActorConfig,
+    AuxConfig,
     CameraConfig,
     CloningConfig,
     Config,
@@ -27,6 +28,7 @@ SMALL = Config(
     env=EnvConfig(episode_steps=12, num_threads=1),
     camera=CameraConfig(height=24, width=24),
     actor=ActorConfig(visual_dim=16, proprio_dim=8, hidden_dim=12),
+    aux=AuxConfig(start_frames=70, start_updates=2, minibatches=2, batch_size=8, memory=100),
     ppo=PPOConfig(num_steps=NUM_STEPS, epochs=2, minibatches=2, critic_warmup=1),
     gail=GailConfig(updates=2, batch_size=16),
     cloning=CloningConfig(

@@ -50,6 +50,13 @@ def test_the_deviation_never_falls_below_its_floor() -> None:
     assert bool((head() >= head.min_std).all())
 
 
+def test_the_scale_takes_back_deviation_and_floor_alike() -> None:
+    head = GaussianHead(torch.tensor([-9.0, 0.0]), torch.tensor([0.15, 0.45]))
+    head.scale = 0.5
+    assert head().tolist() == pytest.approx([0.075, 0.5], rel=1e-4)
+    assert not any("scale" in name for name in head.state_dict())
+
+
 def test_a_deviation_on_its_floor_can_grow_again() -> None:
     head = GaussianHead(torch.tensor([-9.0]), torch.tensor([0.15]))
     optimizer = torch.optim.SGD(head.parameters(), lr=1.0)

@@ -210,5 +210,5 @@ def test_every_encoder_takes_images_of_these_sizes(encoder: str, height: int, wi
 
 
 def test_an_unknown_encoder_is_refused_with_the_valid_ones() -> None:
-    with pytest.raises(ValueError, match=r"'resnet' is unknown; valid: keypoints, flat"):
+    with pytest.raises(ValueError, match=r"'resnet' is unknown; valid: compact, keypoints, flat"):
         PixelActor(encoder="resnet", init_log_std=torch.zeros(9), min_std=torch.full((9,), 0.1))

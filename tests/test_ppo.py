@@ -10,9 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from visuomotor.aux_tasks import AuxHeads
-from visuomotor.config import PPOConfig
-from visuomotor.pixel_actor import PixelActor
+from tests.bandit import (
+    CONFIG,
+    A,
+    P,
+    S,
+    collect,
+    copies,
+    make_heads,
+    make_pixel_ppo,
+    make_teacher_ppo,
+    unchanged,
+)
 from visuomotor.ppo import (
     PPO,
     UPDATE_METRICS,
@@ -28,12 +37,7 @@ from visuomotor.ppo import (
     value_loss,
 )
 from visuomotor.rollout import RolloutBuffer, Sequences
-from visuomotor.state_critic import StateCritic
 from visuomotor.state_teacher import StateTeacher
-
-A, S, P = 2, 3, 4
-FRAME = (3, 20, 20)
-CONFIG = PPOConfig(epochs=2, minibatches=2, learning_rate=3e-3, max_learning_rate=1e-2)
 
 
 def gaussians() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -103,113 +107,12 @@ def test_explained_variance_of_perfect_constant_and_opposite_values() -> None:
 # --- updates on small rollouts --------------------------------------------------------------------
 
 
-def make_teacher_ppo(seed: int = 0, config: PPOConfig = CONFIG) -> PPO:
-    torch.manual_seed(seed)
-    teacher = StateTeacher(
-        state_dim=S,
-        action_dim=A,
-        hidden_sizes=(32,),
-        init_log_std=torch.full((A,), -0.5),
-        min_std=torch.full((A,), 0.05),
-    )
-    critic = StateCritic(state_dim=S, hidden_sizes=(32,))
-    return PPO(teacher, critic, config, generator=torch.Generator().manual_seed(seed))
-
-
-def make_pixel_ppo(seed: int = 0, config: PPOConfig = CONFIG, recurrent: bool = True) -> PPO:
-    torch.manual_seed(seed)
-    actor = PixelActor(
-        proprio_dim=P,
-        action_dim=A,
-        height=20,
-        width=20,
-        visual_dim=8,
-        proprio_dim_out=8,
-        hidden_dim=8,
-        recurrent=recurrent,
-        init_log_std=torch.full((A,), -0.5),
-        min_std=torch.full((A,), 0.05),
-    )
-    critic = StateCritic(state_dim=S, hidden_sizes=(16,))
-    heads = AuxHeads(visual_dim=8, target_dim=3, hidden_sizes=(8,))
-    generator = torch.Generator().manual_seed(seed)
-    return PPO(actor, critic, config, generator=generator, aux_heads=heads, aux_weight=0.5)
-
-
-def collect(ppo: PPO, seed: int, num_steps: int = 6, num_envs: int = 8) -> RolloutBuffer:
-    """A contextual bandit: reward is minus the squared distance of the action from a target that
-    the state and the brightness of the frame show; every step is an episode of its own for the
-    teacher, and episodes of two steps for the pixel actor."""
-    generator = torch.Generator().manual_seed(seed)
-    actor, pixel = ppo.actor, isinstance(ppo.actor, PixelActor)
-    buffer = RolloutBuffer(
-        num_steps,
-        num_envs,
-        action_dim=A,
-        proprio_dim=P,
-        state_dim=S,
-        feature_dim=1,
-        aux_dim=3,
-        frame_shape=FRAME if pixel else None,
-    )
-    hidden = actor.initial_hidden(num_envs) if isinstance(actor, PixelActor) else None
-    buffer.start(hidden)
-    std = actor.std().detach()
-    for t in range(num_steps):
-        target = torch.rand(num_envs, 1, generator=generator) - 0.5
-        state = target.expand(-1, S)
-        proprio = torch.randn(num_envs, P, generator=generator)
-        level = ((target + 0.5) * 255.0).to(torch.uint8)
-        pixels = level.reshape(-1, 1, 1, 1).expand(-1, *FRAME)
-        start = torch.full((num_envs,), t % 2 == 0)
-        with torch.no_grad():
-            if isinstance(actor, PixelActor):
-                assert hidden is not None
-                if t % 2 == 0:
-                    hidden = actor.initial_hidden(num_envs)
-                mean, hidden = actor.step(actor.encode(pixels), proprio, hidden)
-            else:
-                mean = actor(state)
-            action = mean + std * torch.randn(num_envs, A, generator=generator)
-            value = ppo.critic(state)
-        buffer.add_decision(
-            proprio=proprio,
-            state=state,
-            episode_start=start,
-            action=action,
-            mean=mean,
-            log_prob=gaussian_log_prob(action, mean, std),
-            value=value,
-            aux_targets=target.expand(-1, 3),
-            pixels=pixels if pixel else None,
-            new_frame=torch.ones(num_envs, dtype=torch.bool) if pixel else None,
-        )
-        ends = torch.ones(num_envs, dtype=torch.bool) if not pixel else ~start
-        buffer.add_outcome(
-            task_reward=-(action - target).square().sum(dim=-1),
-            features=target,
-            next_value=torch.zeros(num_envs),
-            terminated=ends,
-            truncated=torch.zeros(num_envs, dtype=torch.bool),
-        )
-    buffer.finish(buffer.task_reward, gamma=0.9, gae_lambda=0.9)
-    return buffer
-
-
 def mean_error(ppo: PPO, buffer: RolloutBuffer) -> float:
     """Mean squared distance of the policy's means from the bandit's targets."""
     batch = next(iter(buffer.minibatches(1, torch.Generator())))
     with torch.no_grad():
         means, _ = action_means(ppo.actor, batch.inputs)
     return float((means - batch.state[..., :1]).square().mean())
-
-
-def copies(module: nn.Module) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in module.parameters()]
-
-
-def unchanged(module: nn.Module, before: list[Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(module.parameters(), before, strict=True))
 
 
 def test_unrolling_a_rollout_gives_back_the_means_that_acted() -> None:
@@ -234,18 +137,40 @@ def test_updates_solve_a_contextual_bandit() -> None:
 
 def test_a_pixel_update_moves_every_parameter_and_reports_every_metric() -> None:
     ppo = make_pixel_ppo()
-    assert ppo.aux_heads is not None
-    before = [(module, copies(module)) for module in (ppo.actor, ppo.critic, ppo.aux_heads)]
+    before = [(module, copies(module)) for module in (ppo.actor, ppo.critic)]
     metrics = ppo.update(collect(ppo, seed=0))
     for module, old in before:
         for (name, parameter), was in zip(module.named_parameters(), old, strict=True):
             assert not torch.equal(parameter, was), name
     assert set(metrics) == set(UPDATE_METRICS)
-    assert metrics["aux_loss"] > 0.0
-    assert metrics["aux_position_error"] > 0.0
     assert metrics["grad_norm"] > 0.0
     assert metrics["approx_kl"] > 0.0
     assert metrics["cloning_loss"] == 0.0
+
+
+def test_the_encoder_learns_in_the_last_epochs_alone() -> None:
+    """Until then its features stand still, and the gradient is the same with and without them."""
+    never, last = (
+        make_pixel_ppo(config=replace(CONFIG, encoder_epochs=count, target_kl=0.0))
+        for count in (0, 1)
+    )
+    before = copies(never.actor.encoder)
+    buffer = collect(never, seed=0)
+    never.update(buffer)
+    last.update(buffer)
+    assert unchanged(never.actor.encoder, before)
+    assert not unchanged(last.actor.encoder, before)
+
+
+def test_features_encoded_once_give_the_update_of_frames_encoded_again() -> None:
+    config = replace(CONFIG, encoder_epochs=0, target_kl=0.0)
+    once, again = make_pixel_ppo(config=config), make_pixel_ppo(config=config)
+    buffer = collect(once, seed=0)
+    once.update(buffer)
+    again._encode_once = lambda buffer: None
+    again.update(buffer)
+    for mine, other in zip(once.actor.parameters(), again.actor.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)
 
 
 def without_advantages(ppo: PPO) -> RolloutBuffer:
@@ -292,11 +217,9 @@ def test_a_feed_forward_pixel_actor_learns_through_the_same_update() -> None:
 
 def test_critic_warm_up_leaves_the_actor_and_its_step_size_alone() -> None:
     ppo = make_pixel_ppo()
-    assert ppo.aux_heads is not None
-    actor, critic, heads = copies(ppo.actor), copies(ppo.critic), copies(ppo.aux_heads)
+    actor, critic = copies(ppo.actor), copies(ppo.critic)
     metrics = ppo.update(collect(ppo, seed=0), train_actor=False)
     assert unchanged(ppo.actor, actor)
-    assert unchanged(ppo.aux_heads, heads)
     assert not unchanged(ppo.critic, critic)
     assert metrics["approx_kl"] == 0.0
     assert ppo.learning_rate == CONFIG.learning_rate
@@ -375,7 +298,7 @@ def test_cloning_loss_adds_the_auxiliary_loss_by_its_weight() -> None:
     ppo = make_pixel_ppo()
     batch = cloning_batch(ppo, 0)
     alone, _ = cloning_loss(ppo.actor, batch)
-    both, metrics = cloning_loss(ppo.actor, batch, ppo.aux_heads, aux_weight=2.0)
+    both, metrics = cloning_loss(ppo.actor, batch, make_heads(), aux_weight=2.0)
     expected = alone.item() + 2.0 * metrics["aux_loss"].item()
     assert both.item() == pytest.approx(expected, rel=1e-5)
 
@@ -423,7 +346,7 @@ def test_save_load_go_on_equals_never_stopped(make: Callable[..., PPO]) -> None:
     frozen = {
         name: {key: value.clone() for key, value in part.items()}
         for name, part in state.items()
-        if name in ("actor", "critic", "aux_heads")
+        if name in ("actor", "critic")
     }
     restored.load_state_dict({**state, **frozen})
     first = stopped.update(collect(stopped, seed=1))

@@ -38,8 +38,8 @@ def weights(module: torch.nn.Module) -> torch.Tensor:
 
 def test_an_iteration_counts_its_steps_and_moves_every_network(demos: Demonstrations) -> None:
     run = learner(demos, small(ppo={"critic_warmup": 0}), pixels=True)
-    assert run.aux_heads is not None
-    parts = (run.actor, run.critic, run.gail.discriminator, run.aux_heads)
+    assert run.vision is not None
+    parts = (run.actor, run.critic, run.gail.discriminator, run.vision.aux_heads)
     before = [weights(part) for part in parts]
     metrics = run.iterate()
     assert run.env_steps == ITERATION
@@ -114,6 +114,36 @@ def test_the_step_size_falls_to_0_over_the_last_third(demos: Demonstrations) -> 
         run.iterate()
         scales.append(run.ppo.learning_rate_scale)
     assert scales == pytest.approx([1.0] * 6 + [0.8, 0.6, 0.4, 0.2])
+
+
+def test_exploration_is_taken_back_over_the_last_part_of_the_run(demos: Demonstrations) -> None:
+    run = learner(demos, small(ppo={"final_noise": 0.2, "noise_anneal_fraction": 0.4}))
+    scales = []
+    for _ in range(10):
+        run.iterate()
+        scales.append(run.actor.deviation.scale)
+    assert scales == pytest.approx([1.0] * 7 + [0.8, 0.6, 0.4])
+
+
+def test_without_auxiliary_losses_nothing_but_reward_and_cloning_teaches_to_see(
+    demos: Demonstrations,
+) -> None:
+    run = learner(demos, small(aux={"weight": 0.0}), pixels=True)
+    run.vision_start()
+    assert run.vision is None
+    assert "aux_loss" not in run.iterate()
+
+
+def test_the_vision_start_teaches_encoder_and_heads_alone(demos: Demonstrations) -> None:
+    run = learner(demos, small(aux={"start_updates": 40, "learning_rate": 1e-2}), pixels=True)
+    assert run.vision is not None
+    lstm, encoder = weights(run.actor.lstm), weights(run.actor.encoder)
+    seen: list[dict[str, float]] = []
+    run.vision_start(seen.append)
+    assert torch.equal(weights(run.actor.lstm), lstm)
+    assert not torch.equal(weights(run.actor.encoder), encoder)
+    assert float(run.vision.frames_loss()[1]["aux_loss"]) < seen[0]["aux_loss"]
+    assert len(run.vision.memory) == run.config.aux.start_frames
 
 
 def test_the_cloning_start_brings_the_clone_nearer(demos: Demonstrations) -> None:

@@ -90,27 +90,45 @@ def _act_seconds(learner: Reinforcement, repeats: int) -> float:
 
 def _learn_seconds(learner: Reinforcement, cloning: CloningBatch, repeats: int) -> float:
     """s of an update's forward and backward passes, without advantages, clipping or Adam."""
-    config = learner.config.ppo
+    config, actor, vision = learner.config.ppo, learner.actor, learner.vision
+    frames = learner.buffer.frames
+    assert vision is not None and frames is not None
     generator = torch.Generator().manual_seed(0)
 
-    def minibatch(batch: Batch) -> None:
-        mean, visual = action_means(learner.actor, batch.inputs)
+    def policy(batch: Batch, encoded: torch.Tensor, train_encoder: bool) -> None:
+        inputs = batch.inputs
+        if not train_encoder:
+            inputs = replace(inputs, visual=encoded[batch.frame_ids])
+        mean, _ = action_means(actor, inputs, train_encoder)
         loss = mean.square().mean() + learner.critic(batch.state).square().mean()
+        loss = loss + cloning_loss(actor, cloning, train_encoder=train_encoder)[0]
+        loss.backward()
+
+    def sight(batch: Batch) -> None:
+        mean, visual = action_means(actor, batch.inputs)
         index = batch.inputs.frame_index
-        if learner.aux_heads is not None and visual is not None and index is not None:
-            loss = loss + frame_aux_loss(learner.aux_heads, visual, index, batch.aux_targets)[0]
-        loss = loss + cloning_loss(learner.actor, cloning)[0]
+        assert visual is not None and index is not None
+        loss = mean.square().mean()
+        loss = loss + frame_aux_loss(vision.aux_heads, visual, index, batch.aux_targets)[0]
+        for _ in range(vision.config.replayed):
+            loss = loss + vision.frames_loss()[0]
         loss.backward()
 
     def update() -> None:
-        for _ in range(config.epochs):
+        with torch.no_grad():
+            encoded = torch.cat([actor.encode(part) for part in frames.split(256)])
+        for epoch in range(config.epochs):
             for batch in learner.buffer.minibatches(config.minibatches, generator):
-                minibatch(batch)
+                policy(batch, encoded, epoch >= config.epochs - config.encoder_epochs)
+        with torch.no_grad():
+            for batch in learner.buffer.minibatches(config.minibatches, generator):
+                action_means(actor, batch.inputs)
+        for batch in learner.buffer.minibatches(vision.config.minibatches, generator):
+            sight(batch)
 
     seconds = _seconds(update, repeats, learner.device)
-    for module in (learner.actor, learner.critic, learner.aux_heads):
-        if module is not None:
-            module.zero_grad(set_to_none=True)
+    for module in (actor, learner.critic, vision.aux_heads):
+        module.zero_grad(set_to_none=True)
     return seconds
 
 

@@ -93,7 +93,7 @@ class RandomizationConfig:
 @dataclass(frozen=True)
 class ActorConfig:
     recurrent: bool = True  # False: a feed-forward layer in place of the LSTM
-    encoder: str = "keypoints"  # keypoints: spatial softmax; flat: the paper's CNN
+    encoder: str = "compact"  # compact, keypoints: spatial softmax; flat: the paper's CNN
     visual_dim: int = 128  # output of the CNN
     proprio_dim: int = 64  # output of the proprioception MLP
     hidden_dim: int = 128  # LSTM units (paper: 100)
@@ -125,12 +125,23 @@ class GailConfig:
 class AuxConfig:
     weight: float = 0.5  # 0: no auxiliary losses
     hidden_sizes: tuple[int, ...] = (200, 100)  # paper
+    # Before anything acts the CNN learns to see, on start states and demonstration states.
+    start_frames: int = 12_288
+    start_updates: int = 3000  # Adam steps, batch_size frames each; 0: none
+    # After every update of ril: a pass over the rollout and older frames, with the policy held.
+    minibatches: int = 16  # groups of whole worlds, each beside replayed batches of older frames
+    replayed: int = 1
+    batch_size: int = 128  # frames
+    memory: int = 12_288  # frames kept
+    learning_rate: float = 5e-4
+    hold: float = 1.0  # of the divergence from the policy before the pass
 
 
 @dataclass(frozen=True)
 class PPOConfig:
     num_steps: int = 32  # steps per world and iteration, also the truncation of BPTT (paper: 50)
     epochs: int = 4
+    encoder_epochs: int = 1  # the last so many of them also train a pixel actor's CNN
     minibatches: int = 4  # groups of whole worlds
     gamma: float = 0.98
     gae_lambda: float = 0.95
@@ -143,6 +154,8 @@ class PPOConfig:
     critic_learning_rate: float = 1e-3
     target_kl: float = 0.01  # the step size adapts towards it; 0: fixed
     anneal_fraction: float = 0.33  # last share of the run over which the step size falls to 0
+    final_noise: float = 0.5  # share of the policy's deviation that is left at the end of the run
+    noise_anneal_fraction: float = 0.5  # last share of the run over which it falls to that
     max_grad_norm: float = 0.5
     mean_penalty: float = 0.01  # on action means beyond 1
     critic_warmup: int = 8  # first iterations that train the value alone

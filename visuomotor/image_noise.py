@@ -1,6 +1,6 @@
 """What a real camera does to an image, per world: brightness, contrast, pixel noise.
 
-Knows nothing of simulation. The photometric operations are torchvision's.
+Knows nothing of simulation. The photometric operations are those of torchvision's transforms.v2.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from visuomotor.vision_import import functional
 
 
 @dataclass(frozen=True)
@@ -43,15 +41,20 @@ def distort(pixels: Tensor, factors: SensorFactors, generator: torch.Generator) 
     Brightness, then contrast, then uniform noise; neutral factors leave every bit as it
     is. The generator (CPU) advances by the same amount whatever the factors are.
     """
-    out = pixels.clone()
-    brightness, contrast = factors.brightness.tolist(), factors.contrast.tolist()
-    for i in range(len(out)):
-        if brightness[i] != 1.0:
-            out[i] = functional.adjust_brightness(out[i], brightness[i])
-        if contrast[i] != 1.0:
-            out[i] = functional.adjust_contrast(out[i], contrast[i])
-    noise = _random_bytes(pixels.numel(), generator).view(pixels.shape).to(out.device).float()
-    noise.sub_(127.5).mul_((factors.pixel_noise / 127.5).float().to(out.device).view(-1, 1, 1, 1))
+    device = pixels.device
+    brightness, contrast, half_width = (
+        values.to(device, torch.float64).view(-1, 1, 1, 1)
+        for values in (factors.brightness, factors.contrast, factors.pixel_noise)
+    )
+    # torchvision's v2 adjust_brightness and adjust_contrast, bit for bit; those take one factor
+    # for all images of a call, and a call an image costs ten times as much.
+    out = pixels.float().mul_(brightness.float()).clamp_(0.0, 255.0).floor_()
+    red, green, blue = out.unbind(dim=1)
+    grey = red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_()
+    mean = grey.mean(dim=(1, 2), keepdim=True).unsqueeze(1)
+    out.mul_(contrast.float()).add_(mean * (1.0 - contrast).float()).clamp_(0.0, 255.0).floor_()
+    noise = _random_bytes(pixels.numel(), generator).view(pixels.shape).to(device).float()
+    noise.sub_(127.5).mul_((half_width / 127.5).float())
     # Whole numbers, as the image: without noise every bit stays as it is.
     noise.round_()
     return noise.add_(out).clamp_(0.0, 255.0).to(torch.uint8)

@@ -101,10 +101,11 @@ class GaussianHead(nn.Module):
     """The state-independent deviation of a diagonal Gaussian policy, with a floor.
 
     The floor keeps exploration alive: grasping needs noisy fingers long after the arm has become
-    precise.
+    precise. `scale` takes back floor and deviation alike, once there is little left to explore.
     """
 
     min_std: Tensor
+    scale: float
 
     def __init__(self, init_log_std: Tensor, min_std: Tensor) -> None:
         """init_log_std, min_std: (A,), in units of the action."""
@@ -116,11 +117,12 @@ class GaussianHead(nn.Module):
             )
         self.log_std = nn.Parameter(init_log_std.detach().clone().float())
         self.register_buffer("min_std", min_std.detach().clone().float())
+        self.scale = 1.0  # set by whoever trains; not part of the weights
         self.project()
 
     def forward(self) -> Tensor:
-        """-> (A,), never below the floor."""
-        return torch.maximum(self.log_std.exp(), self.min_std)
+        """-> (A,), never below the floor times `scale`."""
+        return torch.maximum(self.log_std.exp(), self.min_std) * self.scale
 
     def project(self) -> None:
         """Move parameters that fell under the floor back onto it; call it after each step.

@@ -32,6 +32,20 @@ def _keypoints(height: int, width: int, visual_dim: int) -> list[nn.Module]:
     ]
 
 
+def _compact(height: int, width: int, visual_dim: int) -> list[nn.Module]:
+    """Coarser first strides: less than half of `keypoints`' time, 48 keypoints."""
+    rows, columns = (((size - 6) // 3 + 1 - 3) // 2 + 1 for size in (height, width))
+    return [
+        nn.Conv2d(3, 16, kernel_size=6, stride=3),
+        nn.ReLU(),
+        nn.Conv2d(16, 48, kernel_size=3, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(48, 48, kernel_size=3, padding=1),
+        SpatialSoftmax(rows, columns),
+        nn.Linear(2 * 48, visual_dim),
+    ]
+
+
 def _flat(height: int, width: int, visual_dim: int) -> list[nn.Module]:
     """Zhu et al. 2018: two convolutions, a fully connected layer."""
     rows, columns = (((size - 8) // 4 + 1 - 4) // 2 + 1 for size in (height, width))
@@ -46,7 +60,7 @@ def _flat(height: int, width: int, visual_dim: int) -> list[nn.Module]:
 
 
 # How well each finds a block in appearances that it has not seen: docs/results.md.
-ENCODERS = {"keypoints": _keypoints, "flat": _flat}
+ENCODERS = {"compact": _compact, "keypoints": _keypoints, "flat": _flat}
 
 
 class PixelActor(nn.Module):
@@ -62,7 +76,7 @@ class PixelActor(nn.Module):
         visual_dim: int = 128,
         proprio_dim_out: int = 64,
         hidden_dim: int = 128,
-        encoder: str = "keypoints",
+        encoder: str = "compact",
         recurrent: bool = True,
         init_log_std: Tensor,
         min_std: Tensor,
@@ -133,7 +147,7 @@ class PixelActor(nn.Module):
         return zeros, zeros.clone()
 
     def std(self) -> Tensor:
-        """-> (A,), never below the floor."""
+        """-> (A,), in units of the action."""
         deviation: Tensor = self.deviation()
         return deviation
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ Metrics = dict[str, Tensor]
 
 KL_TOLERANCE = 2.0  # the step size moves when the divergence is off its target by this factor
 KL_STEP = 1.5  # ... by this factor
+CHUNK = 256  # frames encoded at a time
 KL_STOP = 4.0  # the actor rests until the next update once the divergence exceeds target times this
 
 UPDATE_METRICS = (
@@ -38,8 +39,6 @@ UPDATE_METRICS = (
     "value_loss",
     "entropy",
     "mean_penalty",
-    "aux_loss",
-    "aux_position_error",
     "cloning_loss",
     "learning_rate",
     "grad_norm",
@@ -122,19 +121,26 @@ def explained_variance(value: Tensor, returns: Tensor) -> Tensor:
 
 
 def action_means(
-    actor: PixelActor | StateTeacher, inputs: Sequences
+    actor: PixelActor | StateTeacher, inputs: Sequences, train_encoder: bool = True
 ) -> tuple[Tensor, Tensor | None]:
     """Means (T, B, A) of sequences, and the features (M, V) of their frames if it is a pixel actor.
 
+    train_encoder: False keeps the gradient out of the CNN, which saves most of the pass.
     Raises ValueError if the sequences lack what the actor reads.
     """
     if isinstance(actor, StateTeacher):
         if inputs.state is None:
             raise ValueError("a state teacher needs sequences with state")
         return actor(inputs.state), None
-    if inputs.frames is None or inputs.frame_index is None or inputs.proprio is None:
-        raise ValueError("a pixel actor needs sequences with frames, frame_index and proprio")
-    visual = actor.encode(inputs.frames)
+    if inputs.frame_index is None or inputs.proprio is None:
+        raise ValueError("a pixel actor needs sequences with frame_index and proprio")
+    if inputs.visual is not None:
+        visual = inputs.visual
+    elif inputs.frames is not None:
+        with torch.set_grad_enabled(train_encoder and torch.is_grad_enabled()):
+            visual = actor.encode(inputs.frames)
+    else:
+        raise ValueError("a pixel actor needs sequences with frames or their features")
     num_envs = inputs.frame_index.shape[1]
     hidden = actor.initial_hidden(num_envs) if inputs.hidden is None else inputs.hidden
     start = inputs.episode_start
@@ -160,6 +166,7 @@ def cloning_loss(
     aux_heads: AuxHeads | None = None,
     aux_weight: float = 0.0,
     std: Tensor | None = None,
+    train_encoder: bool = True,
 ) -> tuple[Tensor, Metrics]:
     """Mean squared error between the actor's means and the expert's actions, plus the auxiliary
     loss times aux_weight where there are heads and targets. Serves cloning and DAgger alike.
@@ -168,7 +175,7 @@ def cloning_loss(
     the size of the surrogate's gradient and so can hold its own beside it; the deviation itself
     belongs to exploration and gets no gradient. The metric is the squared error in both cases.
     """
-    mean, visual = action_means(actor, batch.inputs)
+    mean, visual = action_means(actor, batch.inputs, train_encoder)
     error = mse_loss(mean, batch.action)
     loss = error
     if std is not None:
@@ -201,8 +208,6 @@ class PPO:
         config: PPOConfig,
         *,
         generator: torch.Generator,
-        aux_heads: AuxHeads | None = None,
-        aux_weight: float = 0.0,
     ) -> None:
         """generator: CPU, draws the minibatches; nothing else may draw from it.
 
@@ -210,15 +215,11 @@ class PPO:
         """
         self.actor = actor
         self.critic = critic
-        self.aux_heads = aux_heads
-        self.aux_weight = aux_weight
         self.config = config
         self.generator = generator
         self.learning_rate = config.learning_rate
         self.learning_rate_scale = 1.0
         self._actor_parameters = list(actor.parameters())
-        if aux_heads is not None:
-            self._actor_parameters += list(aux_heads.parameters())
         self.actor_optimizer = torch.optim.Adam(
             self._actor_parameters, lr=config.learning_rate, eps=1e-5
         )
@@ -246,20 +247,30 @@ class PPO:
         collected: list[Metrics] = []
         last_kls: list[float] = []
         actor_rests = not train_actor
-        for _ in range(self.config.epochs):
+        encoded = self._encode_once(buffer) if train_actor else None
+        for epoch in range(self.config.epochs):
+            # The CNN is trained last: until then its features need no second look at the frames.
+            train_encoder = epoch >= self.config.epochs - self.config.encoder_epochs
             epoch_kls: list[float] = []
             for batch in buffer.minibatches(self.config.minibatches, self.generator):
                 metrics = self._update_critic(batch)
                 if not actor_rests:
                     advantage = (batch.advantage - advantage_mean) / (advantage_std + 1e-8)
-                    actor_loss, actor_metrics = self._actor_loss(batch, advantage, std_old)
+                    inputs = batch.inputs
+                    if encoded is not None and not train_encoder:
+                        inputs = replace(inputs, visual=encoded[batch.frame_ids])
+                    mean, _ = action_means(self.actor, inputs, train_encoder)
+                    actor_loss, actor_metrics = self._actor_loss(batch, mean, advantage, std_old)
                     kl = float(actor_metrics["approx_kl"])
                     epoch_kls.append(kl)
                     actor_rests = self._kl_exceeds(KL_STOP, kl)
                     if not actor_rests:
                         if cloning_batch_sampler is not None and cloning_weight > 0.0:
                             cloning, cloning_metrics = cloning_loss(
-                                self.actor, cloning_batch_sampler(), std=self.actor.std()
+                                self.actor,
+                                cloning_batch_sampler(),
+                                std=self.actor.std(),
+                                train_encoder=train_encoder,
                             )
                             actor_loss = actor_loss + cloning_weight * cloning
                             actor_metrics.update(cloning_metrics)
@@ -279,10 +290,18 @@ class PPO:
             self._adapt_learning_rate(summary["approx_kl"])
         return summary
 
+    def _encode_once(self, buffer: RolloutBuffer) -> Tensor | None:
+        """(M, V) features of the rollout's frames as the CNN sees them before the update."""
+        if buffer.frames is None or not isinstance(self.actor, PixelActor):
+            return None
+        if self.config.encoder_epochs >= self.config.epochs:
+            return None
+        with torch.no_grad():
+            return torch.cat([self.actor.encode(part) for part in buffer.frames.split(CHUNK)])
+
     def _actor_loss(
-        self, batch: Batch, advantage: Tensor, std_old: Tensor
+        self, batch: Batch, mean: Tensor, advantage: Tensor, std_old: Tensor
     ) -> tuple[Tensor, Metrics]:
-        mean, visual = action_means(self.actor, batch.inputs)
         std = self.actor.std()
         log_prob = gaussian_log_prob(batch.action, mean, std)
         loss, metrics = surrogate_loss(log_prob, batch.log_prob, advantage, self.config.clip_coef)
@@ -291,18 +310,6 @@ class PPO:
         loss = loss - self.config.ent_coef * gaussian_entropy(std)
         metrics.update(penalty_metrics)
         metrics["approx_kl"] = gaussian_kl(batch.mean, std_old, mean.detach(), std.detach()).mean()
-        frame_index = batch.inputs.frame_index
-        if (
-            self.aux_heads is not None
-            and self.aux_weight > 0.0
-            and visual is not None
-            and frame_index is not None
-        ):
-            auxiliary, aux_metrics = frame_aux_loss(
-                self.aux_heads, visual, frame_index, batch.aux_targets
-            )
-            loss = loss + self.aux_weight * auxiliary
-            metrics.update(aux_metrics)
         return loss, metrics
 
     def _step_actor(self, loss: Tensor) -> Tensor:
@@ -347,7 +354,7 @@ class PPO:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `update` depends on: nested dicts of tensors and floats, text keys."""
-        state: dict[str, Any] = {
+        return {
             "actor": self.actor.state_dict(),
             "critic": self.critic.state_dict(),
             "actor_optimizer": optimizer_state(self.actor_optimizer),
@@ -356,16 +363,11 @@ class PPO:
             "learning_rate_scale": self.learning_rate_scale,
             "generator": self.generator.get_state(),
         }
-        if self.aux_heads is not None:
-            state["aux_heads"] = self.aux_heads.state_dict()
-        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises KeyError or RuntimeError if the state belongs to other networks."""
         self.actor.load_state_dict(state["actor"])
         self.critic.load_state_dict(state["critic"])
-        if self.aux_heads is not None:
-            self.aux_heads.load_state_dict(state["aux_heads"])
         load_optimizer_state(self.actor_optimizer, state["actor_optimizer"])
         load_optimizer_state(self.critic_optimizer, state["critic_optimizer"])
         self.learning_rate = float(state["learning_rate"])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from visuomotor.aux_tasks import AuxHeads
+from visuomotor.auxiliary_phase import AuxiliaryPhase
 from visuomotor.config import Config
 from visuomotor.demonstrations import ResetStates, ShareSchedule
 from visuomotor.envs import make_env
@@ -22,7 +23,7 @@ from visuomotor.gail_reward import Discriminator, GailTrainer, imitation_reward,
 from visuomotor.policies import PixelPolicy, make_actor, make_critic, make_teacher
 from visuomotor.ppo import PPO, CloningBatch, cloning_loss, gaussian_log_prob
 from visuomotor.randomization import strength_at
-from visuomotor.replay import DemonstrationReplay, PixelReplay
+from visuomotor.replay import DemonstrationReplay, PixelReplay, scattered_frames
 from visuomotor.rollout import ReturnNormalizer, RolloutBuffer
 
 CLONING_NOISE = 0.05  # deviations of the state: what the teacher's cloning adds to its inputs
@@ -63,7 +64,7 @@ class Reinforcement:
         self._pixel_replay = pixel_replay
         self._generators = {
             name: torch.Generator().manual_seed(_seed(config.seed, index))
-            for index, name in enumerate(("action", "minibatch", "gail", "cloning"))
+            for index, name in enumerate(("action", "minibatch", "gail", "cloning", "aux"))
         }
         self._reset_states = ResetStates(replay.demos, stages=replay.stage)
         curriculum = config.curriculum
@@ -94,17 +95,20 @@ class Reinforcement:
         state_statistics = replay.statistics(replay.state)
         self.critic.set_normalization(*state_statistics)
         self.actor: Any
-        self.aux_heads: AuxHeads | None = None
+        self.vision: AuxiliaryPhase | None = None
         if self.pixels:
             self.actor = make_actor(config).to(device)
             self.actor.set_normalization(*replay.statistics(replay.proprio))
             if config.aux.weight > 0.0:
-                self.aux_heads = AuxHeads(
+                heads = AuxHeads(
                     visual_dim=config.actor.visual_dim,
                     target_dim=aux_dim,
                     hidden_sizes=config.aux.hidden_sizes,
                 ).to(device)
-                self.aux_heads.set_normalization(*replay.statistics(replay.aux_targets))
+                heads.set_normalization(*replay.statistics(replay.aux_targets))
+                self.vision = AuxiliaryPhase(
+                    self.actor, heads, config.aux, generator=self._generators["aux"]
+                )
         else:
             self.actor = make_teacher(config, state_dim).to(device)
             self.actor.set_normalization(*state_statistics)
@@ -113,8 +117,6 @@ class Reinforcement:
             self.critic,
             config.ppo,
             generator=self._generators["minibatch"],
-            aux_heads=self.aux_heads,
-            aux_weight=config.aux.weight,
         )
         discriminator = Discriminator(
             feature_dim=feature_dim, hidden_sizes=config.gail.hidden_sizes
@@ -146,7 +148,7 @@ class Reinforcement:
             return None
         return self._reset_states.sample(rng, self.config.curriculum.by_stage).state
 
-    # --- the cloning start ------------------------------------------------------------------------
+    # --- before reinforcement ---------------------------------------------------------------------
 
     @property
     def cloning(self) -> bool:
@@ -158,12 +160,23 @@ class Reinforcement:
         cloning = self.config.cloning
         return cloning.pixel_start_updates if self.pixels else cloning.start_updates
 
+    def vision_start(self, progress: Progress | None = None) -> None:
+        """Teaches the CNN to see, on start states and demonstration states, before it acts."""
+        aux = self.config.aux
+        if self.vision is None or aux.start_updates == 0:
+            return
+        frames, targets = scattered_frames(
+            self.config, self._reset_states, aux.start_frames, _seed(self.config.seed, 98)
+        )
+        self.vision.start(frames.to(self.device), targets.to(self.device), progress)
+
     def clone_start(self, progress: Progress | None = None) -> None:
         """Behaviour cloning of the demonstrations, before any reinforcement."""
-        cloning = self.config.cloning
+        cloning, aux_weight = self.config.cloning, self.config.aux.weight
+        heads = None if self.vision is None else self.vision.aux_heads
         parameters = list(self.actor.parameters())
-        if self.aux_heads is not None:
-            parameters += list(self.aux_heads.parameters())
+        if heads is not None:
+            parameters += list(heads.parameters())
         optimizer = torch.optim.Adam(parameters, lr=cloning.learning_rate)
         for step in range(self.clone_updates):
             scale = min(1.0, 4.0 * (1.0 - step / self.clone_updates))
@@ -172,9 +185,12 @@ class Reinforcement:
             loss, metrics = cloning_loss(
                 self.actor,
                 self._cloning_batch(cloning.batch_size, cloning.sequence_steps),
-                self.aux_heads,
-                self.config.aux.weight,
+                heads,
+                aux_weight,
             )
+            if self.vision is not None and len(self.vision.memory) > 0:
+                # Thirty demonstrations show thirty places; what was learned of others must last.
+                loss = loss + aux_weight * self.vision.frames_loss()[0]
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -205,6 +221,8 @@ class Reinforcement:
         """Rollout, discriminator, rewards, advantages, update. Returns the iteration's metrics."""
         ppo = self.config.ppo
         self.env.strength = strength_at(self.config.randomization, self.env_steps)
+        noise = self._fall(ppo.noise_anneal_fraction)
+        self.actor.deviation.scale = ppo.final_noise + (1.0 - ppo.final_noise) * noise
         self._rollout()
         metrics: dict[str, float] = {}
         buffer = self.buffer
@@ -215,7 +233,7 @@ class Reinforcement:
             rewards = self._mixed_rewards(metrics)
         self.normalizer.update(rewards, buffer.done)
         buffer.finish(self.normalizer.scale(rewards), ppo.gamma, ppo.gae_lambda)
-        self.ppo.learning_rate_scale = self._anneal()
+        self.ppo.learning_rate_scale = self._fall(ppo.anneal_fraction)
         weight = self._cloning_weight()
         metrics |= self.ppo.update(
             buffer,
@@ -223,6 +241,8 @@ class Reinforcement:
             cloning_weight=weight,
             train_actor=self.iterations >= ppo.critic_warmup,
         )
+        if self.vision is not None:
+            metrics |= self.vision.update(buffer, self.ppo.learning_rate_scale)
         self.iterations += 1
         self.env_steps += ppo.num_steps * self.env.num_envs
         metrics |= {"cloning_weight": weight, "initial_share": self.share.value}
@@ -248,9 +268,10 @@ class Reinforcement:
         metrics["gail_reward"] = float(imitation.mean())
         return mix_rewards(imitation, buffer.task_reward, gail.weight, gail.scale)
 
-    def _anneal(self) -> float:
+    def _fall(self, fraction: float) -> float:
+        """1 until the last `fraction` of the run, over which it falls to 0."""
         left = 1.0 - self.env_steps / self.total_steps
-        return max(0.0, min(1.0, left / max(self.config.ppo.anneal_fraction, 1e-9)))
+        return max(0.0, min(1.0, left / max(fraction, 1e-9)))
 
     @torch.no_grad()
     def _rollout(self) -> None:
@@ -320,6 +341,8 @@ class Reinforcement:
                 if value is not None
             },
         }
+        if self.vision is not None:
+            state["vision"] = self.vision.state_dict()
         if self.policy is not None:
             state["hidden"] = list(self.policy.hidden)
         return state
@@ -328,6 +351,8 @@ class Reinforcement:
         self.env.load_state_dict(state["env"])
         self.ppo.load_state_dict(state["ppo"])
         self.gail.load_state_dict(state["gail"])
+        if self.vision is not None:
+            self.vision.load_state_dict(state["vision"])
         self.normalizer.load_state_dict(state["normalizer"])
         self.share.load_state_dict(state["share"])
         self.env_steps = int(state["env_steps"])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from visuomotor.config import Config
-from visuomotor.demonstrations import Demonstrations, normalization
+from visuomotor.demonstrations import Demonstrations, ResetStates, normalization
 from visuomotor.envs import VisuomotorEnv, make_env
 from visuomotor.errors import UserError
 from visuomotor.ppo import CloningBatch
@@ -196,6 +196,29 @@ class PixelReplay:
             frames=self.frames[used], frame_index=local, proprio=torch.stack(proprio, dim=1)
         )
         return CloningBatch(inputs, torch.stack(action, dim=1), torch.stack(aux, dim=1))
+
+
+def scattered_frames(
+    config: Config, starts: ResetStates, count: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """`count` frames (M, 3, H, W) uint8 and the auxiliary targets (M, K) in m of what they show:
+    half of them start states, half states of demonstrations, each in an appearance of its own."""
+
+    def start(rng: np.random.Generator) -> np.ndarray | None:
+        return None if rng.random() < 0.5 else starts.sample(rng, by_stage=0.0).state
+
+    # Episodes of one step: every step shows every world in a new one.
+    brief = replace(config, env=replace(config.env, episode_steps=1))
+    env = make_env(brief, num_envs=REPLAY_WORLDS, seed=seed, render=True, reset_sampler=start)
+    seen = env.reset()
+    frames, targets = [], []
+    still = torch.zeros(env.num_envs, 9)
+    for _ in range(-(-count // env.num_envs)):
+        assert seen.pixels is not None
+        frames.append(seen.pixels.clone())
+        targets.append(seen.aux_targets.clone())
+        seen = env.step(still).observation
+    return torch.cat(frames)[:count], torch.cat(targets)[:count]
 
 
 def _ticks(t: int, phase: int, period: int) -> bool:

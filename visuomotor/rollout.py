@@ -18,12 +18,13 @@ Hidden = tuple[Tensor, Tensor]
 class Sequences:
     """T steps of B worlds as a policy reads them.
 
-    A pixel actor needs frames, frame_index and proprio; a state teacher needs state.
+    A pixel actor needs frames (or visual), frame_index and proprio; a state teacher needs state.
     """
 
     episode_start: Tensor | None = None  # (T, B) bool: memory is zeroed before this step; None: no
     hidden: Hidden | None = None  # (B, H) each, before the first step; None: zeros
     frames: Tensor | None = None  # (M, 3, H, W) uint8, each frame once
+    visual: Tensor | None = None  # (M, V): the frames already encoded, read in their place
     frame_index: Tensor | None = None  # (T, B) int64: pixels[t, b] == frames[frame_index[t, b]]
     proprio: Tensor | None = None  # (T, B, P)
     state: Tensor | None = None  # (T, B, S)
@@ -34,6 +35,7 @@ class Batch:
     """A minibatch of whole worlds. All but `inputs` and `env_ids` are (T, B, ...)."""
 
     env_ids: Tensor  # (B,) int64: the worlds it is made of
+    frame_ids: Tensor | None  # (M,) int64: where in the rollout's frames those of `inputs` are
     inputs: Sequences
     state: Tensor
     aux_targets: Tensor
@@ -241,13 +243,15 @@ class RolloutBuffer:
             yield self._batch(env_ids)
 
     def _batch(self, env_ids: Tensor) -> Batch:
-        frames = frame_index = None
+        frames = frame_ids = frame_index = None
         if self._frames is not None:
-            used, frame_index = torch.unique(self.frame_index[:, env_ids], return_inverse=True)
-            frames = self._frames[used]
+            seen = self.frame_index[:, env_ids]
+            frame_ids, frame_index = torch.unique(seen, return_inverse=True)
+            frames = self._frames[frame_ids]
         state = self.state[:, env_ids]
         return Batch(
             env_ids=env_ids,
+            frame_ids=frame_ids,
             inputs=Sequences(
                 episode_start=self.episode_start[:, env_ids],
                 hidden=None
@@ -267,6 +271,13 @@ class RolloutBuffer:
             advantage=self.advantages[:, env_ids],
             returns=self.returns[:, env_ids],
         )
+
+    def frame_targets(self) -> Tensor:
+        """(M, K): the mean auxiliary target over the steps at which each frame was the one seen."""
+        index = self.frame_index.flatten()
+        targets = self.aux_targets.flatten(0, 1)
+        sums = targets.new_zeros(self._num_frames, targets.shape[1]).index_add_(0, index, targets)
+        return sums / torch.bincount(index, minlength=self._num_frames).unsqueeze(1)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything `minibatches` reads, so that a buffer can be kept over a resume."""

@@ -44,7 +44,7 @@ class StateTeacher(nn.Module):
         self.normalizer.set(mean, std)
 
     def std(self) -> Tensor:
-        """-> (A,), never below the floor."""
+        """-> (A,), in units of the action."""
         deviation: Tensor = self.deviation()
         return deviation
 

@@ -11,6 +11,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -114,12 +115,15 @@ class Run:
             return
         if phase == "finetune":
             learner.actor.load_state_dict(self.carried["actor"])
-            if learner.aux_heads is not None:
-                learner.aux_heads.load_state_dict(self.carried["aux_heads"])
+            if learner.vision is not None:
+                learner.vision.aux_heads.load_state_dict(self.carried["aux_heads"])
             learner.critic.load_state_dict(self.carried["critic"])
             learner.gail.load_state_dict(self.carried["gail"])
-        elif learner.cloning:
-            self._clone_start(learner)
+            return
+        if learner.vision is not None:
+            self._show_progress("vision start", self.config.aux.start_updates, learner.vision_start)
+        if learner.cloning:
+            self._show_progress("cloning start", learner.clone_updates, learner.clone_start)
 
     def _pixel_replay(self) -> PixelReplay | None:
         cloning = self.config.cloning
@@ -128,15 +132,18 @@ class Run:
         print("rendering the demonstrations under randomization", file=sys.stderr)
         return PixelReplay(self.config, self.replay, cloning.variations, self.config.seed)
 
-    def _clone_start(self, learner: Reinforcement) -> None:
-        total = learner.clone_updates
-        with tqdm(total=total, unit="update", desc="cloning start", disable=None) as bar:
+    def _show_progress(
+        self, label: str, total: int, work: Callable[[Callable[[dict[str, float]], None]], None]
+    ) -> None:
+        """Runs what reports {"step": ..., "...": ...} now and then."""
+        with tqdm(total=total, unit="update", desc=label, disable=None) as bar:
 
             def progress(metrics: dict[str, float]) -> None:
-                bar.update(int(metrics["step"]) - bar.n)
-                bar.set_postfix(loss=f"{metrics['cloning_loss']:.4f}")
+                bar.update(int(metrics.pop("step")) - bar.n)
+                bar.set_postfix({name: f"{value:.4f}" for name, value in metrics.items()})
 
-            learner.clone_start(progress)
+            work(progress)
+            bar.update(total - bar.n)
 
     # --- the loop ---------------------------------------------------------------------------------
 
