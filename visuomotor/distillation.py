@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from visuomotor.aux_tasks import AuxHeads
+from visuomotor.auxiliary_phase import AuxiliaryPhase, Progress
 from visuomotor.config import Config
 from visuomotor.demonstrations import ResetStates
 from visuomotor.envs import make_env
@@ -23,7 +24,7 @@ from visuomotor.pixel_actor import PixelActor
 from visuomotor.policies import PixelPolicy, make_actor
 from visuomotor.ppo import CloningBatch, cloning_loss
 from visuomotor.randomization import strength_at
-from visuomotor.replay import DemonstrationReplay
+from visuomotor.replay import DemonstrationReplay, scattered_frames
 from visuomotor.rollout import RolloutBuffer
 from visuomotor.state_teacher import StateTeacher
 
@@ -104,6 +105,17 @@ class Distillation:
             frame_shape=(3, camera.height, camera.width),
             device=self.device,
         )
+
+    def vision_start(self, progress: Progress | None = None) -> None:
+        """Teaches the CNN to see, on start states and demonstration states, before it acts."""
+        aux = self.config.aux
+        if self.aux_heads is None or aux.start_updates == 0:
+            return
+        frames, targets = scattered_frames(
+            self.config, self._reset_states, aux.start_frames, _seed(self.config.seed) + 2
+        )
+        phase = AuxiliaryPhase(self.actor, self.aux_heads, aux, generator=self._generator)
+        phase.start(frames.to(self.device), targets.to(self.device), progress)
 
     def _sample_start(self, rng: np.random.Generator) -> np.ndarray | None:
         if rng.random() < self.config.curriculum.final_share:

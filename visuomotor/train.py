@@ -90,7 +90,7 @@ class Run:
             teacher = make_teacher(self.config, self.replay.all_state.shape[1])
             if not resuming:
                 teacher.load_state_dict(self.carried["teacher"])
-            self.learner = Distillation(
+            student = Distillation(
                 self.config,
                 self.replay,
                 teacher,
@@ -98,6 +98,9 @@ class Run:
                 total_steps=total,
                 device=self.device,
             )
+            self.learner = student
+            if not resuming:
+                self._vision_start(student)
             return
         pixels = phase != "teacher"
         config = self.config
@@ -121,7 +124,7 @@ class Run:
             learner.gail.load_state_dict(self.carried["gail"])
             return
         if learner.vision is not None:
-            self._show_progress("vision start", self.config.aux.start_updates, learner.vision_start)
+            self._vision_start(learner)
         if learner.cloning:
             self._show_progress("cloning start", learner.clone_updates, learner.clone_start)
 
@@ -131,6 +134,10 @@ class Run:
             return None
         print("rendering the demonstrations under randomization", file=sys.stderr)
         return PixelReplay(self.config, self.replay, cloning.variations, self.config.seed)
+
+    def _vision_start(self, learner: Reinforcement | Distillation) -> None:
+        print("vision start: frames of start states and demonstration states", file=sys.stderr)
+        self._show_progress("vision start", self.config.aux.start_updates, learner.vision_start)
 
     def _show_progress(
         self, label: str, total: int, work: Callable[[Callable[[dict[str, float]], None]], None]
