@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from visuomotor.aux_tasks import AuxHeads
 from visuomotor.config import PPOConfig
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.ppo import PPO, gaussian_log_prob
@@ -31,7 +30,9 @@ def make_teacher_ppo(seed: int = 0, config: PPOConfig = CONFIG) -> PPO:
     return PPO(teacher, critic, config, generator=torch.Generator().manual_seed(seed))
 
 
-def make_pixel_ppo(seed: int = 0, config: PPOConfig = CONFIG, recurrent: bool = True) -> PPO:
+def make_pixel_ppo(
+    seed: int = 0, config: PPOConfig = CONFIG, recurrent: bool = True, target_dim: int = 0
+) -> PPO:
     torch.manual_seed(seed)
     actor = PixelActor(
         proprio_dim=P,
@@ -42,6 +43,8 @@ def make_pixel_ppo(seed: int = 0, config: PPOConfig = CONFIG, recurrent: bool = 
         proprio_dim_out=8,
         hidden_dim=8,
         recurrent=recurrent,
+        target_dim=target_dim,
+        aux_hidden_sizes=(8,),
         init_log_std=torch.full((A,), -0.5),
         min_std=torch.full((A,), 0.05),
     )
@@ -107,10 +110,6 @@ def collect(ppo: PPO, seed: int, num_steps: int = 6, num_envs: int = 8) -> Rollo
         )
     buffer.finish(buffer.task_reward, gamma=0.9, gae_lambda=0.9)
     return buffer
-
-
-def make_heads() -> AuxHeads:
-    return AuxHeads(visual_dim=8, target_dim=3, hidden_sizes=(8,))
 
 
 def copies(module: nn.Module) -> list[Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.bandit import FRAME, collect, copies, make_heads, make_pixel_ppo, unchanged
+from tests.bandit import FRAME, collect, copies, make_pixel_ppo, unchanged
 from visuomotor.auxiliary_phase import AuxiliaryPhase, FrameMemory
 from visuomotor.config import AuxConfig
 from visuomotor.pixel_actor import PixelActor
@@ -23,7 +23,7 @@ def make_phase(ppo: PPO, seed: int = 0, config: AuxConfig = CONFIG) -> Auxiliary
     torch.manual_seed(seed)
     assert isinstance(ppo.actor, PixelActor)
     generator = torch.Generator().manual_seed(seed)
-    return AuxiliaryPhase(ppo.actor, make_heads(), config, generator=generator)
+    return AuxiliaryPhase(ppo.actor, config, generator=generator)
 
 
 def frames_of(buffer: RolloutBuffer) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,7 +83,7 @@ def test_a_frames_target_is_the_mean_over_the_steps_that_saw_it() -> None:
 
 
 def test_the_start_teaches_encoder_and_heads_and_nothing_else() -> None:
-    ppo = make_pixel_ppo()
+    ppo = make_pixel_ppo(target_dim=3)
     phase = make_phase(ppo)
     actor = ppo.actor
     assert isinstance(actor, PixelActor)
@@ -98,7 +98,7 @@ def test_the_start_teaches_encoder_and_heads_and_nothing_else() -> None:
 def test_vision_gets_better_while_the_policy_is_held() -> None:
     moved = {}
     for hold in (0.0, 10.0):
-        ppo = make_pixel_ppo()
+        ppo = make_pixel_ppo(target_dim=3)
         with torch.no_grad():
             for parameter in ppo.actor.mean_head.parameters():
                 parameter.normal_(0.0, 0.5, generator=torch.Generator().manual_seed(1))
@@ -116,7 +116,7 @@ def test_vision_gets_better_while_the_policy_is_held() -> None:
 
 
 def test_a_rollout_joins_the_memory_after_its_pass() -> None:
-    ppo = make_pixel_ppo()
+    ppo = make_pixel_ppo(target_dim=3)
     phase = make_phase(ppo)
     buffer = collect(ppo, seed=0)
     phase.update(buffer, 1.0)
@@ -125,7 +125,7 @@ def test_a_rollout_joins_the_memory_after_its_pass() -> None:
 
 
 def test_a_scale_of_zero_leaves_every_weight() -> None:
-    ppo = make_pixel_ppo()
+    ppo = make_pixel_ppo(target_dim=3)
     phase = make_phase(ppo)
     actor, heads = copies(ppo.actor), copies(phase.aux_heads)
     phase.update(collect(ppo, seed=0), 0.0)
@@ -134,7 +134,7 @@ def test_a_scale_of_zero_leaves_every_weight() -> None:
 
 
 def test_a_gradient_that_is_not_finite_stops_the_phase() -> None:
-    ppo = make_pixel_ppo()
+    ppo = make_pixel_ppo(target_dim=3)
     phase = make_phase(ppo)
     buffer = collect(ppo, seed=0)
     buffer.aux_targets[0, 0] = float("nan")
@@ -142,8 +142,13 @@ def test_a_gradient_that_is_not_finite_stops_the_phase() -> None:
         phase.update(buffer, 1.0)
 
 
+def test_an_actor_without_heads_has_no_such_phase() -> None:
+    with pytest.raises(ValueError, match="auxiliary heads"):
+        make_phase(make_pixel_ppo())
+
+
 def test_save_load_go_on_equals_never_stopped() -> None:
-    first, second = make_pixel_ppo(seed=0), make_pixel_ppo(seed=1)
+    first, second = make_pixel_ppo(seed=0, target_dim=3), make_pixel_ppo(seed=1, target_dim=3)
     stopped, restored = make_phase(first, seed=0), make_phase(second, seed=1)
     buffers = [collect(first, seed) for seed in (0, 1)]
     stopped.start(*frames_of(buffers[0]))

@@ -107,7 +107,7 @@ def test_the_memory_keeps_so_many_rollouts(demos: Demonstrations) -> None:
 
 def test_without_auxiliary_losses_there_are_no_heads(demos: Demonstrations) -> None:
     run = learner(demos, small(aux={"weight": 0.0}))
-    assert run.aux_heads is None
+    assert run.actor.aux_heads is None
     assert "aux_loss" not in run.iterate()
 
 

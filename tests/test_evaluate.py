@@ -308,7 +308,7 @@ def test_strength_alone_decides_how_far_worlds_are_randomized() -> None:
 
 def _actor(seed: int = 0) -> PixelActor:
     torch.manual_seed(seed)
-    actor = make_actor(CONFIG)
+    actor = make_actor(CONFIG, 6)
     torch.nn.init.normal_(actor.mean_head.weight, std=1.0)  # an arm that moves
     return actor.eval()
 

@@ -38,7 +38,7 @@ EVALUATION = {"sims": "randomized", "episodes": 3, "successes": 1, "success_rate
 
 def _actor(seed: int) -> PixelActor:
     torch.manual_seed(seed)
-    actor = make_actor(CONFIG)
+    actor = make_actor(CONFIG, 6)
     torch.nn.init.normal_(actor.mean_head.weight, std=1.0)  # an arm that moves
     return actor.eval()
 
@@ -206,7 +206,7 @@ def test_a_run_that_still_trains_its_teacher_has_no_policy(tmp_path: Path):
 
 
 def test_weights_of_another_size_are_refused_in_one_line(tmp_path: Path):
-    small = make_actor(replace(CONFIG, actor=replace(CONFIG.actor, hidden_dim=8)))
+    small = make_actor(replace(CONFIG, actor=replace(CONFIG.actor, hidden_dim=8)), 6)
     run = _run(tmp_path / "run", {"policy": {"actor": small.state_dict()}})
     with pytest.raises(UserError, match="do not fit") as caught:
         policy_files.load_policy(str(run))

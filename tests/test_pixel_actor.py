@@ -15,7 +15,9 @@ from visuomotor.rollout import Sequences
 ACTIONS = 3
 
 
-def make_actor(recurrent: bool = True, seed: int = 0) -> PixelActor:
+def make_actor(
+    recurrent: bool = True, seed: int = 0, target_dim: int = 0, reads_located: bool = True
+) -> PixelActor:
     torch.manual_seed(seed)
     actor = PixelActor(
         proprio_dim=5,
@@ -26,6 +28,8 @@ def make_actor(recurrent: bool = True, seed: int = 0) -> PixelActor:
         proprio_dim_out=6,
         hidden_dim=7,
         recurrent=recurrent,
+        target_dim=target_dim,
+        reads_located=reads_located,
         init_log_std=torch.full((ACTIONS,), -1.0),
         min_std=torch.full((ACTIONS,), 0.1),
     )
@@ -193,7 +197,7 @@ def test_impossible_shapes_are_refused() -> None:
         PixelActor(height=16, init_log_std=std, min_std=std)
 
 
-@pytest.mark.parametrize("encoder", ["keypoints", "flat"])
+@pytest.mark.parametrize("encoder", ["compact", "keypoints", "flat"])
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (20, 20), (33, 48)])
 def test_every_encoder_takes_images_of_these_sizes(encoder: str, height: int, width: int) -> None:
     actor = PixelActor(
@@ -207,6 +211,49 @@ def test_every_encoder_takes_images_of_these_sizes(encoder: str, height: int, wi
     visual = actor.encode(pixels)
     assert visual.shape == (2, 128)
     assert not torch.equal(visual[0], visual[1])
+
+
+def images(count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randint(0, 256, (count, 3, 24, 32), generator=generator, dtype=torch.uint8)
+
+
+def test_the_policy_reads_what_its_heads_locate_unless_told_not_to() -> None:
+    for reads in (True, False):
+        actor = make_actor(target_dim=3, reads_located=reads)
+        assert actor.aux_heads is not None
+        pixels, proprio, hidden = images(2), torch.zeros(2, 5), actor.initial_hidden(2)
+        before, _ = actor.step(actor.encode(pixels), proprio, hidden)
+        with torch.no_grad():
+            actor.aux_heads.net[-1].get_parameter("bias").add_(1.0)
+        after, _ = actor.step(actor.encode(pixels), proprio, hidden)
+        assert torch.equal(before, after) is not reads
+
+
+def test_what_is_located_is_the_heads_answer_in_metres() -> None:
+    actor = make_actor(target_dim=3)
+    assert actor.aux_heads is not None
+    actor.aux_heads.set_normalization(torch.tensor([1.0, 2.0, 3.0]), torch.full((3,), 0.5))
+    visual = actor.encode(images(2))
+    assert visual.shape == (2, 8 + 3)
+    expected = actor.aux_heads(visual[:, :8])
+    torch.testing.assert_close(actor.located(visual), expected)
+
+
+def test_the_policys_gradient_does_not_reach_the_heads() -> None:
+    """They answer to the auxiliary loss alone; else a position would become a code."""
+    actor = make_actor(target_dim=3)
+    assert actor.aux_heads is not None
+    mean, _ = actor.step(actor.encode(images(2)), torch.zeros(2, 5), actor.initial_hidden(2))
+    mean.square().sum().backward()
+    assert all(parameter.grad is None for parameter in actor.aux_heads.parameters())
+    assert all(parameter.grad is not None for parameter in actor.encoder.parameters())
+
+
+def test_an_actor_without_heads_locates_nothing() -> None:
+    actor = make_actor()
+    with pytest.raises(ValueError, match="no auxiliary heads"):
+        actor.located(actor.encode(images(1)))
 
 
 def test_an_unknown_encoder_is_refused_with_the_valid_ones() -> None:

@@ -17,7 +17,6 @@ from tests.bandit import (
     S,
     collect,
     copies,
-    make_heads,
     make_pixel_ppo,
     make_teacher_ppo,
     unchanged,
@@ -295,10 +294,10 @@ def test_cloning_loss_is_the_mean_squared_error_of_the_means() -> None:
 
 
 def test_cloning_loss_adds_the_auxiliary_loss_by_its_weight() -> None:
-    ppo = make_pixel_ppo()
+    ppo = make_pixel_ppo(target_dim=3)
     batch = cloning_batch(ppo, 0)
     alone, _ = cloning_loss(ppo.actor, batch)
-    both, metrics = cloning_loss(ppo.actor, batch, make_heads(), aux_weight=2.0)
+    both, metrics = cloning_loss(ppo.actor, batch, aux_weight=2.0)
     expected = alone.item() + 2.0 * metrics["aux_loss"].item()
     assert both.item() == pytest.approx(expected, rel=1e-5)
 

@@ -1,8 +1,9 @@
 """Heads on the actor's visual features that are asked where things are, and their loss.
 
-Imports only torch. Used while training only: the gradient teaches the CNN to see the blocks (Zhu et
-al. 2018, section III-D: L2 regression of object positions from the CNN's features). Targets are
-3-vectors in metres, one after the other: object positions and gripper-to-object displacements.
+Imports only torch. The gradient teaches the CNN to see the blocks (Zhu et al. 2018, section III-D:
+L2 regression of object positions from the CNN's features); beyond the paper, the policy may read
+the answers. Targets are 3-vectors in metres, one after the other: object positions and
+gripper-to-object displacements.
 """
 
 from __future__ import annotations
@@ -32,10 +33,18 @@ class AuxHeads(nn.Module):
         """Statistics of the targets; mean, std: (K,) in metres."""
         self.normalizer.set(mean, std)
 
+    def normalized(self, visual: Tensor) -> Tensor:
+        """visual: (..., V) -> predictions (..., K) in deviations from the targets' mean."""
+        prediction: Tensor = self.net(visual)
+        return prediction
+
+    def in_metres(self, normalized: Tensor) -> Tensor:
+        """(..., K) -> (..., K): the unit of `normalized` to metres."""
+        return normalized * self.normalizer.std + self.normalizer.mean
+
     def forward(self, visual: Tensor) -> Tensor:
         """visual: (..., V) -> predictions (..., K) in metres."""
-        prediction: Tensor = self.net(visual) * self.normalizer.std + self.normalizer.mean
-        return prediction
+        return self.in_metres(self.normalized(visual))
 
     @property
     def scale(self) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visuomotor.aux_tasks import AuxHeads, aux_loss
+from visuomotor.aux_tasks import aux_loss
 from visuomotor.config import AuxConfig
 from visuomotor.networks import load_optimizer_state, optimizer_state
 from visuomotor.pixel_actor import PixelActor
@@ -74,30 +74,32 @@ class FrameMemory:
 
 
 class AuxiliaryPhase:
-    """Holds the heads, the memory and an optimizer of its own for the actor and them.
+    """Holds the memory and an optimizer of its own for the actor.
 
     Args:
-      actor: whose CNN learns.
-      aux_heads: asked where things are.
+      actor: whose CNN and heads learn.
       generator: CPU, draws minibatches, older frames and colour casts; nothing else may draw.
     """
 
     def __init__(
         self,
         actor: PixelActor,
-        aux_heads: AuxHeads,
         config: AuxConfig,
         *,
         generator: torch.Generator,
     ):
+        """Raises ValueError if the actor has no heads."""
+        if actor.aux_heads is None:
+            raise ValueError("an auxiliary phase needs an actor with auxiliary heads")
         self.actor = actor
-        self.aux_heads = aux_heads
+        self.aux_heads = actor.aux_heads
         self.config = config
         self.generator = generator
         self.memory = FrameMemory(config.memory)
         # The deviation belongs to exploration, and stays out of this.
-        policy = [p for name, p in actor.named_parameters() if not name.startswith("deviation.")]
-        self._parameters = [*policy, *aux_heads.parameters()]
+        self._parameters = [
+            p for name, p in actor.named_parameters() if not name.startswith("deviation.")
+        ]
         self.optimizer = torch.optim.Adam(self._parameters, lr=config.learning_rate)
 
     def start(self, frames: Tensor, targets: Tensor, progress: Progress | None = None) -> None:
@@ -124,7 +126,7 @@ class AuxiliaryPhase:
         cast = torch.rand(len(frames), 3, 1, 1, generator=self.generator) * 2.0 - 1.0
         shift = cast.to(frames.device) * COLOUR_CAST * 255.0
         shifted = (frames.float() + shift).clamp_(0.0, 255.0).to(torch.uint8)
-        predictions = self.aux_heads(self.actor.encode(shifted))
+        predictions = self.actor.located(self.actor.encode(shifted))
         return aux_loss(predictions, targets, self.aux_heads.scale)
 
     def update(self, buffer: RolloutBuffer, scale: float) -> dict[str, float]:
@@ -142,7 +144,7 @@ class AuxiliaryPhase:
             mean, visual = action_means(self.actor, batch.inputs)
             index = batch.inputs.frame_index
             assert visual is not None and index is not None
-            fresh, metrics = frame_aux_loss(self.aux_heads, visual, index, batch.aux_targets)
+            fresh, metrics = frame_aux_loss(self.actor, visual, index, batch.aux_targets)
             divergence = gaussian_kl(held[:, batch.env_ids], std, mean, std).mean()
             losses = [fresh] + [
                 self.frames_loss()[0] for _ in range(self.config.replayed) if len(self.memory) > 0
@@ -170,15 +172,13 @@ class AuxiliaryPhase:
     def state_dict(self) -> dict[str, Any]:
         """All but the actor, which is another's."""
         return {
-            "aux_heads": self.aux_heads.state_dict(),
             "optimizer": optimizer_state(self.optimizer),
             "memory": self.memory.state_dict(),
             "generator": self.generator.get_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        device = next(self.aux_heads.parameters()).device
-        self.aux_heads.load_state_dict(state["aux_heads"])
+        device = self.aux_heads.scale.device
         load_optimizer_state(self.optimizer, state["optimizer"])
         self.memory.load_state_dict(state["memory"], device)
         self.generator.set_state(state["generator"].cpu())

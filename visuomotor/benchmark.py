@@ -109,7 +109,7 @@ def _learn_seconds(learner: Reinforcement, cloning: CloningBatch, repeats: int) 
         index = batch.inputs.frame_index
         assert visual is not None and index is not None
         loss = mean.square().mean()
-        loss = loss + frame_aux_loss(vision.aux_heads, visual, index, batch.aux_targets)[0]
+        loss = loss + frame_aux_loss(actor, visual, index, batch.aux_targets)[0]
         for _ in range(vision.config.replayed):
             loss = loss + vision.frames_loss()[0]
         loss.backward()
@@ -127,7 +127,7 @@ def _learn_seconds(learner: Reinforcement, cloning: CloningBatch, repeats: int) 
             sight(batch)
 
     seconds = _seconds(update, repeats, learner.device)
-    for module in (actor, learner.critic, vision.aux_heads):
+    for module in (actor, learner.critic):
         module.zero_grad(set_to_none=True)
     return seconds
 

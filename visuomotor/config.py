@@ -124,6 +124,7 @@ class GailConfig:
 @dataclass(frozen=True)
 class AuxConfig:
     weight: float = 0.5  # 0: no auxiliary losses
+    read: bool = True  # the policy reads where the heads see things; False: the paper's
     hidden_sizes: tuple[int, ...] = (200, 100)  # paper
     # Before anything acts the CNN learns to see, on start states and demonstration states.
     start_frames: int = 12_288

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from visuomotor.aux_tasks import AuxHeads
 from visuomotor.auxiliary_phase import AuxiliaryPhase, Progress
 from visuomotor.config import Config
 from visuomotor.demonstrations import ResetStates
@@ -59,20 +58,11 @@ class Distillation:
         self._reset_states = ResetStates(replay.demos, stages=replay.stage)
         self._generator = torch.Generator().manual_seed(_seed(config.seed))
         torch.manual_seed(_seed(config.seed) + 1)
-        self.actor: PixelActor = make_actor(config).to(device)
+        self.actor: PixelActor = make_actor(config, replay.aux_targets[0].shape[1]).to(device)
         self.actor.set_normalization(*replay.statistics(replay.proprio))
-        aux_dim = replay.aux_targets[0].shape[1]
-        self.aux_heads: AuxHeads | None = None
-        if config.aux.weight > 0.0:
-            self.aux_heads = AuxHeads(
-                visual_dim=config.actor.visual_dim,
-                target_dim=aux_dim,
-                hidden_sizes=config.aux.hidden_sizes,
-            ).to(device)
-            self.aux_heads.set_normalization(*replay.statistics(replay.aux_targets))
+        if self.actor.aux_heads is not None:
+            self.actor.aux_heads.set_normalization(*replay.statistics(replay.aux_targets))
         self._parameters = list(self.actor.parameters())
-        if self.aux_heads is not None:
-            self._parameters += list(self.aux_heads.parameters())
         self.optimizer = torch.optim.Adam(self._parameters, lr=config.distill.learning_rate)
         self.env = make_env(
             config,
@@ -86,13 +76,13 @@ class Distillation:
         self.env.strength = strength_at(config.randomization, 0)
         self.observation = self.env.reset()
         self._episode_start = torch.ones(num_envs, dtype=torch.bool, device=device)
-        self._buffers = [self._buffer(replay, aux_dim) for _ in range(config.distill.memory)]
+        self._buffers = [self._buffer(replay) for _ in range(config.distill.memory)]
         self._filled = 0
         self.env_steps = 0
         self.iterations = 0
         self._episodes = EpisodeLog(self.env.task.stages, self.observation.stage)
 
-    def _buffer(self, replay: DemonstrationReplay, aux_dim: int) -> RolloutBuffer:
+    def _buffer(self, replay: DemonstrationReplay) -> RolloutBuffer:
         camera = self.config.camera
         return RolloutBuffer(
             self.config.ppo.num_steps,
@@ -101,7 +91,7 @@ class Distillation:
             proprio_dim=replay.proprio[0].shape[1],
             state_dim=0,
             feature_dim=0,
-            aux_dim=aux_dim,
+            aux_dim=replay.aux_targets[0].shape[1],
             frame_shape=(3, camera.height, camera.width),
             device=self.device,
         )
@@ -109,12 +99,12 @@ class Distillation:
     def vision_start(self, progress: Progress | None = None) -> None:
         """Teaches the CNN to see, on start states and demonstration states, before it acts."""
         aux = self.config.aux
-        if self.aux_heads is None or aux.start_updates == 0:
+        if self.actor.aux_heads is None or aux.start_updates == 0:
             return
         frames, targets = scattered_frames(
             self.config, self._reset_states, aux.start_frames, _seed(self.config.seed) + 2
         )
-        phase = AuxiliaryPhase(self.actor, self.aux_heads, aux, generator=self._generator)
+        phase = AuxiliaryPhase(self.actor, aux, generator=self._generator)
         phase.start(frames.to(self.device), targets.to(self.device), progress)
 
     def _sample_start(self, rng: np.random.Generator) -> np.ndarray | None:
@@ -197,9 +187,7 @@ class Distillation:
                 buffer = self._buffers[slot]
                 for batch in buffer.minibatches(distill.minibatches, self._generator):
                     labels = CloningBatch(batch.inputs, batch.action, batch.aux_targets)
-                    loss, metrics = cloning_loss(
-                        self.actor, labels, self.aux_heads, self.config.aux.weight
-                    )
+                    loss, metrics = cloning_loss(self.actor, labels, self.config.aux.weight)
                     self.optimizer.zero_grad(set_to_none=True)
                     loss.backward()
                     torch.nn.utils.clip_grad_norm_(
@@ -215,7 +203,6 @@ class Distillation:
         return {
             "env": self.env.state_dict(),
             "actor": self.actor.state_dict(),
-            "aux_heads": {} if self.aux_heads is None else self.aux_heads.state_dict(),
             "teacher": self.teacher.state_dict(),
             "optimizer": optimizer_state(self.optimizer),
             "buffers": [buffer.state_dict() for buffer in self._buffers[: self._filled]],
@@ -236,8 +223,6 @@ class Distillation:
         device = self.device
         self.env.load_state_dict(state["env"])
         self.actor.load_state_dict(state["actor"])
-        if self.aux_heads is not None:
-            self.aux_heads.load_state_dict(state["aux_heads"])
         self.teacher.load_state_dict(state["teacher"])
         load_optimizer_state(self.optimizer, state["optimizer"])
         self._filled = len(state["buffers"])

@@ -1,20 +1,26 @@
 """Pixels and proprioception to an action distribution: the policy that moves the real arm.
 
-Imports only torch, and must not know the simulator's state: no method takes anything but pixels
-(or features of pixels), proprioception and the policy's own memory. Architecture after Zhu et al.
-2018 (arXiv 1802.09564), section III: convolutions, a fully connected layer, an LSTM.
+Imports only torch and the networks beside it, and must not know the simulator's state: no method
+takes anything but pixels (or features of pixels), proprioception and the policy's own memory.
+Architecture after Zhu et al. 2018 (arXiv 1802.09564), section III: convolutions, a fully connected
+layer, an LSTM. Beyond it, the LSTM also reads what the auxiliary heads see in the image: where
+things are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from visuomotor.aux_tasks import AuxHeads
 from visuomotor.networks import GaussianHead, Normalizer, SpatialSoftmax, mlp, shrink_output
 
 Hidden = tuple[Tensor, Tensor]
 
 PIXEL_SCALE = 255.0  # largest value of a uint8 channel
+LOCATED_CLIP = 5.0  # deviations: what the policy reads of an answer at most
 MEAN_GAIN = 0.01  # of the last layer: the first actions are noise around zero, as PPO wants
 
 
@@ -78,14 +84,18 @@ class PixelActor(nn.Module):
         hidden_dim: int = 128,
         encoder: str = "compact",
         recurrent: bool = True,
+        target_dim: int = 0,
+        aux_hidden_sizes: Sequence[int] = (200, 100),
+        reads_located: bool = True,
         init_log_std: Tensor,
         min_std: Tensor,
     ) -> None:
         """height, width: pixels. init_log_std, min_std: (A,), in units of the action.
 
         encoder: one of ENCODERS. recurrent: False replaces the LSTM with one feed-forward layer of
-        the same width. Raises ValueError if the image is too small for the convolutions, a shape
-        differs or the encoder is unknown.
+        the same width. target_dim: K, numbers that the auxiliary heads are asked for; 0: no heads.
+        reads_located: whether the policy reads their answers. Raises ValueError if the image is too
+        small for the convolutions, a shape differs or the encoder is unknown.
         """
         super().__init__()
         if init_log_std.shape != (action_dim,):
@@ -108,11 +118,17 @@ class PixelActor(nn.Module):
             nn.LayerNorm(visual_dim),
             nn.ELU(),
         )
+        self.aux_heads: AuxHeads | None = None
+        if target_dim > 0:
+            self.aux_heads = AuxHeads(
+                visual_dim=visual_dim, target_dim=target_dim, hidden_sizes=aux_hidden_sizes
+            )
+        self.reads_located = reads_located and target_dim > 0
         self.normalizer = Normalizer(proprio_dim)
         self.proprio_mlp = nn.Sequential(
             mlp((proprio_dim, proprio_dim_out, proprio_dim_out), nn.ELU), nn.ELU()
         )
-        core_inputs = visual_dim + proprio_dim_out
+        core_inputs = visual_dim + proprio_dim_out + (target_dim if self.reads_located else 0)
         if recurrent:
             self.lstm = nn.LSTM(core_inputs, hidden_dim)
             self._init_lstm()
@@ -152,11 +168,23 @@ class PixelActor(nn.Module):
         return deviation
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """pixels: (B, 3, H, W) uint8 -> (B, visual_dim). Once per frame, not once per step."""
+        """pixels: (B, 3, H, W) uint8 -> (B, V): visual_dim features and, where there are heads,
+        their K answers. Once per frame, not once per step."""
         if pixels.dtype != torch.uint8:
             raise TypeError(f"pixels: expected torch.uint8, received {pixels.dtype}")
-        visual: Tensor = self.encoder(pixels.float().div_(PIXEL_SCALE).sub_(0.5))
-        return visual
+        features: Tensor = self.encoder(pixels.float().div_(PIXEL_SCALE).sub_(0.5))
+        if self.aux_heads is None:
+            return features
+        return torch.cat((features, self.aux_heads.normalized(features)), dim=1)
+
+    def located(self, visual: Tensor) -> Tensor:
+        """What the heads see: (..., V) of `encode` -> (..., K) in metres.
+
+        Raises ValueError if there are no heads.
+        """
+        if self.aux_heads is None:
+            raise ValueError("this actor has no auxiliary heads")
+        return self.aux_heads.in_metres(visual[..., self.visual_dim :])
 
     def step(self, visual: Tensor, proprio: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
         """One step of N worlds: (N, V), (N, P), hidden -> mean (N, A), hidden.
@@ -205,4 +233,9 @@ class PixelActor(nn.Module):
         return mean, h, c
 
     def _core_inputs(self, visual: Tensor, proprio: Tensor) -> Tensor:
-        return torch.cat([visual, self.proprio_mlp(self.normalizer(proprio))], dim=-1)
+        read = visual[..., : self.visual_dim]
+        if self.reads_located:
+            # The heads answer to the auxiliary loss alone: what they say stays a position.
+            located = visual[..., self.visual_dim :].detach().clamp(-LOCATED_CLIP, LOCATED_CLIP)
+            read = torch.cat((read, located), dim=-1)
+        return torch.cat((read, self.proprio_mlp(self.normalizer(proprio))), dim=-1)

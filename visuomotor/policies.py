@@ -73,7 +73,8 @@ class TeacherPolicy:
         return self.teacher(seen.state)
 
 
-def make_actor(config: Config) -> PixelActor:
+def make_actor(config: Config, target_dim: int) -> PixelActor:
+    """target_dim: numbers that the task's auxiliary targets have; 0: an actor without heads."""
     actor = config.actor
     init_log_std, min_std = _deviation(actor)
     return PixelActor(
@@ -84,6 +85,9 @@ def make_actor(config: Config) -> PixelActor:
         proprio_dim_out=actor.proprio_dim,
         hidden_dim=actor.hidden_dim,
         recurrent=actor.recurrent,
+        target_dim=target_dim if config.aux.weight > 0.0 else 0,
+        aux_hidden_sizes=config.aux.hidden_sizes,
+        reads_located=config.aux.read,
         init_log_std=init_log_std,
         min_std=min_std,
     )

@@ -217,7 +217,8 @@ def _run_actor(folder: Path) -> tuple[PixelActor, Config, dict[str, Any]]:
 
 
 def _with_weights(config: Config, weights: dict[str, Tensor], source: str) -> PixelActor:
-    actor = make_actor(config)
+    heads = weights.get("aux_heads.normalizer.mean")
+    actor = make_actor(config, 0 if heads is None else len(heads))
     try:
         actor.load_state_dict(weights)
     except RuntimeError as error:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, mse_loss
 
-from visuomotor.aux_tasks import AuxHeads, aux_loss
+from visuomotor.aux_tasks import aux_loss
 from visuomotor.config import PPOConfig
 from visuomotor.networks import load_optimizer_state, optimizer_state
 from visuomotor.pixel_actor import PixelActor
@@ -153,17 +153,20 @@ def action_means(
 
 
 def frame_aux_loss(
-    aux_heads: AuxHeads, visual: Tensor, frame_index: Tensor, targets: Tensor
+    actor: PixelActor, visual: Tensor, frame_index: Tensor, targets: Tensor
 ) -> tuple[Tensor, Metrics]:
-    """Auxiliary loss at every step (T, B, K), the heads run once per frame (M, V)."""
-    predictions = embedding(frame_index, aux_heads(visual))
-    return aux_loss(predictions, targets, aux_heads.scale)
+    """Auxiliary loss at every step (T, B, K), the heads run once per frame (M, V).
+
+    Raises ValueError if the actor has no heads.
+    """
+    predictions = embedding(frame_index, actor.located(visual))
+    assert actor.aux_heads is not None
+    return aux_loss(predictions, targets, actor.aux_heads.scale)
 
 
 def cloning_loss(
     actor: PixelActor | StateTeacher,
     batch: CloningBatch,
-    aux_heads: AuxHeads | None = None,
     aux_weight: float = 0.0,
     std: Tensor | None = None,
     train_encoder: bool = True,
@@ -183,13 +186,14 @@ def cloning_loss(
     metrics = {"cloning_loss": error.detach()}
     targets, frame_index = batch.aux_targets, batch.inputs.frame_index
     if (
-        aux_heads is not None
+        isinstance(actor, PixelActor)
+        and actor.aux_heads is not None
         and aux_weight > 0.0
         and visual is not None
         and frame_index is not None
         and targets is not None
     ):
-        auxiliary, aux_metrics = frame_aux_loss(aux_heads, visual, frame_index, targets)
+        auxiliary, aux_metrics = frame_aux_loss(actor, visual, frame_index, targets)
         loss = loss + aux_weight * auxiliary
         metrics.update(aux_metrics)
     return loss, metrics

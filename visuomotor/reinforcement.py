@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visuomotor.aux_tasks import AuxHeads
 from visuomotor.auxiliary_phase import AuxiliaryPhase
 from visuomotor.config import Config
 from visuomotor.demonstrations import ResetStates, ShareSchedule
@@ -97,17 +96,12 @@ class Reinforcement:
         self.actor: Any
         self.vision: AuxiliaryPhase | None = None
         if self.pixels:
-            self.actor = make_actor(config).to(device)
+            self.actor = make_actor(config, aux_dim).to(device)
             self.actor.set_normalization(*replay.statistics(replay.proprio))
-            if config.aux.weight > 0.0:
-                heads = AuxHeads(
-                    visual_dim=config.actor.visual_dim,
-                    target_dim=aux_dim,
-                    hidden_sizes=config.aux.hidden_sizes,
-                ).to(device)
-                heads.set_normalization(*replay.statistics(replay.aux_targets))
+            if self.actor.aux_heads is not None:
+                self.actor.aux_heads.set_normalization(*replay.statistics(replay.aux_targets))
                 self.vision = AuxiliaryPhase(
-                    self.actor, heads, config.aux, generator=self._generators["aux"]
+                    self.actor, config.aux, generator=self._generators["aux"]
                 )
         else:
             self.actor = make_teacher(config, state_dim).to(device)
@@ -173,10 +167,7 @@ class Reinforcement:
     def clone_start(self, progress: Progress | None = None) -> None:
         """Behaviour cloning of the demonstrations, before any reinforcement."""
         cloning, aux_weight = self.config.cloning, self.config.aux.weight
-        heads = None if self.vision is None else self.vision.aux_heads
         parameters = list(self.actor.parameters())
-        if heads is not None:
-            parameters += list(heads.parameters())
         optimizer = torch.optim.Adam(parameters, lr=cloning.learning_rate)
         for step in range(self.clone_updates):
             scale = min(1.0, 4.0 * (1.0 - step / self.clone_updates))
@@ -185,7 +176,6 @@ class Reinforcement:
             loss, metrics = cloning_loss(
                 self.actor,
                 self._cloning_batch(cloning.batch_size, cloning.sequence_steps),
-                heads,
                 aux_weight,
             )
             if self.vision is not None and len(self.vision.memory) > 0:

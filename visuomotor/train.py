@@ -118,8 +118,6 @@ class Run:
             return
         if phase == "finetune":
             learner.actor.load_state_dict(self.carried["actor"])
-            if learner.vision is not None:
-                learner.vision.aux_heads.load_state_dict(self.carried["aux_heads"])
             learner.critic.load_state_dict(self.carried["critic"])
             learner.gail.load_state_dict(self.carried["gail"])
             return
@@ -214,8 +212,6 @@ class Run:
             }
         else:
             self.carried["actor"] = learner.actor.state_dict()
-            if learner.aux_heads is not None:
-                self.carried["aux_heads"] = learner.aux_heads.state_dict()
 
     def _log(self, metrics: dict[str, float]) -> None:
         steps = self.steps_before + self.learner.env_steps
