@@ -31,9 +31,7 @@ SMALL = Config(
     aux=AuxConfig(start_frames=70, start_updates=2, minibatches=2, batch_size=8, memory=100),
     ppo=PPOConfig(num_steps=NUM_STEPS, epochs=2, minibatches=2, critic_warmup=1),
     gail=GailConfig(updates=2, batch_size=16),
-    cloning=CloningConfig(
-        start_updates=2, pixel_start_updates=2, batch_size=2, sequence_steps=8, term_batch_size=2
-    ),
+    cloning=CloningConfig(start_updates=2, start_steps=2 * NUM_ENVS * NUM_STEPS),
     distill=DistillConfig(
         teacher=TeacherConfig(num_envs=NUM_ENVS, hidden_sizes=(16,)),
         minibatches=2,

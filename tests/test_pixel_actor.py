@@ -16,7 +16,7 @@ ACTIONS = 3
 
 
 def make_actor(
-    recurrent: bool = True, seed: int = 0, target_dim: int = 0, reads_located: bool = True
+    recurrent: bool = True, seed: int = 0, target_dim: int = 0, reads: str = "both"
 ) -> PixelActor:
     torch.manual_seed(seed)
     actor = PixelActor(
@@ -29,7 +29,7 @@ def make_actor(
         hidden_dim=7,
         recurrent=recurrent,
         target_dim=target_dim,
-        reads_located=reads_located,
+        reads=reads,
         init_log_std=torch.full((ACTIONS,), -1.0),
         min_std=torch.full((ACTIONS,), 0.1),
     )
@@ -219,15 +219,15 @@ def images(count: int) -> Tensor:
 
 
 def test_the_policy_reads_what_its_heads_locate_unless_told_not_to() -> None:
-    for reads in (True, False):
-        actor = make_actor(target_dim=3, reads_located=reads)
+    for reads in ("both", "located", "features"):
+        actor = make_actor(target_dim=3, reads=reads)
         assert actor.aux_heads is not None
         pixels, proprio, hidden = images(2), torch.zeros(2, 5), actor.initial_hidden(2)
         before, _ = actor.step(actor.encode(pixels), proprio, hidden)
         with torch.no_grad():
             actor.aux_heads.net[-1].get_parameter("bias").add_(1.0)
         after, _ = actor.step(actor.encode(pixels), proprio, hidden)
-        assert torch.equal(before, after) is not reads
+        assert torch.equal(before, after) is (reads == "features")
 
 
 def test_what_is_located_is_the_heads_answer_in_metres() -> None:

@@ -321,6 +321,24 @@ def test_the_cloning_term_pulls_the_update_and_weight_zero_turns_it_off() -> Non
     assert not unchanged(pulled.actor, copies(plain.actor))
 
 
+def test_labels_pull_the_means_towards_the_expert_in_the_rollouts_own_states() -> None:
+    pulled, off = make_teacher_ppo(), make_teacher_ppo()
+    buffer = without_advantages(pulled)
+    labels = torch.full_like(buffer.action, 0.5)
+
+    def distance(ppo: PPO) -> float:
+        batch = next(iter(buffer.minibatches(1, torch.Generator())))
+        with torch.no_grad():
+            means, _ = action_means(ppo.actor, batch.inputs)
+        return float((means - 0.5).square().mean())
+
+    before = distance(pulled)
+    metrics = pulled.update(buffer, cloning_weight=1.0, labels=labels)
+    assert distance(pulled) < before
+    assert metrics["cloning_loss"] == pytest.approx(before, rel=0.2)
+    assert off.update(buffer, cloning_weight=0.0, labels=labels)["cloning_loss"] == 0.0
+
+
 def test_actors_refuse_sequences_that_lack_their_inputs() -> None:
     with pytest.raises(ValueError, match="state teacher"):
         action_means(make_teacher_ppo().actor, Sequences(proprio=torch.zeros(1, 1, P)))

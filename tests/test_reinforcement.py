@@ -8,8 +8,9 @@ import torch
 from tests.learning import NUM_ENVS, NUM_STEPS, demonstrations, small
 from visuomotor.config import Config
 from visuomotor.demonstrations import Demonstrations
+from visuomotor.policies import make_teacher
 from visuomotor.reinforcement import Reinforcement
-from visuomotor.replay import DemonstrationReplay, PixelReplay
+from visuomotor.replay import DemonstrationReplay
 
 ITERATION = NUM_ENVS * NUM_STEPS
 
@@ -28,7 +29,7 @@ def learner(demos: Demonstrations, config: Config, pixels: bool = False) -> Rein
         num_envs=NUM_ENVS,
         total_steps=10 * ITERATION,
         device=torch.device("cpu"),
-        pixel_replay=PixelReplay(config, replay, 1, 0) if pixels else None,
+        expert=make_teacher(config, replay.all_state.shape[1]) if pixels else None,
     )
 
 

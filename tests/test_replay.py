@@ -18,10 +18,10 @@ from visuomotor.config import (
     RandomizationConfig,
 )
 from visuomotor.demonstrate import collect
-from visuomotor.demonstrations import MIN_STD, Demonstration, Demonstrations
+from visuomotor.demonstrations import MIN_STD, Demonstration, Demonstrations, ResetStates
 from visuomotor.envs import VisuomotorEnv, make_env
 from visuomotor.errors import UserError
-from visuomotor.replay import EARLIER_ACTIONS, DemonstrationReplay, PixelReplay
+from visuomotor.replay import EARLIER_ACTIONS, DemonstrationReplay, scattered_frames
 
 PERIOD = 4  # control steps between frames
 CONFIG = Config(
@@ -226,178 +226,34 @@ def test_a_batch_of_states_follows_its_generator(replay: DemonstrationReplay) ->
 # --- images -------------------------------------------------------------------------------------
 
 
-def _image(env: VisuomotorEnv, state: np.ndarray) -> Tensor:
-    """(3, H, W) of a state in the nominal world."""
-    assert env.camera is not None
-    only = torch.tensor([0])
-    env.sim.reset(only, torch.from_numpy(state[None]))
-    return env.camera.caster.render(only)[0]
+def _scattered(replay: DemonstrationReplay, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    starts = ResetStates(replay.demos, stages=replay.stage)
+    return scattered_frames(_randomized(appearance=True), starts, count, seed)
 
 
-def _stream(pixels: PixelReplay, pair: int) -> Tensor:
-    """(T, 3, H, W): what the actor would see at each step of one rendering."""
-    return pixels.frames[pixels._frame_index[pair]]
-
-
-@pytest.mark.parametrize("delay", [0, 2])
-def test_frames_come_at_the_cameras_period_and_arrive_after_the_delay(
-    short: DemonstrationReplay, nominal_env: VisuomotorEnv, delay: int
-) -> None:
-    pixels = PixelReplay(_randomized(camera_delay=(delay, delay)), short, variations=3, seed=5)
-    demos = short.demos.demos
-    first_arrivals, moved = set(), 0
-    assert len(pixels._frame_index) == 6
-    for pair, index in enumerate(pixels._frame_index):
-        states = demos[pair % 2].states
-        assert index.shape == (LENGTHS[pair % 2],)
-        arrivals = (index[1:] != index[:-1]).nonzero().squeeze(1) + 1
-        assert (arrivals.diff() == PERIOD).all()
-        assert len(arrivals) >= (len(states) - delay) // PERIOD - 1
-        first_arrivals.add(int(arrivals[0]))
-        # The episode's first frame is there at once, the others show the arm as it was.
-        assert torch.equal(pixels.frames[index[0]], _image(nominal_env, states[0]))
-        for t in arrivals.tolist():
-            exposed = _image(nominal_env, states[t - delay])
-            assert torch.equal(pixels.frames[index[t]], exposed)
-            moved += not torch.equal(exposed, _image(nominal_env, states[t - delay - 1]))
-    assert moved > 20  # a frame of the step before would have been another
-    assert first_arrivals <= set(range(1 + delay, PERIOD + 1 + delay))
-    assert len(first_arrivals) > 1  # each rendering has a phase of its own
-
-
-def test_every_exposure_is_kept_once(short: DemonstrationReplay) -> None:
-    pixels = PixelReplay(_randomized(), short, variations=2, seed=0)
-    used = torch.unique(torch.cat(pixels._frame_index))
-    assert used.tolist() == list(range(len(pixels.frames)))
-    assert pixels.frames.shape[1:] == (3, 24, 32)
-    assert pixels.frames.dtype == torch.uint8
-
-
-def test_variations_of_a_demonstration_look_different(short: DemonstrationReplay) -> None:
-    wild = PixelReplay(_randomized(appearance=True), short, variations=3, seed=0)
-    for demo in range(2):
-        first = [_stream(wild, demo + 2 * variation)[0].float() for variation in range(3)]
-        for a, b in ((0, 1), (0, 2), (1, 2)):
-            assert float((first[a] - first[b]).abs().mean()) > 3.0  # of 255
-    quiet = PixelReplay(_randomized(), short, variations=2, seed=0)
-    assert torch.equal(_stream(quiet, 0)[0], _stream(quiet, 2)[0])
-
-
-def test_images_are_those_of_the_seed(short: DemonstrationReplay) -> None:
-    config = _randomized(appearance=True, camera_delay=(0, 2))
-    first, again, other = (PixelReplay(config, short, variations=1, seed=s) for s in (3, 3, 4))
-    assert torch.equal(first.frames, again.frames)
-    for a, b in zip(first._frame_index, again._frame_index, strict=True):
-        assert torch.equal(a, b)
-    assert not torch.equal(_stream(first, 0), _stream(other, 0))
-
-
-def test_a_rendering_does_not_depend_on_how_many_worlds_share_the_work(
-    short: DemonstrationReplay, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = _randomized(appearance=True, camera_delay=(0, 2), proprio_noise=(0.0, 0.01))
-    appearance = replace(config.randomization.appearance, pixel_noise=(0.0, 0.0))
-    config = replace(config, randomization=replace(config.randomization, appearance=appearance))
-    together = PixelReplay(config, short, variations=2, seed=1)
-    monkeypatch.setattr(visuomotor.replay, "REPLAY_WORLDS", 3)
-    apart = PixelReplay(config, short, variations=2, seed=1)
-    for pair in range(4):
-        assert torch.equal(_stream(together, pair), _stream(apart, pair))
-    # Nor does the joint noise that goes with it.
-    joints = [
-        pixels.batch(20, 8, torch.Generator().manual_seed(0)).inputs.proprio
-        for pixels in (together, apart)
-    ]
-    assert joints[0] is not None and joints[1] is not None
-    assert torch.equal(joints[0], joints[1])
-
-
-# --- windows ------------------------------------------------------------------------------------
-
-
-def _find(short: DemonstrationReplay, action: Tensor) -> tuple[int, int]:
-    """(demonstration, first step) of a window by its actions (T, 9)."""
-    found = [
-        (demo, start)
-        for demo, actions in enumerate(short.actions)
-        for start in range(len(actions) - len(action) + 1)
-        if torch.equal(actions[start : start + len(action)], action)
-    ]
-    assert len(found) == 1
-    return found[0]
-
-
-def test_a_window_is_a_stretch_of_one_rendering(short: DemonstrationReplay) -> None:
-    variations, size, steps = 2, 60, 10
-    config = _randomized(appearance=True, camera_delay=(2, 2))
-    pixels = PixelReplay(config, short, variations=variations, seed=2)
-    batch = pixels.batch(size, steps, torch.Generator().manual_seed(0))
-    inputs = batch.inputs
-    assert inputs.frames is not None and inputs.frame_index is not None
-    assert inputs.proprio is not None and batch.aux_targets is not None
-    assert inputs.frame_index.shape == (steps, size)
-    assert inputs.proprio.shape == (steps, size, 24)
-    assert batch.action.shape == (steps, size, 9)
-    assert batch.aux_targets.shape == (steps, size, 6)
-    # Each frame once, and none that no window shows.
-    assert torch.unique(inputs.frame_index).tolist() == list(range(len(inputs.frames)))
-    assert inputs.frames.dtype == torch.uint8
-    starts: list[list[int]] = [[], []]
-    renderings = set()
-    for b in range(size):
-        demo, start = _find(short, batch.action[:, b])
-        starts[demo].append(start)
-        window = slice(start, start + steps)
-        assert torch.equal(inputs.proprio[:, b], short.proprio[demo][window])
-        assert torch.equal(batch.aux_targets[:, b], short.aux_targets[demo][window])
-        seen = inputs.frames[inputs.frame_index[:, b]]
-        fits = [
-            variation
-            for variation in range(variations)
-            if torch.equal(seen, _stream(pixels, demo + 2 * variation)[window])
-        ]
-        assert len(fits) == 1
-        renderings.add((demo, fits[0]))
-    assert len(renderings) == 4
-    # Every second window begins where an episode does, the others anywhere.
-    from_start = sum(start == 0 for demo in starts for start in demo)
-    assert 20 <= from_start <= 45
-    assert len(set(starts[0])) > 5 and len(set(starts[1])) > 5
-
-
-def test_windows_reach_the_end_and_no_further_than_the_shortest(
+def test_scattered_frames_are_as_many_as_asked_and_all_different(
     short: DemonstrationReplay,
 ) -> None:
-    pixels = PixelReplay(_randomized(), short, variations=1, seed=0)
-    generator = torch.Generator().manual_seed(0)
-    batch = pixels.batch(200, 1000, generator)
-    assert len(batch.action) == min(LENGTHS)
-    found = [_find(short, batch.action[:, b]) for b in range(200)]
-    assert {start for demo, start in found if demo == 0} == {0}
-    last = LENGTHS[1] - LENGTHS[0]
-    assert {start for demo, start in found if demo == 1} == set(range(last + 1))
+    frames, targets = _scattered(short, 70, seed=0)
+    assert frames.shape == (70, 3, 24, 32)
+    assert frames.dtype == torch.uint8
+    assert targets.shape == (70, 6)
+    assert len({frame.numpy().tobytes() for frame in frames}) == 70
+    assert len({tuple(target.tolist()) for target in targets}) > 35
 
 
-def test_windows_have_the_joint_noise_of_their_rendering(short: DemonstrationReplay) -> None:
-    pixels = PixelReplay(_randomized(proprio_noise=(0.01, 0.01)), short, variations=1, seed=0)
-    batch = pixels.batch(40, 20, torch.Generator().manual_seed(0))
-    assert batch.inputs.proprio is not None
-    noise = []
-    for b in range(40):
-        demo, start = _find(short, batch.action[:, b])
-        noise.append(batch.inputs.proprio[:, b] - short.proprio[demo][start : start + 20])
-    spread = torch.stack(noise)
-    assert float(spread.std()) == pytest.approx(0.01, rel=0.05)
-    assert abs(float(spread.mean())) < 0.001
+def test_scattered_frames_show_start_states_and_demonstration_states(
+    short: DemonstrationReplay,
+) -> None:
+    _, targets = _scattered(short, 128, seed=1)
+    recorded = torch.cat(short.aux_targets)
+    nearest = torch.cdist(targets, recorded).min(dim=1).values
+    share = float((nearest < 1e-3).float().mean())
+    assert 0.3 < share < 0.7
 
 
-def test_windows_follow_their_generator(short: DemonstrationReplay) -> None:
-    config = _randomized(proprio_noise=(0.01, 0.01))
-    pixels = PixelReplay(config, short, variations=1, seed=0)
-    first, again, other = (
-        pixels.batch(6, 8, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
-    )
-    assert torch.equal(first.action, again.action)
-    assert first.inputs.proprio is not None and again.inputs.proprio is not None
-    assert torch.equal(first.inputs.proprio, again.inputs.proprio)
-    assert not torch.equal(first.action, other.action)
+def test_scattered_frames_follow_their_seed(short: DemonstrationReplay) -> None:
+    first, again, other = (_scattered(short, 8, seed) for seed in (3, 3, 4))
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[1], other[1])

@@ -22,7 +22,7 @@ from visuomotor.demonstrate import collect
 from visuomotor.demonstrations import save_demonstrations
 from visuomotor.distillation import Distillation
 from visuomotor.reinforcement import Reinforcement
-from visuomotor.train import train
+from visuomotor.train import Run, train
 
 # A run of a few seconds in which everything happens: four worlds, iterations of 8 steps.
 SMALL = (
@@ -40,16 +40,12 @@ SMALL = (
     "actor.visual_dim=16",
     "actor.hidden_dim=16",
     "cloning.start_updates=2",
-    "cloning.pixel_start_updates=2",
+    "cloning.start_steps=64",
     "aux.start_frames=70",
     "aux.start_updates=2",
     "aux.minibatches=2",
     "aux.batch_size=8",
     "aux.memory=100",
-    "cloning.batch_size=2",
-    "cloning.sequence_steps=8",
-    "cloning.term_batch_size=2",
-    "cloning.variations=1",
     "distill.teacher.num_envs=4",
     "distill.memory=2",
     "distill.minibatches=2",
@@ -159,6 +155,15 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     assert_same_end(whole, parts)
 
 
+def test_ril_starts_with_the_clones_labels_unless_told_not_to(
+    demonstrations: str, tmp_path: Path
+) -> None:
+    for name, switch in (("on", ()), ("off", ("cloning.enabled=false",))):
+        assert train([*SMALL, *RIL, *switch, demonstrations, f"out={tmp_path / name}"]) == 0
+    phases = [[row["phase"] for row in metrics(tmp_path / name)] for name in ("on", "off")]
+    assert phases == [["start"] + ["ril"] * 3, ["ril"] * 4]
+
+
 def test_two_runs_with_one_seed_are_equal_and_with_two_seeds_are_not(
     demonstrations: str, tmp_path: Path
 ) -> None:
@@ -220,7 +225,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Reinforcement, "clone_start", interrupted)
+        patch.setattr(Run, "_clone", interrupted)
         code = run_command(train, [*SMALL, *RIL, demonstrations, f"out={tmp_path / 'run'}"])
     assert code == 130
     assert train([f"resume={tmp_path / 'run'}"]) == 0

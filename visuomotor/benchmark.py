@@ -22,15 +22,16 @@ import torch
 
 from visuomotor.checkpoint import write_atomic
 from visuomotor.cli import resolve_device, run_command
-from visuomotor.config import CloningConfig, Config
+from visuomotor.config import Config
 from visuomotor.demonstrate import demonstrations_for
 from visuomotor.envs import make_task
 from visuomotor.envs.mujoco_cpu import available_cores
 from visuomotor.errors import UserError
 from visuomotor.overrides import parse_overrides
-from visuomotor.ppo import CloningBatch, action_means, cloning_loss, frame_aux_loss
+from visuomotor.policies import make_teacher
+from visuomotor.ppo import action_means, frame_aux_loss
 from visuomotor.reinforcement import Reinforcement
-from visuomotor.replay import DemonstrationReplay, PixelReplay
+from visuomotor.replay import DemonstrationReplay
 from visuomotor.rollout import Batch
 
 WARM_UP_ITERATIONS = 10  # past the critic's warm-up: from then on the actor is trained too
@@ -88,7 +89,7 @@ def _act_seconds(learner: Reinforcement, repeats: int) -> float:
     return _seconds(act, 10 * repeats, learner.device)
 
 
-def _learn_seconds(learner: Reinforcement, cloning: CloningBatch, repeats: int) -> float:
+def _learn_seconds(learner: Reinforcement, repeats: int) -> float:
     """s of an update's forward and backward passes, without advantages, clipping or Adam."""
     config, actor, vision = learner.config.ppo, learner.actor, learner.vision
     frames = learner.buffer.frames
@@ -101,7 +102,6 @@ def _learn_seconds(learner: Reinforcement, cloning: CloningBatch, repeats: int) 
             inputs = replace(inputs, visual=encoded[batch.frame_ids])
         mean, _ = action_means(actor, inputs, train_encoder)
         loss = mean.square().mean() + learner.critic(batch.state).square().mean()
-        loss = loss + cloning_loss(actor, cloning, train_encoder=train_encoder)[0]
         loss.backward()
 
     def sight(batch: Batch) -> None:
@@ -142,7 +142,6 @@ def benchmark(argv: list[str]) -> int:
         task=options.task,
         num_envs=options.num_envs,
         total_steps=10**9,
-        cloning=replace(CloningConfig(), variations=2),
     )
     # The step size at its floor and no early stop: every update does all of its passes.
     config = replace(config, ppo=replace(config.ppo, learning_rate=1e-6, target_kl=0.0))
@@ -154,7 +153,7 @@ def benchmark(argv: list[str]) -> int:
         num_envs=config.num_envs,
         total_steps=config.total_steps,
         device=device,
-        pixel_replay=PixelReplay(config, replay, config.cloning.variations, config.seed),
+        expert=make_teacher(config, replay.all_state.shape[1]),
     )
     print(f"warming up: {WARM_UP_ITERATIONS} iterations", file=sys.stderr)
     for _ in range(WARM_UP_ITERATIONS):
@@ -171,7 +170,7 @@ def benchmark(argv: list[str]) -> int:
         caster = learner.env.camera.caster
         render.append(_seconds(partial(caster.render, everyone), 3, device))
         act.append(_act_seconds(learner, 3))
-        learn.append(_learn_seconds(learner, learner.cloning_batch(), 1))
+        learn.append(_learn_seconds(learner, 1))
     per_step = {
         "physics": statistics.median(physics) / n,
         "render": statistics.median(render) / n / config.camera.period,

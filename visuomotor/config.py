@@ -94,6 +94,9 @@ class RandomizationConfig:
 class ActorConfig:
     recurrent: bool = True  # False: a feed-forward layer in place of the LSTM
     encoder: str = "compact"  # compact, keypoints: spatial softmax; flat: the paper's CNN
+    # What the policy reads of an image: the CNN's features (the paper's), where the auxiliary heads
+    # see things (located), or both.
+    reads: str = "both"
     visual_dim: int = 128  # output of the CNN
     proprio_dim: int = 64  # output of the proprioception MLP
     hidden_dim: int = 128  # LSTM units (paper: 100)
@@ -124,7 +127,6 @@ class GailConfig:
 @dataclass(frozen=True)
 class AuxConfig:
     weight: float = 0.5  # 0: no auxiliary losses
-    read: bool = True  # the policy reads where the heads see things; False: the paper's
     hidden_sizes: tuple[int, ...] = (200, 100)  # paper
     # Before anything acts the CNN learns to see, on start states and demonstration states.
     start_frames: int = 12_288
@@ -173,12 +175,11 @@ class CurriculumConfig:
 @dataclass(frozen=True)
 class CloningConfig:
     enabled: bool = True  # False: no actions of demonstrations are used (the paper's own setting)
-    start_updates: int = 3000  # Adam steps of a teacher's cloning before it is reinforced: 20 s
-    pixel_start_updates: int = 600  # the same of a pixel actor: a good minute
-    batch_size: int = 32  # sequences per step of the cloning start
-    sequence_steps: int = 64  # control steps in a sequence of the cloning start
-    term_batch_size: int = 8  # sequences per minibatch of the cloning term
-    variations: int = 12  # renderings of each demonstration under randomization
+    # A network of the state is cloned from the demonstrations: a teacher before it is reinforced,
+    # or the expert of a pixel actor, which images of thirty episodes would not teach to see.
+    start_updates: int = 3000  # Adam steps: 20 s
+    # Env steps of ril in which the clone labels, before reinforcement; a quarter of all at most.
+    start_steps: int = 150_000
     learning_rate: float = 1e-3
     weight: float = 0.5  # of the cloning term in the loss at the start of the run ...
     final_weight: float = 0.03  # ... and after decay_steps

@@ -166,6 +166,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
     RandomizationConfig: {"strength": SHARE, "curriculum_steps": at_least(0)},
     ActorConfig: {
         "encoder": one_of("compact", "keypoints", "flat"),
+        "reads": one_of("both", "located", "features"),
         "visual_dim": at_least(1),
         "proprio_dim": at_least(1),
         "hidden_dim": at_least(1),
@@ -223,11 +224,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
     CurriculumConfig: {"initial_share": SHARE, "final_share": SHARE, "by_stage": SHARE},
     CloningConfig: {
         "start_updates": at_least(0),
-        "pixel_start_updates": at_least(0),
-        "batch_size": at_least(1),
-        "sequence_steps": at_least(1),
-        "term_batch_size": at_least(1),
-        "variations": at_least(1),
+        "start_steps": at_least(0),
         "learning_rate": POSITIVE,
         "weight": at_least(0),
         "final_weight": at_least(0),

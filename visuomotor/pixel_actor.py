@@ -65,6 +65,9 @@ def _flat(height: int, width: int, visual_dim: int) -> list[nn.Module]:
     ]
 
 
+# What the policy reads of an image: the CNN's features, what the heads make of them, or both.
+READS = ("both", "located", "features")
+
 # How well each finds a block in appearances that it has not seen: docs/results.md.
 ENCODERS = {"compact": _compact, "keypoints": _keypoints, "flat": _flat}
 
@@ -86,7 +89,7 @@ class PixelActor(nn.Module):
         recurrent: bool = True,
         target_dim: int = 0,
         aux_hidden_sizes: Sequence[int] = (200, 100),
-        reads_located: bool = True,
+        reads: str = "both",
         init_log_std: Tensor,
         min_std: Tensor,
     ) -> None:
@@ -94,8 +97,9 @@ class PixelActor(nn.Module):
 
         encoder: one of ENCODERS. recurrent: False replaces the LSTM with one feed-forward layer of
         the same width. target_dim: K, numbers that the auxiliary heads are asked for; 0: no heads.
-        reads_located: whether the policy reads their answers. Raises ValueError if the image is too
-        small for the convolutions, a shape differs or the encoder is unknown.
+        reads: what of the image the policy reads, one of READS; without heads, the features.
+        Raises ValueError if the image is too small for the convolutions, a shape differs or a name
+        is unknown.
         """
         super().__init__()
         if init_log_std.shape != (action_dim,):
@@ -123,12 +127,16 @@ class PixelActor(nn.Module):
             self.aux_heads = AuxHeads(
                 visual_dim=visual_dim, target_dim=target_dim, hidden_sizes=aux_hidden_sizes
             )
-        self.reads_located = reads_located and target_dim > 0
+        if reads not in READS:
+            raise ValueError(f"reads '{reads}' is unknown; valid: {', '.join(READS)}")
+        self.reads = reads if target_dim > 0 else "features"
         self.normalizer = Normalizer(proprio_dim)
         self.proprio_mlp = nn.Sequential(
             mlp((proprio_dim, proprio_dim_out, proprio_dim_out), nn.ELU), nn.ELU()
         )
-        core_inputs = visual_dim + proprio_dim_out + (target_dim if self.reads_located else 0)
+        core_inputs = proprio_dim_out
+        core_inputs += visual_dim if self.reads != "located" else 0
+        core_inputs += target_dim if self.reads != "features" else 0
         if recurrent:
             self.lstm = nn.LSTM(core_inputs, hidden_dim)
             self._init_lstm()
@@ -233,9 +241,11 @@ class PixelActor(nn.Module):
         return mean, h, c
 
     def _core_inputs(self, visual: Tensor, proprio: Tensor) -> Tensor:
-        read = visual[..., : self.visual_dim]
-        if self.reads_located:
+        read = [self.proprio_mlp(self.normalizer(proprio))]
+        if self.reads != "located":
+            read.append(visual[..., : self.visual_dim])
+        if self.reads != "features":
             # The heads answer to the auxiliary loss alone: what they say stays a position.
-            located = visual[..., self.visual_dim :].detach().clamp(-LOCATED_CLIP, LOCATED_CLIP)
-            read = torch.cat((read, located), dim=-1)
-        return torch.cat((read, self.proprio_mlp(self.normalizer(proprio))), dim=-1)
+            located = visual[..., self.visual_dim :].detach()
+            read.append(located.clamp(-LOCATED_CLIP, LOCATED_CLIP))
+        return torch.cat(read, dim=-1)

@@ -87,7 +87,7 @@ def make_actor(config: Config, target_dim: int) -> PixelActor:
         recurrent=actor.recurrent,
         target_dim=target_dim if config.aux.weight > 0.0 else 0,
         aux_hidden_sizes=config.aux.hidden_sizes,
-        reads_located=config.aux.read,
+        reads=config.actor.reads,
         init_log_std=init_log_std,
         min_std=min_std,
     )

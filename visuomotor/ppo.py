@@ -164,12 +164,17 @@ def frame_aux_loss(
     return aux_loss(predictions, targets, actor.aux_heads.scale)
 
 
+def negative_log_likelihood(mean: Tensor, action: Tensor, std: Tensor) -> Tensor:
+    """() nats, up to a constant: of actions (..., A) under the means; the deviation (A,), which
+    belongs to exploration, gets no gradient."""
+    return 0.5 * ((mean - action) / std.detach()).square().sum(dim=-1).mean()
+
+
 def cloning_loss(
     actor: PixelActor | StateTeacher,
     batch: CloningBatch,
     aux_weight: float = 0.0,
     std: Tensor | None = None,
-    train_encoder: bool = True,
 ) -> tuple[Tensor, Metrics]:
     """Mean squared error between the actor's means and the expert's actions, plus the auxiliary
     loss times aux_weight where there are heads and targets. Serves cloning and DAgger alike.
@@ -178,11 +183,11 @@ def cloning_loss(
     the size of the surrogate's gradient and so can hold its own beside it; the deviation itself
     belongs to exploration and gets no gradient. The metric is the squared error in both cases.
     """
-    mean, visual = action_means(actor, batch.inputs, train_encoder)
+    mean, visual = action_means(actor, batch.inputs)
     error = mse_loss(mean, batch.action)
     loss = error
     if std is not None:
-        loss = 0.5 * ((mean - batch.action) / std.detach()).square().sum(dim=-1).mean()
+        loss = negative_log_likelihood(mean, batch.action, std)
     metrics = {"cloning_loss": error.detach()}
     targets, frame_index = batch.aux_targets, batch.inputs.frame_index
     if (
@@ -237,11 +242,13 @@ class PPO:
         cloning_batch_sampler: Callable[[], CloningBatch] | None = None,
         cloning_weight: float = 0.0,
         train_actor: bool = True,
+        labels: Tensor | None = None,
     ) -> dict[str, float]:
         """A few epochs over a finished rollout; metrics are means over its minibatches.
 
         The rollout must come from the actor as it is now: the old deviation is read from it.
         cloning_batch_sampler: drawn once per minibatch where cloning_weight is above 0.
+        labels: (T, N, A) actions of an expert in the rollout's own states, cloned likewise.
         train_actor: False trains the critic alone. Metrics that were not measured are 0.
         Raises RuntimeError if a gradient is not finite.
         """
@@ -265,16 +272,18 @@ class PPO:
                         inputs = replace(inputs, visual=encoded[batch.frame_ids])
                     mean, _ = action_means(self.actor, inputs, train_encoder)
                     actor_loss, actor_metrics = self._actor_loss(batch, mean, advantage, std_old)
+                    if labels is not None and cloning_weight > 0.0:
+                        label = labels[:, batch.env_ids]
+                        actor_metrics["cloning_loss"] = mse_loss(mean.detach(), label)
+                        near = negative_log_likelihood(mean, label, self.actor.std())
+                        actor_loss = actor_loss + cloning_weight * near
                     kl = float(actor_metrics["approx_kl"])
                     epoch_kls.append(kl)
                     actor_rests = self._kl_exceeds(KL_STOP, kl)
                     if not actor_rests:
                         if cloning_batch_sampler is not None and cloning_weight > 0.0:
                             cloning, cloning_metrics = cloning_loss(
-                                self.actor,
-                                cloning_batch_sampler(),
-                                std=self.actor.std(),
-                                train_encoder=train_encoder,
+                                self.actor, cloning_batch_sampler(), std=self.actor.std()
                             )
                             actor_loss = actor_loss + cloning_weight * cloning
                             actor_metrics.update(cloning_metrics)

@@ -14,19 +14,18 @@ import torch
 from torch import Tensor
 
 from visuomotor.auxiliary_phase import AuxiliaryPhase
+from visuomotor.cloning import BATCH_STATES, STATE_NOISE, clone_from_state
 from visuomotor.config import Config
 from visuomotor.demonstrations import ResetStates, ShareSchedule
 from visuomotor.envs import make_env
 from visuomotor.episode_log import EpisodeLog
 from visuomotor.gail_reward import Discriminator, GailTrainer, imitation_reward, mix_rewards
 from visuomotor.policies import PixelPolicy, make_actor, make_critic, make_teacher
-from visuomotor.ppo import PPO, CloningBatch, cloning_loss, gaussian_log_prob
+from visuomotor.ppo import PPO, CloningBatch, gaussian_log_prob
 from visuomotor.randomization import strength_at
-from visuomotor.replay import DemonstrationReplay, PixelReplay, scattered_frames
+from visuomotor.replay import DemonstrationReplay, scattered_frames
 from visuomotor.rollout import ReturnNormalizer, RolloutBuffer
-
-CLONING_NOISE = 0.05  # deviations of the state: what the teacher's cloning adds to its inputs
-CLONING_STATES = 1024  # steps in a cloning batch of the teacher
+from visuomotor.state_teacher import StateTeacher
 
 Progress = Callable[[dict[str, float]], None]
 
@@ -41,7 +40,8 @@ class Reinforcement:
       num_envs: N.
       total_steps: env steps after which the step size has fallen to 0.
       device: of networks and images.
-      pixel_replay: images of the demonstrations, for cloning into a pixel actor.
+      expert: labels a pixel actor's own states in the cloning term; None: there is no such term.
+        A StateTeacher clones the demonstrations instead.
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class Reinforcement:
         num_envs: int,
         total_steps: int,
         device: torch.device,
-        pixel_replay: PixelReplay | None = None,
+        expert: StateTeacher | None = None,
     ):
         self.config = config
         self.pixels = pixels
         self.total_steps = total_steps
         self.device = device
         self._replay = replay
-        self._pixel_replay = pixel_replay
+        self.expert = None if expert is None else expert.to(device).eval().requires_grad_(False)
         self._generators = {
             name: torch.Generator().manual_seed(_seed(config.seed, index))
             for index, name in enumerate(("action", "minibatch", "gail", "cloning", "aux"))
@@ -146,13 +146,9 @@ class Reinforcement:
 
     @property
     def cloning(self) -> bool:
+        if self.pixels:
+            return self.expert is not None
         return self.config.cloning.enabled and self._replay.has_actions
-
-    @property
-    def clone_updates(self) -> int:
-        """Adam steps of the cloning start."""
-        cloning = self.config.cloning
-        return cloning.pixel_start_updates if self.pixels else cloning.start_updates
 
     def vision_start(self, progress: Progress | None = None) -> None:
         """Teaches the CNN to see, on start states and demonstration states, before it acts."""
@@ -165,34 +161,15 @@ class Reinforcement:
         self.vision.start(frames.to(self.device), targets.to(self.device), progress)
 
     def clone_start(self, progress: Progress | None = None) -> None:
-        """Behaviour cloning of the demonstrations, before any reinforcement."""
-        cloning, aux_weight = self.config.cloning, self.config.aux.weight
-        parameters = list(self.actor.parameters())
-        optimizer = torch.optim.Adam(parameters, lr=cloning.learning_rate)
-        for step in range(self.clone_updates):
-            scale = min(1.0, 4.0 * (1.0 - step / self.clone_updates))
-            for group in optimizer.param_groups:
-                group["lr"] = cloning.learning_rate * scale
-            loss, metrics = cloning_loss(
-                self.actor,
-                self._cloning_batch(cloning.batch_size, cloning.sequence_steps),
-                aux_weight,
-            )
-            if self.vision is not None and len(self.vision.memory) > 0:
-                # Thirty demonstrations show thirty places; what was learned of others must last.
-                loss = loss + aux_weight * self.vision.frames_loss()[0]
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            if progress is not None and step % 50 == 0:
-                progress({name: float(value) for name, value in metrics.items()} | {"step": step})
+        """A teacher's behaviour cloning of the demonstrations, before any reinforcement."""
+        clone_from_state(self.actor, self._states, self.config.cloning, progress)
 
-    def _cloning_batch(self, size: int, num_steps: int) -> CloningBatch:
-        generator = self._generators["cloning"]
-        if self._pixel_replay is not None:
-            return self._pixel_replay.batch(size, num_steps, generator)
-        return self._replay.state_batch(CLONING_STATES, CLONING_NOISE, generator)
+    def _states(self, size: int, noise: float) -> CloningBatch:
+        return self._replay.state_batch(size, noise, self._generators["cloning"])
+
+    def cloning_batch(self) -> CloningBatch:
+        """States of demonstrations and what was done there."""
+        return self._states(BATCH_STATES, STATE_NOISE)
 
     def _cloning_weight(self) -> float:
         if not self.cloning:
@@ -227,7 +204,8 @@ class Reinforcement:
         weight = self._cloning_weight()
         metrics |= self.ppo.update(
             buffer,
-            cloning_batch_sampler=self.cloning_batch if self.cloning else None,
+            cloning_batch_sampler=self.cloning_batch if not self.pixels else None,
+            labels=self._labels(),
             cloning_weight=weight,
             train_actor=self.iterations >= ppo.critic_warmup,
         )
@@ -242,8 +220,13 @@ class Reinforcement:
         metrics["randomization_strength"] = self.env.strength
         return metrics
 
-    def cloning_batch(self) -> CloningBatch:
-        return self._cloning_batch(self.config.cloning.term_batch_size, self.config.ppo.num_steps)
+    @torch.no_grad()
+    def _labels(self) -> Tensor | None:
+        """(T, N, 9): what the expert would have done in the states of the rollout."""
+        if self.expert is None:
+            return None
+        labels: Tensor = self.expert(self.buffer.state).clamp(-1.0, 1.0)
+        return labels
 
     def _sample_expert(self, n: int) -> Tensor:
         features = self._replay.all_features
@@ -331,6 +314,8 @@ class Reinforcement:
                 if value is not None
             },
         }
+        if self.expert is not None:
+            state["expert"] = self.expert.state_dict()
         if self.vision is not None:
             state["vision"] = self.vision.state_dict()
         if self.policy is not None:
@@ -341,6 +326,8 @@ class Reinforcement:
         self.env.load_state_dict(state["env"])
         self.ppo.load_state_dict(state["ppo"])
         self.gail.load_state_dict(state["gail"])
+        if self.expert is not None:
+            self.expert.load_state_dict(state["expert"])
         if self.vision is not None:
             self.vision.load_state_dict(state["vision"])
         self.normalizer.load_state_dict(state["normalizer"])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from visuomotor.config import Config
 from visuomotor.demonstrations import Demonstrations, ResetStates, normalization
-from visuomotor.envs import VisuomotorEnv, make_env
+from visuomotor.envs import make_env
 from visuomotor.errors import UserError
 from visuomotor.ppo import CloningBatch
 from visuomotor.rollout import Sequences
@@ -110,94 +110,6 @@ class DemonstrationReplay:
         return CloningBatch(Sequences(state=state.unsqueeze(0)), self.all_actions[chosen][None])
 
 
-class PixelReplay:
-    """Images of the demonstrations under randomization, for cloning into a pixel actor.
-
-    Every demonstration is rendered `variations` times, each with factors of its own; frames are
-    taken at the camera's period with a random phase and arrive with the drawn delay.
-    """
-
-    def __init__(self, config: Config, replay: DemonstrationReplay, variations: int, seed: int):
-        self._replay = replay
-        self._config = config
-        pairs = [(d, v) for v in range(variations) for d in range(len(replay.state))]
-        env = make_env(config, num_envs=min(REPLAY_WORLDS, len(pairs)), seed=seed, render=True)
-        frames: list[Tensor] = []
-        self._frame_index: list[Tensor] = []  # one (T,) a pair
-        self._demo = [d for d, _ in pairs]
-        self._noise = torch.zeros(len(pairs))
-        count = 0
-        for begin in range(0, len(pairs), env.num_envs):
-            group = pairs[begin : begin + env.num_envs]
-            count = self._render_group(env, group, seed, begin, frames, count)
-        self.frames = torch.cat(frames)
-
-    def _render_group(
-        self,
-        env: VisuomotorEnv,
-        group: list[tuple[int, int]],
-        seed: int,
-        begin: int,
-        frames: list[Tensor],
-        count: int,
-    ) -> int:
-        assert env.camera is not None
-        demos = self._replay.demos.demos
-        period = self._config.camera.period
-        everyone = torch.arange(len(group))
-        rngs = [np.random.default_rng([seed, _APPEARANCE, begin + i]) for i in range(len(group))]
-        factors = np.stack([env.randomizer.draw(rng, env.strength) for rng in rngs])
-        env.randomizer.apply(env.sim, everyone, factors)
-        sensor = env.randomizer.sensor(factors)
-        self._noise[begin : begin + len(group)] = sensor.proprio_noise
-        phases = [int(rng.integers(period)) for rng in rngs]
-        lengths = [len(demos[d].states) for d, _ in group]
-        exposures: list[list[tuple[int, int]]] = [[] for _ in group]  # (step, frame)
-        for t in range(max(lengths)):
-            due = [i for i in range(len(group)) if t < lengths[i] and _ticks(t, phases[i], period)]
-            if not due:
-                continue
-            ids = torch.tensor(due)
-            states = np.stack([demos[group[i][0]].states[t] for i in due])
-            env.sim.reset(ids, torch.from_numpy(states))
-            frames.append(env.camera.capture(ids, sensor.select(ids)))
-            for i in due:
-                exposures[i].append((t, count))
-                count += 1
-        for i, length in enumerate(lengths):
-            index = torch.full((length,), exposures[i][0][1], dtype=torch.int64)
-            delay = int(sensor.camera_delay[i])
-            for t, frame in exposures[i][1:]:
-                index[t + delay :] = frame
-            self._frame_index.append(index)
-        return count
-
-    def batch(self, size: int, num_steps: int, generator: torch.Generator) -> CloningBatch:
-        """`size` windows of `num_steps` steps; every second one from an episode's start, where the
-        policy's memory is truly empty."""
-        rows = torch.randint(len(self._demo), (size,), generator=generator).tolist()
-        shortest = min(len(self._frame_index[row]) for row in rows)
-        num_steps = min(num_steps, shortest)
-        share = torch.rand(size, 2, generator=generator).tolist()
-        index, proprio, action, aux = [], [], [], []
-        for row, (u, coin) in zip(rows, share, strict=True):
-            demo = self._demo[row]
-            last = len(self._frame_index[row]) - num_steps
-            start = 0 if coin < 0.5 else int(u * (last + 1))
-            window = slice(start, start + num_steps)
-            index.append(self._frame_index[row][window])
-            clean = self._replay.proprio[demo][window]
-            noise = torch.randn(clean.shape, generator=generator) * self._noise[row]
-            proprio.append(clean + noise)
-            action.append(self._replay.actions[demo][window])
-            aux.append(self._replay.aux_targets[demo][window])
-        used, local = torch.unique(torch.stack(index, dim=1), return_inverse=True)
-        inputs = Sequences(
-            frames=self.frames[used], frame_index=local, proprio=torch.stack(proprio, dim=1)
-        )
-        return CloningBatch(inputs, torch.stack(action, dim=1), torch.stack(aux, dim=1))
-
-
 def scattered_frames(
     config: Config, starts: ResetStates, count: int, seed: int
 ) -> tuple[Tensor, Tensor]:
@@ -219,11 +131,6 @@ def scattered_frames(
         targets.append(seen.aux_targets.clone())
         seen = env.step(still).observation
     return torch.cat(frames)[:count], torch.cat(targets)[:count]
-
-
-def _ticks(t: int, phase: int, period: int) -> bool:
-    """The first step always has a frame; later ones where the camera's clock says so."""
-    return t == 0 or (t + phase) % period == 0
 
 
 def _chunks(states: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:

@@ -28,6 +28,7 @@ from visuomotor.checkpoint import (
     write_atomic,
 )
 from visuomotor.cli import StopSignal, resolve_device, run_command
+from visuomotor.cloning import clone_from_state
 from visuomotor.config import Config
 from visuomotor.demonstrate import demonstrations_for
 from visuomotor.distillation import Distillation
@@ -38,11 +39,22 @@ from visuomotor.overrides import HELP_WORDS, leaf_types, load_yaml, parse_overri
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.policies import make_teacher
 from visuomotor.reinforcement import Reinforcement
-from visuomotor.replay import DemonstrationReplay, PixelReplay
+from visuomotor.replay import DemonstrationReplay
 from visuomotor.run_folder import CONFIG_FILE, Progress, RunFolder
+from visuomotor.state_teacher import StateTeacher
 
 # Phases of each algorithm, in order; a checkpoint belongs to one phase.
-PHASES = {"ril": ("ril",), "distill": ("teacher", "dagger", "finetune")}
+PHASES = {"ril": ("start", "ril"), "distill": ("teacher", "dagger", "finetune")}
+START_SHARE = 0.25  # of ril's total_steps at most is spent on its start
+# In every row of metrics.jsonl, besides env_steps, wall_s and fps.
+PROMISED_METRICS = (
+    "success_rate",
+    "mean_return",
+    "gail_jsd",
+    "approx_kl",
+    "clipfrac",
+    "explained_variance",
+)
 EVALUATION_SEED = 1_000_003  # of evaluations inside a run, not the one that a user would take
 
 
@@ -65,31 +77,44 @@ class Run:
         self._began = time.monotonic()
 
     def begin(self, carried: dict[str, Any]) -> None:
-        """Starts the first phase: the teacher's, unless one is handed over in `carried`."""
+        """Starts the first phase; `carried` may hold another run's teacher, whose phase is over."""
         self.carried = carried
-        phases = PHASES[self.config.algorithm]
-        self.start_phase(phases[1] if "teacher" in carried else phases[0])
+        phase = PHASES[self.config.algorithm][0]
+        if phase == "teacher" and "teacher" in carried:
+            phase = "dagger"
+        elif phase == "start":
+            if self.total_steps(phase) > 0:
+                self.carried = {"teacher": self._clone().state_dict()}
+            else:
+                phase = "ril"
+        self.start_phase(phase)
         self.save()
 
     # --- phases -----------------------------------------------------------------------------------
 
     def total_steps(self, phase: str) -> int:
         distill = self.config.distill
+        cloning, total = self.config.cloning, self.config.total_steps
+        labelled = cloning.enabled and self.replay.has_actions
+        start = min(cloning.start_steps, int(START_SHARE * total)) if labelled else 0
         return {
-            "ril": self.config.total_steps,
+            "start": start,
+            "ril": total - start,
             "teacher": distill.teacher.total_steps,
             "dagger": distill.dagger_steps,
             "finetune": distill.finetune_steps,
         }[phase]
 
     def start_phase(self, phase: str, *, resuming: bool = False) -> None:
-        """Builds the learner of a phase; without `resuming` also its cloning start."""
+        """Builds the learner of a phase; without `resuming` also what it begins with."""
         self.phase = phase
         total = self.total_steps(phase)
-        if phase == "dagger":
+        teacher = None
+        if "teacher" in self.carried:
             teacher = make_teacher(self.config, self.replay.all_state.shape[1])
-            if not resuming:
-                teacher.load_state_dict(self.carried["teacher"])
+            teacher.load_state_dict(self.carried["teacher"])
+        if phase in ("start", "dagger"):
+            assert teacher is not None
             student = Distillation(
                 self.config,
                 self.replay,
@@ -111,27 +136,40 @@ class Run:
             num_envs=config.num_envs if pixels else config.distill.teacher.num_envs,
             total_steps=total,
             device=self.device,
-            pixel_replay=self._pixel_replay() if pixels else None,
+            expert=teacher if pixels else None,
         )
         self.learner = learner
         if resuming:
             return
-        if phase == "finetune":
+        if "actor" in self.carried:
             learner.actor.load_state_dict(self.carried["actor"])
+        elif learner.vision is not None:
+            self._vision_start(learner)
+        if phase == "finetune":
             learner.critic.load_state_dict(self.carried["critic"])
             learner.gail.load_state_dict(self.carried["gail"])
-            return
-        if learner.vision is not None:
-            self._vision_start(learner)
-        if learner.cloning:
-            self._show_progress("cloning start", learner.clone_updates, learner.clone_start)
+        elif phase == "teacher" and learner.cloning:
+            start = self.config.cloning.start_updates
+            self._show_progress("cloning start", start, learner.clone_start)
 
-    def _pixel_replay(self) -> PixelReplay | None:
-        cloning = self.config.cloning
-        if not (cloning.enabled and self.replay.has_actions):
-            return None
-        print("rendering the demonstrations under randomization", file=sys.stderr)
-        return PixelReplay(self.config, self.replay, cloning.variations, self.config.seed)
+    def _clone(self) -> StateTeacher:
+        """What the demonstrations did, as a network of the state: the expert of ril's start."""
+        config, replay = self.config, self.replay
+        torch.manual_seed(_seed(config.seed))
+        generator = torch.Generator().manual_seed(_seed(config.seed) + 1)
+        clone = make_teacher(config, replay.all_state.shape[1])
+        clone.set_normalization(*replay.statistics(replay.state))
+        self._show_progress(
+            "cloning start",
+            config.cloning.start_updates,
+            lambda progress: clone_from_state(
+                clone,
+                lambda size, noise: replay.state_batch(size, noise, generator),
+                config.cloning,
+                progress,
+            ),
+        )
+        return clone
 
     def _vision_start(self, learner: Reinforcement | Distillation) -> None:
         print("vision start: frames of start states and demonstration states", file=sys.stderr)
@@ -216,8 +254,8 @@ class Run:
     def _log(self, metrics: dict[str, float]) -> None:
         steps = self.steps_before + self.learner.env_steps
         row: dict[str, Any] = {"env_steps": steps, "wall_s": self.wall_seconds()}
-        # Rates are unknown, not 0, before the first episode has ended.
-        row |= {"phase": self.phase, "success_rate": math.nan, "mean_return": math.nan}
+        # Unknown, not 0: rates before the first episode has ended, what a phase does not measure.
+        row |= dict.fromkeys(PROMISED_METRICS, math.nan) | {"phase": self.phase}
         self.folder.log(row | metrics)
 
     def wall_seconds(self) -> float:
@@ -316,6 +354,10 @@ class Run:
             f"episodes succeed (95 %: {low:.1f} to {high:.1f}); "
             f"{self.wall_seconds() / 60:.1f} minutes; {self.folder.path}"
         )
+
+
+def _seed(seed: int) -> int:
+    return int(np.random.SeedSequence([seed, 51]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _open(argv: list[str]) -> Run:
