@@ -21,6 +21,7 @@ from visuomotor.config import Config
 from visuomotor.demonstrate import collect
 from visuomotor.demonstrations import save_demonstrations
 from visuomotor.distillation import Distillation
+from visuomotor.pixel_actor import PixelActor
 from visuomotor.reinforcement import Reinforcement
 from visuomotor.train import Run, train
 
@@ -243,6 +244,51 @@ def test_the_teacher_of_one_run_serves_another(demonstrations: str, tmp_path: Pa
     (one, _, _), (other, _, _) = (load_checkpoint(f / "checkpoints") for f in (first, second))
     for name, value in one["learner"]["teacher"].items():
         assert torch.equal(value, other["learner"]["teacher"][name])
+
+
+@pytest.mark.parametrize("algorithm", [RIL, DISTILL], ids=["ril", "distill"])
+def test_a_run_begins_with_the_actor_of_another(
+    algorithm: tuple[str, ...],
+    demonstrations: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert train([*SMALL, *RIL, demonstrations, f"out={first}"]) == 0
+    (before, _, _) = load_checkpoint(first / "checkpoints")
+    seen: list[dict[str, Any]] = []
+    original = Run.start_phase
+
+    def start_phase(self: Run, phase: str, **options: Any) -> None:
+        original(self, phase, **options)
+        if isinstance(self.learner.actor, PixelActor):
+            seen.append({k: v.clone() for k, v in self.learner.actor.state_dict().items()})
+
+    monkeypatch.setattr(Run, "start_phase", start_phase)
+    assert train([*SMALL, *algorithm, f"start_from={first}", demonstrations, f"out={second}"]) == 0
+    for name, value in before["policy"]["actor"].items():
+        assert torch.equal(seen[0][name], value), name
+    assert "start" not in {row["phase"] for row in metrics(second)}
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("actor.hidden_dim=8", "actor.hidden_dim=16, this run 8"),
+        ("camera.fovy=20", "camera="),
+        ("aux.weight=0", "aux.weight above 0=True, this run False"),
+    ],
+)
+def test_the_actor_of_another_kind_is_refused(
+    setting: str, told: str, demonstrations: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = tmp_path / "first"
+    assert train([*SMALL, *RIL, demonstrations, f"out={first}"]) == 0
+    settings = [s for s in SMALL if not s.startswith(setting.partition("=")[0])]
+    argv = [*settings, *RIL, setting, f"start_from={first}", f"out={tmp_path / 'second'}"]
+    assert run_command(train, [*argv, demonstrations]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "second").exists()
 
 
 def test_a_teacher_that_succeeds_is_done(

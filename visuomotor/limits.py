@@ -235,6 +235,10 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "total_steps": at_least(1),
         "num_envs": at_least(1),
         "hidden_sizes": LAYERS,
+        "init_log_std_arm": between(-10, 2),
+        "init_log_std_finger": between(-10, 2),
+        "min_std_arm": at_least(0),
+        "min_std_finger": at_least(0),
     },
     DistillConfig: {
         "dagger_steps": at_least(0),

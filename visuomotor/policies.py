@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from visuomotor.config import ActorConfig, Config
+from visuomotor.config import ActorConfig, Config, TeacherConfig
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.state_critic import StateCritic
 from visuomotor.state_teacher import StateTeacher
@@ -94,7 +94,7 @@ def make_actor(config: Config, target_dim: int) -> PixelActor:
 
 
 def make_teacher(config: Config, state_dim: int) -> StateTeacher:
-    init_log_std, min_std = _deviation(config.actor)
+    init_log_std, min_std = _deviation(config.distill.teacher)
     return StateTeacher(
         state_dim=state_dim,
         hidden_sizes=config.distill.teacher.hidden_sizes,
@@ -107,7 +107,7 @@ def make_critic(config: Config, state_dim: int) -> StateCritic:
     return StateCritic(state_dim=state_dim, hidden_sizes=config.critic.hidden_sizes)
 
 
-def _deviation(actor: ActorConfig) -> tuple[Tensor, Tensor]:
+def _deviation(actor: ActorConfig | TeacherConfig) -> tuple[Tensor, Tensor]:
     """Initial log-deviation and floor of the deviation, (9,) each: arm joints, then fingers."""
     init = [actor.init_log_std_arm] * NUM_ARM + [actor.init_log_std_finger] * NUM_FINGERS
     floor = [actor.min_std_arm] * NUM_ARM + [actor.min_std_finger] * NUM_FINGERS

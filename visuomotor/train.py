@@ -38,6 +38,7 @@ from visuomotor.evaluate import Film, episodes_csv, evaluate_actor, summarize
 from visuomotor.overrides import HELP_WORDS, leaf_types, load_yaml, parse_overrides
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.policies import make_teacher
+from visuomotor.policy_files import load_policy
 from visuomotor.reinforcement import Reinforcement
 from visuomotor.replay import DemonstrationReplay
 from visuomotor.run_folder import CONFIG_FILE, Progress, RunFolder
@@ -45,6 +46,8 @@ from visuomotor.state_teacher import StateTeacher
 
 # Phases of each algorithm, in order; a checkpoint belongs to one phase.
 PHASES = {"ril": ("start", "ril"), "distill": ("teacher", "dagger", "finetune")}
+# Settings that decide what an actor's weights fit.
+SHAPING = ("recurrent", "encoder", "reads", "visual_dim", "proprio_dim", "hidden_dim")
 START_SHARE = 0.25  # of ril's total_steps at most is spent on its start
 # In every row of metrics.jsonl, besides env_steps, wall_s and fps.
 PROMISED_METRICS = (
@@ -77,16 +80,16 @@ class Run:
         self._began = time.monotonic()
 
     def begin(self, carried: dict[str, Any]) -> None:
-        """Starts the first phase; `carried` may hold another run's teacher, whose phase is over."""
-        self.carried = carried
+        """Starts the first phase; `carried` may hold another run's teacher, whose phase is over,
+        and another's pixel actor, which takes the place of ril's start."""
+        self.carried = dict(carried)
         phase = PHASES[self.config.algorithm][0]
         if phase == "teacher" and "teacher" in carried:
             phase = "dagger"
+        elif phase == "start" and self.total_steps(phase) > 0:
+            self.carried["teacher"] = self._clone().state_dict()
         elif phase == "start":
-            if self.total_steps(phase) > 0:
-                self.carried = {"teacher": self._clone().state_dict()}
-            else:
-                phase = "ril"
+            phase = "ril"
         self.start_phase(phase)
         self.save()
 
@@ -96,7 +99,9 @@ class Run:
         distill = self.config.distill
         cloning, total = self.config.cloning, self.config.total_steps
         labelled = cloning.enabled and self.replay.has_actions
-        start = min(cloning.start_steps, int(START_SHARE * total)) if labelled else 0
+        start = min(cloning.start_steps, int(START_SHARE * total))
+        if not labelled or self.config.start_from is not None:
+            start = 0
         return {
             "start": start,
             "ril": total - start,
@@ -124,7 +129,11 @@ class Run:
                 device=self.device,
             )
             self.learner = student
-            if not resuming:
+            if resuming:
+                return
+            if "actor" in self.carried:
+                student.actor.load_state_dict(self.carried["actor"])
+            else:
                 self._vision_start(student)
             return
         pixels = phase != "teacher"
@@ -141,7 +150,7 @@ class Run:
         self.learner = learner
         if resuming:
             return
-        if "actor" in self.carried:
+        if pixels and "actor" in self.carried:
             learner.actor.load_state_dict(self.carried["actor"])
         elif learner.vision is not None:
             self._vision_start(learner)
@@ -243,7 +252,7 @@ class Run:
         learner = self.learner
         self.steps_before += learner.env_steps
         if isinstance(learner, Reinforcement):
-            self.carried = {
+            self.carried |= {
                 "teacher": learner.actor.state_dict(),
                 "critic": learner.critic.state_dict(),
                 "gail": learner.gail.state_dict(),
@@ -375,7 +384,7 @@ def _open(argv: list[str]) -> Run:
         config = replace(config, out=f"runs/{name}")
     assert config.out is not None
     # What is read comes first: a file that cannot be read leaves no run behind.
-    carried = _teacher_of(config)
+    carried = _teacher_of(config) | _actor_of(config)
     replay = DemonstrationReplay(config, demonstrations_for(config))
     run = Run(RunFolder.create(Path(config.out), config), replay, device)
     run.begin(carried)
@@ -418,6 +427,28 @@ def _teacher_of(config: Config) -> dict[str, Any]:
     )
 
 
+def _actor_of(config: Config) -> dict[str, Any]:
+    """The pixel actor that this run begins with; empty if it begins with a new one.
+
+    Raises UserError if it is of another kind, or serves another task or camera.
+    """
+    if config.start_from is None:
+        return {}
+    actor, other, _ = load_policy(config.start_from)
+    for name, mine, its in (
+        ("task", config.task, other.task),
+        ("camera", config.camera, other.camera),
+        ("aux.weight above 0", config.aux.weight > 0.0, actor.aux_heads is not None),
+        *((f"actor.{n}", getattr(config.actor, n), getattr(other.actor, n)) for n in SHAPING),
+    ):
+        if mine != its:
+            raise UserError(
+                f"start_from={config.start_from} has {name}={its}, this run {mine}; they must be "
+                "equal"
+            )
+    return {"actor": actor.state_dict()}
+
+
 def _resume(argv: list[str]) -> Run:
     if len(argv) > 1:
         extra = [a for a in argv[1:] if a.startswith("resume=")] or [
@@ -435,7 +466,7 @@ def _resume(argv: list[str]) -> Run:
         run.load()
     else:
         print("no checkpoint yet: beginning from the start", file=sys.stderr)
-        run.begin(_teacher_of(config))
+        run.begin(_teacher_of(config) | _actor_of(config))
     return run
 
 
