@@ -91,11 +91,14 @@ def test_the_curriculum_starts_episodes_from_demonstrations_or_not_at_all(
     assert bool(run.env.from_initial.all())
 
 
-def test_the_cloning_term_fades(demos: Demonstrations) -> None:
-    settings = {"weight": 0.5, "final_weight": 0.1, "decay_steps": 4 * ITERATION}
-    run = learner(demos, small(cloning=settings))
+@pytest.mark.parametrize("pixels", [False, True])
+def test_the_cloning_term_fades(pixels: bool, demos: Demonstrations) -> None:
+    kept = {"weight": 0.5, "final_weight": 0.1, "decay_steps": 4 * ITERATION}
+    labels = {"label_weight": 0.4, "final_label_weight": 0.0, "label_decay_steps": 2 * ITERATION}
+    run = learner(demos, small(cloning=kept | labels), pixels=pixels)
     found = [run.iterate()["cloning_weight"] for _ in range(6)]
-    assert found == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1, 0.1])
+    expected = [0.4, 0.2, 0.0, 0.0, 0.0, 0.0] if pixels else [0.5, 0.4, 0.3, 0.2, 0.1, 0.1]
+    assert found == pytest.approx(expected)
 
 
 def test_without_cloning_no_action_of_a_demonstration_is_used(demos: Demonstrations) -> None:

@@ -229,6 +229,9 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "weight": at_least(0),
         "final_weight": at_least(0),
         "decay_steps": at_least(1),
+        "label_weight": at_least(0),
+        "final_label_weight": at_least(0),
+        "label_decay_steps": at_least(1),
     },
     TeacherConfig: {
         "enough_success": Limit(low=0, high=1, low_open=True),

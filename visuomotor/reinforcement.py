@@ -175,8 +175,11 @@ class Reinforcement:
         if not self.cloning:
             return 0.0
         cloning = self.config.cloning
-        done = min(1.0, self.env_steps / cloning.decay_steps)
-        return cloning.weight + done * (cloning.final_weight - cloning.weight)
+        first, last, steps = cloning.weight, cloning.final_weight, cloning.decay_steps
+        if self.pixels:
+            first, last = cloning.label_weight, cloning.final_label_weight
+            steps = cloning.label_decay_steps
+        return first + min(1.0, self.env_steps / steps) * (last - first)
 
     def settled_success(self) -> float:
         """Success, exploration included, over the last episodes from the initial distribution."""
