@@ -38,7 +38,7 @@ UNUSED = {
     "dagger": ("no imitation reward", "imitation reward alone", "no cloning"),
     "ril": (),
 }
-EVALUATIONS = 8  # in a run
+EVALUATIONS = 5  # in a run
 EPISODES = 128  # an evaluation
 
 
