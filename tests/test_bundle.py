@@ -71,6 +71,7 @@ def _actor(seed: int, recurrent: bool = True) -> PixelActor:
     actor = PixelActor(
         height=SIDE,
         width=SIDE,
+        encoder="keypoints",
         visual_dim=16,
         proprio_dim_out=8,
         hidden_dim=12,

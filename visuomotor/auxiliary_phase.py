@@ -140,7 +140,7 @@ class AuxiliaryPhase:
         held = self._means(buffer)
         std = self.actor.std().detach()
         totals: dict[str, list[Tensor]] = {}
-        for batch in buffer.minibatches(self.config.minibatches, self.generator):
+        for batch in buffer.minibatches(self.minibatches(buffer), self.generator):
             mean, visual = action_means(self.actor, batch.inputs)
             index = batch.inputs.frame_index
             assert visual is not None and index is not None
@@ -159,6 +159,10 @@ class AuxiliaryPhase:
         assert buffer.frames is not None
         self.memory.add(buffer.frames, buffer.frame_targets())
         return {name: float(torch.stack(values).mean()) for name, values in totals.items()}
+
+    def minibatches(self, buffer: RolloutBuffer) -> int:
+        """Groups of worlds in a pass: as many as configured, where there are so many worlds."""
+        return min(self.config.minibatches, buffer.num_envs)
 
     @torch.no_grad()
     def _means(self, buffer: RolloutBuffer) -> Tensor:

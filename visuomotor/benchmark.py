@@ -123,7 +123,7 @@ def _learn_seconds(learner: Reinforcement, repeats: int) -> float:
         with torch.no_grad():
             for batch in learner.buffer.minibatches(config.minibatches, generator):
                 action_means(actor, batch.inputs)
-        for batch in learner.buffer.minibatches(vision.config.minibatches, generator):
+        for batch in learner.buffer.minibatches(vision.minibatches(learner.buffer), generator):
             sight(batch)
 
     seconds = _seconds(update, repeats, learner.device)

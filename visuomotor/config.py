@@ -136,7 +136,8 @@ class AuxConfig:
     start_frames: int = 12_288
     start_updates: int = 3000  # Adam steps, batch_size frames each; 0: none
     # After every update of ril: a pass over the rollout and older frames, with the policy held.
-    minibatches: int = 16  # groups of whole worlds, each beside replayed batches of older frames
+    # Groups of whole worlds (at most a world each), each beside replayed batches of older frames.
+    minibatches: int = 16
     replayed: int = 1
     batch_size: int = 128  # frames
     memory: int = 12_288  # frames kept
