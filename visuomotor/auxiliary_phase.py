@@ -8,7 +8,6 @@ Cobbe's values. Knows no environment.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from visuomotor.aux_tasks import aux_loss
 from visuomotor.config import AuxConfig
-from visuomotor.networks import load_optimizer_state, optimizer_state
+from visuomotor.networks import Progress, descend, load_optimizer_state, optimizer_state
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.ppo import action_means, frame_aux_loss, gaussian_kl
 from visuomotor.rollout import RolloutBuffer
@@ -24,8 +23,6 @@ from visuomotor.rollout import RolloutBuffer
 MAX_GRAD_NORM = 1.0
 START_LEARNING_RATE = 1e-3
 COLOUR_CAST = 0.1  # largest shift of a colour channel, of 1: appearances beyond those drawn
-
-Progress = Callable[[dict[str, float]], None]
 
 
 class FrameMemory:
@@ -67,7 +64,7 @@ class FrameMemory:
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        self._size = 0
+        self._size = self._next = 0
         if len(state["frames"]) > 0:
             self.add(state["frames"].to(device), state["targets"].to(device))
         self._next = int(state["next"])
@@ -107,18 +104,14 @@ class AuxiliaryPhase:
         targets (M, K), which also begin the memory."""
         self.memory.add(frames, targets)
         seeing = [*self.actor.encoder.parameters(), *self.aux_heads.parameters()]
-        optimizer = torch.optim.Adam(seeing, lr=START_LEARNING_RATE)
-        for step in range(self.config.start_updates):
-            scale = min(1.0, 4.0 * (1.0 - step / self.config.start_updates))
-            for group in optimizer.param_groups:
-                group["lr"] = START_LEARNING_RATE * scale
-            loss, metrics = self.frames_loss()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(seeing, MAX_GRAD_NORM, error_if_nonfinite=True)
-            optimizer.step()
-            if progress is not None and step % 50 == 0:
-                progress({name: float(value) for name, value in metrics.items()} | {"step": step})
+        descend(
+            seeing,
+            self.frames_loss,
+            updates=self.config.start_updates,
+            learning_rate=START_LEARNING_RATE,
+            max_grad_norm=MAX_GRAD_NORM,
+            progress=progress,
+        )
 
     def frames_loss(self) -> tuple[Tensor, dict[str, Tensor]]:
         """The auxiliary loss of a batch from the memory, each frame in a colour cast of its own."""

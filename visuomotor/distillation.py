@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from visuomotor.auxiliary_phase import AuxiliaryPhase, Progress
+from visuomotor.auxiliary_phase import AuxiliaryPhase
 from visuomotor.config import Config
 from visuomotor.demonstrations import ResetStates
 from visuomotor.envs import make_env
 from visuomotor.episode_log import EpisodeLog
-from visuomotor.networks import load_optimizer_state, optimizer_state
+from visuomotor.networks import Progress, load_optimizer_state, optimizer_state
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.policies import PixelPolicy, make_actor
 from visuomotor.ppo import CloningBatch, cloning_loss

@@ -6,12 +6,13 @@ Imports only torch; knows no environment, no algorithm and no configuration.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 MIN_DEVIATION = 1e-3  # of any input, in its own unit: a constant input must not be blown up
+Progress = Callable[[dict[str, float]], None]  # told {"step": ..., metrics} now and then
 FLOOR_MARGIN = 1e-6  # nats above the floor's logarithm: exp never rounds to below the floor
 
 
@@ -131,6 +132,33 @@ class GaussianHead(nn.Module):
         """
         with torch.no_grad():
             self.log_std.clamp_(min=self.min_std.log() + FLOOR_MARGIN)
+
+
+def descend(
+    parameters: Sequence[nn.Parameter],
+    loss_and_metrics: Callable[[], tuple[Tensor, dict[str, Tensor]]],
+    *,
+    updates: int,
+    learning_rate: float,
+    max_grad_norm: float,
+    progress: Progress | None = None,
+) -> None:
+    """Adam over fresh batches, its step size falling to 0 over the last quarter.
+
+    progress: told every 50th step's number and metrics. Raises RuntimeError if a gradient is not
+    finite.
+    """
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    for step in range(updates):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * min(1.0, 4.0 * (1.0 - step / updates))
+        loss, metrics = loss_and_metrics()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, max_grad_norm, error_if_nonfinite=True)
+        optimizer.step()
+        if progress is not None and step % 50 == 0:
+            progress({name: float(value) for name, value in metrics.items()} | {"step": step})
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:

@@ -6,7 +6,6 @@ what the policy reads. Wires environment, networks and losses; knows no files an
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,14 +19,13 @@ from visuomotor.demonstrations import ResetStates, ShareSchedule
 from visuomotor.envs import make_env
 from visuomotor.episode_log import EpisodeLog
 from visuomotor.gail_reward import Discriminator, GailTrainer, imitation_reward, mix_rewards
+from visuomotor.networks import Progress
 from visuomotor.policies import PixelPolicy, make_actor, make_critic, make_teacher
 from visuomotor.ppo import PPO, CloningBatch, gaussian_log_prob
 from visuomotor.randomization import strength_at
 from visuomotor.replay import DemonstrationReplay, scattered_frames
 from visuomotor.rollout import ReturnNormalizer, RolloutBuffer
 from visuomotor.state_teacher import StateTeacher
-
-Progress = Callable[[dict[str, float]], None]
 
 
 class Reinforcement:
@@ -317,8 +315,6 @@ class Reinforcement:
                 if value is not None
             },
         }
-        if self.expert is not None:
-            state["expert"] = self.expert.state_dict()
         if self.vision is not None:
             state["vision"] = self.vision.state_dict()
         if self.policy is not None:
@@ -329,8 +325,6 @@ class Reinforcement:
         self.env.load_state_dict(state["env"])
         self.ppo.load_state_dict(state["ppo"])
         self.gail.load_state_dict(state["gail"])
-        if self.expert is not None:
-            self.expert.load_state_dict(state["expert"])
         if self.vision is not None:
             self.vision.load_state_dict(state["vision"])
         self.normalizer.load_state_dict(state["normalizer"])

@@ -439,6 +439,7 @@ def _actor_of(config: Config) -> dict[str, Any]:
         ("task", config.task, other.task),
         ("camera", config.camera, other.camera),
         ("aux.weight above 0", config.aux.weight > 0.0, actor.aux_heads is not None),
+        ("aux.hidden_sizes", config.aux.hidden_sizes, other.aux.hidden_sizes),
         *((f"actor.{n}", getattr(config.actor, n), getattr(other.actor, n)) for n in SHAPING),
     ):
         if mine != its:
