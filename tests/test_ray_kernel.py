@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import mujoco
@@ -93,40 +92,88 @@ def test_randomized_worlds_of_a_task() -> None:
     assert torch.equal(pair[0].render(some).int(), mine[some])
 
 
-def _with(geoms: str, extra: str = "") -> mujoco.MjModel:
-    xml = SCENE.format(light=SPOT, camera="", geoms=geoms)
-    return mujoco.MjModel.from_xml_string(xml.replace("<asset>", f"<asset>{extra}"))
-
-
-def _many(count: int) -> str:
-    return "".join(f'<geom type="sphere" size=".01" pos="0 0 {i}"/>' for i in range(count))
+def test_pictures_stay_right_as_worlds_move_and_begin_anew() -> None:
+    """What cannot move is drawn once; a new episode brings another camera, other lights and
+    colours. Compared with a caster that has drawn nothing before, and with MuJoCo Warp's own."""
+    config = Config(task="lifting", env=EnvConfig(num_threads=1, episode_steps=7))
+    env = make_env(config, num_envs=6, seed=2, stagger=True)
+    env.reset()
+    everyone = torch.arange(6)
+    caster = RayCaster(env.sim, config.camera, env.sim.fields, num_threads=2)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(9):
+        env.step(torch.rand(6, 9, generator=generator) * 2 - 1)
+        ids = everyone[torch.rand(6, generator=generator) < 0.7]
+        if len(ids) == 0:
+            continue
+        fresh = RayCaster(env.sim, config.camera, env.sim.fields, num_threads=1)
+        seen = caster.render(ids)
+        assert torch.equal(seen, fresh.render(ids)), step
+        if step % 4 == 0:
+            theirs = RayCaster(
+                env.sim, config.camera, env.sim.fields, num_threads=1, tiles=False
+            ).render(ids)
+            assert_same_pixels(seen.int(), theirs.int())
 
 
 @pytest.mark.parametrize(
-    ("geoms", "extra", "groups", "expected"),
-    [
-        (_many(63), "", (0,), True),
-        (_many(64), "", (0,), False),
-        (_many(64), "", (1,), True),
-        (
-            '<geom type="hfield" hfield="h"/>',
-            '<hfield name="h" nrow="4" ncol="4" size="1 1 1 1"/>',
-            (0,),
-            False,
-        ),
-    ],
-    ids=["as many as fit", "one too many", "too many, but unseen", "height field"],
+    "field", ["cam_fovy", "light_diffuse", "light_active", "mat_rgba", "mat_texid", "geom_size"]
 )
-def test_what_it_does_not_know_is_left_to_mujoco_warp(
-    geoms: str, extra: str, groups: Sequence[int], expected: bool
-) -> None:
-    assert supports(_with(geoms, extra), tuple(groups)) is expected
+def test_a_changed_field_is_seen_in_what_cannot_move(field: str) -> None:
+    config = Config(task="lifting", env=EnvConfig(num_threads=1))
+    env = make_env(config, num_envs=2, seed=0)
+    env.reset()
+    caster = RayCaster(env.sim, config.camera, env.sim.fields, num_threads=1)
+    everyone = torch.arange(2)
+    before = caster.render(everyone)
+    values = env.sim.model_field(field)[1]
+    if field == "mat_texid":
+        role = int(mujoco.mjtTextureRole.mjTEXROLE_RGB)
+        table = env.sim.model.mat("table").id
+        values[table, role] = 1 if int(values[table, role]) != 1 else 2
+    elif field == "geom_size":
+        table = env.sim.model.geom("table").id
+        values[table] *= 0.3
+    elif values.dtype == torch.bool:
+        values[:] = False
+    else:
+        values *= 0.7
+    after = caster.render(everyone)
+    assert torch.equal(after[0], before[0])
+    assert float((after[1].int() - before[1].int()).abs().amax(dim=0).gt(2).float().mean()) > 0.2
 
 
-def test_a_scene_that_it_does_not_know_is_rendered_all_the_same() -> None:
-    simulation = MujocoCpuSimulation(_with(_many(70)), 1, substeps=1, fields=(), num_threads=1)
+HEIGHT_FIELD = (
+    '<geom type="hfield" hfield="h"/>',
+    '<hfield name="h" nrow="4" ncol="4" size="1 1 1 1"/>',
+)
+
+
+def _with_height_field(group: int) -> mujoco.MjModel:
+    geom, asset = HEIGHT_FIELD
+    xml = SCENE.format(light=SPOT, camera="", geoms=geom.replace("/>", f' group="{group}"/>'))
+    return mujoco.MjModel.from_xml_string(xml.replace("<asset>", f"<asset>{asset}"))
+
+
+def test_what_it_does_not_know_is_left_to_mujoco_warp() -> None:
+    model = _with_height_field(0)
+    assert not supports(model, (0, 1, 2))
+    assert supports(_with_height_field(3), (0, 1, 2))  # unseen
+    simulation = MujocoCpuSimulation(model, 1, substeps=1, fields=(), num_threads=1)
     config = CameraConfig()
     assert torch.equal(images(simulation, config), images(simulation, config, tiles=False))
+
+
+def test_scenes_of_many_geoms() -> None:
+    many = "".join(
+        f'<geom type="sphere" size=".02" pos="{0.06 * (i % 10) - 0.3} {0.06 * (i // 10)} .03"/>'
+        for i in range(90)
+    )
+    model = mujoco.MjModel.from_xml_string(SCENE.format(light=SPOT, camera="", geoms=many))
+    simulation = MujocoCpuSimulation(model, 1, substeps=1, fields=(), num_threads=1)
+    assert_same_pixels(
+        images(simulation, CameraConfig()), images(simulation, CameraConfig(), tiles=False)
+    )
 
 
 def test_shadows_are_mujoco_warps() -> None:

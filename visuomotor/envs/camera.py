@@ -10,6 +10,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import mujoco
 import torch
 import warp as wp
 from torch import Tensor
@@ -23,7 +24,7 @@ wp.config.log_level = wp.LOG_WARNING
 
 import mujoco_warp as mjw  # noqa: E402  (after the log level: its import compiles nothing yet)
 
-from visuomotor.envs.ray_kernel import TileCaster, supports  # noqa: E402
+from visuomotor.envs.ray_kernel import TileCaster, fixed_geoms, supports  # noqa: E402
 
 # Kinematics that the renderer reads, with their Warp element type.
 _DATA_FIELDS: dict[str, Any] = {
@@ -83,10 +84,23 @@ class RayCaster:
         capacity = -(-sim.num_envs // threads)
         sources = {name: sim.data(name) for name in _DATA_FIELDS}
         sources |= {name: sim.model_field(name) for name in fields if name in _MODEL_FIELDS}
-        self._lanes = [
-            _Lane(sim, sources, config, camera, capacity, self.device, tiles)
-            for _ in range(threads)
-        ]
+        # A thread a tile suits a CPU's few threads; a GPU wants a thread a pixel.
+        tiles = (
+            tiles
+            and self.device.type == "cpu"
+            and not config.shadows
+            and supports(sim.model, GROUPS)
+        )
+        lanes: list[_Lane] | list[_TileLane]
+        if tiles:
+            mirror = _Mirror(sim, sources, config, camera, sim.num_envs, self.device)
+            lanes = _tile_lanes(mirror, sim.model, camera, threads)
+        else:
+            lanes = [
+                _Lane(_Mirror(sim, sources, config, camera, capacity, self.device))
+                for _ in range(threads)
+            ]
+        self._lanes = lanes
         # Kernels are compiled and loaded at the first launch; two threads must not race for that.
         for lane in self._lanes:
             lane.render(torch.zeros(1, dtype=torch.int64), self._blank(1))
@@ -109,8 +123,8 @@ class RayCaster:
         return torch.empty((n, 3, *self._shape), dtype=torch.uint8, device=self.device)
 
 
-class _Lane:
-    """One thread's renderer: staging copies of up to `capacity` worlds."""
+class _Mirror:
+    """MuJoCo Warp's model, data and render context, with rows that are copies of worlds."""
 
     def __init__(
         self,
@@ -120,18 +134,18 @@ class _Lane:
         camera: str,
         capacity: int,
         device: torch.device,
-        tiles: bool,
     ):
+        self.shape = (config.height, config.width)
+        self.device = device
         self._sources = sources
-        self._shape = (config.height, config.width)
         wp.init()
-        self._wp_device = wp.device_from_torch(device)
+        self.wp_device = wp.device_from_torch(device)
         self._staging: dict[str, Tensor] = {}
-        with wp.ScopedDevice(self._wp_device):
-            self._model = mjw.put_model(sim.model)
+        with wp.ScopedDevice(self.wp_device):
+            self.model = mjw.put_model(sim.model)
             # Only kinematics are mirrored here: contacts and constraints need no room.
-            self._data = mjw.make_data(sim.model, nworld=capacity, nconmax=1, njmax=1)
-            self._context = mjw.create_render_context(
+            self.data = mjw.make_data(sim.model, nworld=capacity, nconmax=1, njmax=1)
+            self.context = mjw.create_render_context(
                 sim.model,
                 nworld=capacity,
                 cam_res=(config.width, config.height),
@@ -146,63 +160,105 @@ class _Lane:
                 enable_emission=False,
             )
             for name, source in sources.items():
-                owner = self._data if name in _DATA_FIELDS else self._model
-                dtype = (_DATA_FIELDS | _MODEL_FIELDS)[name]
-                self._stage(owner, name, dtype, source, capacity, device)
-            self._rgb = wp.to_torch(self._context.rgb_data)
-            self._tiles: TileCaster | None = None
-            # A thread a tile suits a CPU's few threads; a GPU wants a thread a pixel.
-            if (
-                tiles
-                and device.type == "cpu"
-                and not config.shadows
-                and supports(sim.model, GROUPS)
-            ):
-                self._tiles = TileCaster(
-                    sim.model,
-                    self._model,
-                    self._data,
-                    self._context,
-                    sim.model.camera(camera).id,
-                    self._shape,
-                    GROUPS,
-                )
+                self._stage(name, source, capacity)
+            self._rgb = wp.to_torch(self.context.rgb_data)
 
-    def _stage(
-        self,
-        owner: Any,
-        name: str,
-        dtype: Any,
-        source: Tensor,
-        capacity: int,
-        device: torch.device,
-    ) -> None:
+    def _stage(self, name: str, source: Tensor, capacity: int) -> None:
+        owner = self.data if name in _DATA_FIELDS else self.model
+        dtype = (_DATA_FIELDS | _MODEL_FIELDS)[name]
         shape = tuple(source.shape[1:])
         if dtype is wp.mat33:
             shape = (*shape[:-1], 3, 3)
         torch_dtype = {wp.int32: torch.int32, wp.bool: torch.bool}.get(dtype, torch.float32)
-        buffer = torch.zeros((capacity, *shape), dtype=torch_dtype, device=device)
+        buffer = torch.zeros((capacity, *shape), dtype=torch_dtype, device=self.device)
         self._staging[name] = buffer
         setattr(owner, name, wp.from_torch(buffer, dtype=dtype))
 
-    def render(self, env_ids: Tensor, out: Tensor) -> None:
-        """env_ids (n,), n <= capacity; writes out (n, 3, H, W) uint8."""
+    def copy_first(self, env_ids: Tensor) -> None:
+        """The worlds env_ids (n,) into the first n rows."""
         n = len(env_ids)
         for name, source in self._sources.items():
             target = self._staging[name]
             target[:n].copy_(source[env_ids].view(n, *target.shape[1:]))
-        with wp.ScopedDevice(self._wp_device):
-            if self._wp_device.is_cuda:
-                wp.set_stream(wp.stream_from_torch(torch.cuda.current_stream(out.device)))
-            if self._tiles is not None:
-                self._tiles.render(n)
-            else:
-                self._data.nworld = n
-                mjw.refit_bvh(self._model, self._data, self._context)
-                mjw.render(self._model, self._data, self._context)
+
+    def copy(self, env_ids: Tensor, fixed: Tensor) -> Tensor:
+        """Each of the worlds env_ids (n,) into its own row.
+
+        fixed: (G,) bool, geoms whose motion counts. Returns (n,) bool: rows in which anything has
+        changed but the motion of the other geoms.
+        """
+        changed = torch.zeros(len(env_ids), dtype=torch.bool)
+        for name, source in self._sources.items():
+            target = self._staging[name]
+            new = source[env_ids].view(len(env_ids), *target.shape[1:]).to(target.dtype)
+            differs = new != target[env_ids]
+            if name in ("geom_xpos", "geom_xmat"):
+                differs = differs[:, fixed]
+            changed |= differs.flatten(1).any(dim=1)
+            target[env_ids] = new
+        return changed
+
+    def images(self, rows: Tensor, out: Tensor) -> None:
+        """What was rendered in these rows (n,) -> out (n, 3, H, W) uint8."""
         # Packed as 0xAARRGGBB: the bytes of a little-endian word are B, G, R, A.
-        packed = self._rgb[:n].view(torch.uint8).view(n, *self._shape, 4)
+        packed = self._rgb[rows].view(torch.uint8).view(len(rows), *self.shape, 4)
         out.copy_(packed[..., [2, 1, 0]].permute(0, 3, 1, 2))
+
+
+class _Lane:
+    """One thread's renderer: MuJoCo Warp's own, on copies of up to `capacity` worlds."""
+
+    def __init__(self, mirror: _Mirror):
+        self._mirror = mirror
+
+    def render(self, env_ids: Tensor, out: Tensor) -> None:
+        """env_ids (n,), n <= capacity; writes out (n, 3, H, W) uint8."""
+        mirror, n = self._mirror, len(env_ids)
+        mirror.copy_first(env_ids)
+        with wp.ScopedDevice(mirror.wp_device):
+            if mirror.wp_device.is_cuda:
+                wp.set_stream(wp.stream_from_torch(torch.cuda.current_stream(out.device)))
+            mirror.data.nworld = n
+            mjw.refit_bvh(mirror.model, mirror.data, mirror.context)
+            mjw.render(mirror.model, mirror.data, mirror.context)
+        mirror.images(torch.arange(n, device=out.device), out)
+
+
+class _TileLane:
+    """One thread's renderer: the tile caster. All lanes share one mirror, a row a world, so that
+    the picture of what does not move is kept whichever thread drew it."""
+
+    def __init__(self, mirror: _Mirror, tiles: TileCaster, fixed: Tensor, drawn: Tensor):
+        """fixed: (G,) bool, geoms that cannot move. drawn: (N,) bool, worlds seen before."""
+        self._mirror, self._tiles = mirror, tiles
+        self._fixed, self._drawn = fixed, drawn
+
+    def render(self, env_ids: Tensor, out: Tensor) -> None:
+        """env_ids (n,), each once; writes out (n, 3, H, W) uint8."""
+        changed = self._mirror.copy(env_ids, self._fixed) | ~self._drawn[env_ids]
+        with wp.ScopedDevice(self._mirror.wp_device):
+            worlds = wp.from_torch(env_ids.int())
+            self._tiles.render(worlds, wp.from_torch(env_ids[changed].int()))
+        self._drawn[env_ids] = True
+        self._mirror.images(env_ids, out)
+
+
+def _tile_lanes(
+    mirror: _Mirror, model: mujoco.MjModel, camera: str, threads: int
+) -> list[_TileLane]:
+    tiles = TileCaster(
+        model,
+        mirror.model,
+        mirror.data,
+        mirror.context,
+        model.camera(camera).id,
+        mirror.shape,
+        GROUPS,
+    )
+    fixed = torch.zeros(model.ngeom, dtype=torch.bool)
+    fixed[fixed_geoms(model)] = True
+    drawn = torch.zeros(mirror.data.nworld, dtype=torch.bool)
+    return [_TileLane(mirror, tiles, fixed, drawn) for _ in range(threads)]
 
 
 class CameraSensor:

@@ -1,9 +1,11 @@
-"""MuJoCo Warp's ray-caster for scenes of rigid geoms, twice as fast on a CPU.
+"""MuJoCo Warp's ray-caster for scenes of rigid geoms, four times as fast on a CPU.
 
 The same rays, surfaces, textures and lights as `mujoco_warp.render`, from the same arrays: pixels
-differ by rounding alone, which tests/test_ray_kernel.py holds. What differs is the search for what
-a ray meets. MuJoCo Warp walks a tree of boxes for every ray; here one thread casts the rays of a
-tile of the image and asks only the geoms whose bounding sphere the tile's cone touches. It knows no
+differ by rounding alone, which tests/test_ray_kernel.py holds. Two things differ. MuJoCo Warp walks
+a tree of boxes for every ray; here one thread casts the rays of a tile of the image and asks only
+the geoms whose bounding rectangle in the image the tile touches, the nearest first. And what cannot
+move (floor, table, the arm's base) is drawn once, with its depth, and drawn again only when camera,
+lights or surfaces of the world have changed; a frame casts rays at what moves alone. It knows no
 shadows, height fields, flexes, splats or specular light; `supports` says so of a scene.
 """
 
@@ -22,13 +24,14 @@ from mujoco_warp._src import render as mjw_render
 from mujoco_warp._src import render_util as mjw_render_util
 
 TILE = 8  # pixels; the rays of a tile share their search
-MAX_GEOMS = 64  # bits of a tile's mask
 _GEOM = mujoco.mjtGeom
 _BOX, _PLANE, _MESH = int(_GEOM.mjGEOM_BOX), int(_GEOM.mjGEOM_PLANE), int(_GEOM.mjGEOM_MESH)
 _SPHERE, _CAPSULE = int(_GEOM.mjGEOM_SPHERE), int(_GEOM.mjGEOM_CAPSULE)
 _CYLINDER, _ELLIPSOID = int(_GEOM.mjGEOM_CYLINDER), int(_GEOM.mjGEOM_ELLIPSOID)
 _KNOWN = (_PLANE, _SPHERE, _CAPSULE, _ELLIPSOID, _CYLINDER, _BOX, _MESH)
-_EVERYWHERE = wp.constant(-2.0)  # cosine of a cone that holds every direction
+_FAR = wp.constant(1.0e10)  # m; beyond everything
+_BEFORE = wp.constant(1.0e-3)  # m; what reaches nearer than this may fill the image
+_SLACK = wp.constant(1.0e-5)  # rounding may not hide a geom that touches a ray
 _RELATIVE, _ABSOLUTE = mjw_ray.RAY_TOL_REL, mjw_ray.RAY_TOL_ABS
 
 
@@ -36,39 +39,94 @@ def supports(model: mujoco.MjModel, groups: tuple[int, ...]) -> bool:
     """Whether every visible geom of the scene is of a kind that the kernel knows."""
     visible = [g for g in range(model.ngeom) if model.geom_group[g] in groups]
     return (
-        len(visible) <= MAX_GEOMS
-        and all(model.geom_type[g] in _KNOWN for g in visible)
+        all(model.geom_type[g] in _KNOWN for g in visible)
         and model.nflex == 0
         and not model.vis.headlight.active
     )
 
 
+def fixed_geoms(model: mujoco.MjModel) -> list[int]:
+    """Geoms of bodies that no joint moves."""
+    return [g for g in range(model.ngeom) if model.body_weldid[model.geom_bodyid[g]] == 0]
+
+
+@wp.func
+def _half_extents(kind: int, size: wp.vec3, of_mesh: wp.vec3):
+    """Half the edges of the box around a geom, in its frame; sizes may vary between worlds."""
+    half = of_mesh
+    if kind == wp.static(_BOX) or kind == wp.static(_ELLIPSOID):
+        half = size
+    elif kind == wp.static(_SPHERE):
+        half = wp.vec3(size[0], size[0], size[0])
+    elif kind == wp.static(_CAPSULE):
+        half = wp.vec3(size[0], size[0], size[0] + size[1])
+    elif kind == wp.static(_CYLINDER):
+        half = wp.vec3(size[0], size[0], size[1])
+    return half
+
+
 @wp.kernel(enable_backward=False)
 def _bound(
+    worlds: wp.array[int],
     geom_ids: wp.array[int],
     geom_type: wp.array[int],
-    geom_rbound: wp.array2d[float],
     geom_size: wp.array2d[wp.vec3],
+    box_centre: wp.array[wp.vec3],
+    box_half: wp.array[wp.vec3],
     geom_xpos: wp.array2d[wp.vec3],
-    cam_xpos: wp.array2d[wp.vec3],
+    geom_xmat: wp.array2d[wp.mat33],
     camera: int,
-    cones: wp.array2d[wp.vec4],
+    cam_xpos: wp.array2d[wp.vec3],
+    cam_xmat: wp.array2d[wp.mat33],
+    rectangles: wp.array2d[wp.vec4],
+    nearest: wp.array2d[float],
+    order: wp.array2d[int],
 ):
-    """The cone from the camera around each geom's bounding sphere: its axis and cosine."""
-    world, index = wp.tid()
-    geom = geom_ids[index]
-    size = geom_size[world % geom_size.shape[0], geom]
-    radius = geom_rbound[world % geom_rbound.shape[0], geom]
-    if geom_type[geom] == wp.static(_BOX):
-        radius = wp.length(size)  # sizes may vary between worlds
-    offset = geom_xpos[world, geom] - cam_xpos[world, camera]
-    distance = wp.length(offset)
-    if geom_type[geom] == wp.static(_PLANE) or distance <= radius:
-        cones[world, index] = wp.vec4(0.0, 0.0, 1.0, _EVERYWHERE)
-    else:
-        axis = offset / distance
-        sine = radius / distance
-        cones[world, index] = wp.vec4(axis[0], axis[1], axis[2], wp.sqrt(1.0 - sine * sine))
+    """Each geom's rectangle on the plane at distance 1 (left, bottom, right, top), the depth at
+    which it begins, and the order of these depths."""
+    world = worlds[wp.tid()]
+    turn = wp.transpose(cam_xmat[world, camera])
+    for index in range(geom_ids.shape[0]):
+        geom = geom_ids[index]
+        kind = geom_type[geom]
+        rectangle = wp.vec4(-_FAR, -_FAR, _FAR, _FAR)
+        begin = float(0.0)
+        if kind != wp.static(_PLANE):
+            half = _half_extents(kind, geom_size[world % geom_size.shape[0], geom], box_half[geom])
+            axes = turn @ geom_xmat[world, geom]
+            middle = turn @ (geom_xpos[world, geom] - cam_xpos[world, camera])
+            if kind == wp.static(_MESH):
+                middle = middle + axes @ box_centre[geom]
+            begin = -middle[2] - (
+                wp.abs(axes[2, 0]) * half[0]
+                + wp.abs(axes[2, 1]) * half[1]
+                + wp.abs(axes[2, 2]) * half[2]
+            )
+            if begin > _BEFORE:
+                rectangle = wp.vec4(_FAR, _FAR, -_FAR, -_FAR)
+                for corner in range(8):
+                    sign_x = float((corner & 1) * 2 - 1)
+                    sign_y = float((corner & 2) - 1)
+                    sign_z = float((corner & 4) // 2 - 1)
+                    point = middle + axes @ wp.vec3(
+                        sign_x * half[0], sign_y * half[1], sign_z * half[2]
+                    )
+                    x = point[0] / -point[2]
+                    y = point[1] / -point[2]
+                    rectangle = wp.vec4(
+                        wp.min(rectangle[0], x - _SLACK),
+                        wp.min(rectangle[1], y - _SLACK),
+                        wp.max(rectangle[2], x + _SLACK),
+                        wp.max(rectangle[3], y + _SLACK),
+                    )
+            begin = wp.max(begin - _SLACK, 0.0)
+        rectangles[world, index] = rectangle
+        nearest[world, index] = begin
+        place = int(index)
+        while place > 0 and nearest[world, order[world, wp.max(place - 1, 0)]] > begin:
+            order[world, place] = order[world, place - 1]
+            place = place - 1
+        order[world, place] = index
 
 
 @wp.func
@@ -191,8 +249,14 @@ def _make_kernel(types: tuple[int, ...], num_lights: int, vertex_normals: bool) 
 
     @wp.kernel(module="unique", enable_backward=False, module_options={"fast_math": True})
     def cast(
+        worlds: wp.array[int],
+        behind_rgb: wp.array2d[wp.uint32],
+        behind_depth: wp.array2d[float],
         geom_ids: wp.array[int],
-        cones: wp.array2d[wp.vec4],
+        rectangles: wp.array2d[wp.vec4],
+        nearest: wp.array2d[float],
+        order: wp.array2d[int],
+        touched: wp.array3d[int],
         box_centre: wp.array[wp.vec3],
         box_half: wp.array[wp.vec3],
         geom_type: wp.array[int],
@@ -234,9 +298,13 @@ def _make_kernel(types: tuple[int, ...], num_lights: int, vertex_normals: bool) 
         light_xdir: wp.array2d[wp.vec3],
         width: int,
         height: int,
+        keep_depth: bool,
         rgb: wp.array2d[wp.uint32],
+        depth: wp.array2d[float],
     ):
-        world, tile = wp.tid()
+        row, tile = wp.tid()
+        world = worlds[row]
+        behind = world % behind_rgb.shape[0]
         columns = (width + wp.static(TILE - 1)) // wp.static(TILE)
         left = (tile % columns) * wp.static(TILE)
         top = (tile // columns) * wp.static(TILE)
@@ -249,88 +317,83 @@ def _make_kernel(types: tuple[int, ...], num_lights: int, vertex_normals: bool) 
         rotation = cam_xmat[world, camera]
         origin = cam_xpos[world, camera]
 
-        # The tile's own cone: through its middle, as wide as its farthest corner.
         first, _o1 = compute_ray(
             projection, fovy, sensor, intrinsic, width, height, left, top, znear
         )
         last, _o2 = compute_ray(
             projection, fovy, sensor, intrinsic, width, height, right - 1, bottom - 1, znear
         )
-        other, _o3 = compute_ray(
-            projection, fovy, sensor, intrinsic, width, height, right - 1, top, znear
-        )
-        another, _o4 = compute_ray(
-            projection, fovy, sensor, intrinsic, width, height, left, bottom - 1, znear
-        )
-        middle = wp.normalize(first + last + other + another)
-        tile_cos = wp.min(
-            wp.min(wp.dot(middle, first), wp.dot(middle, last)),
-            wp.min(wp.dot(middle, other), wp.dot(middle, another)),
-        )
-        tile_sin = wp.sqrt(wp.max(1.0 - tile_cos * tile_cos, 0.0))
-        axis = rotation @ middle
-        mask = wp.uint64(0)
-        for index in range(geom_ids.shape[0]):
-            cone = cones[world, index]
-            cosine = cone[3]
-            near = bool(True)
-            if cosine > -1.0:
-                sine = wp.sqrt(wp.max(1.0 - cosine * cosine, 0.0))
-                between = wp.dot(axis, wp.vec3(cone[0], cone[1], cone[2]))
-                # Rounding may not hide a geom that touches the tile.
-                near = between >= cosine * tile_cos - sine * tile_sin - 1.0e-5
-            if near:
-                mask = mask | (wp.uint64(1) << wp.uint64(index))
-
         # On the plane at distance 1 the rays stand in a regular grid.
         start_x = first[0] / -first[2]
         start_y = first[1] / -first[2]
-        step_x = (last[0] / -last[2] - start_x) / wp.max(float(right - 1 - left), 1.0)
-        step_y = (last[1] / -last[2] - start_y) / wp.max(float(bottom - 1 - top), 1.0)
+        end_x = last[0] / -last[2]
+        end_y = last[1] / -last[2]
+        step_x = (end_x - start_x) / wp.max(float(right - 1 - left), 1.0)
+        step_y = (end_y - start_y) / wp.max(float(bottom - 1 - top), 1.0)
+        count = int(0)
+        for place in range(geom_ids.shape[0]):
+            index = order[world, place]
+            bound = rectangles[world, index]
+            if (
+                bound[0] <= end_x
+                and bound[2] >= start_x
+                and bound[1] <= start_y
+                and bound[3] >= end_y
+            ):
+                touched[world, tile, count] = index
+                count = count + 1
         for py in range(top, bottom):
             for px in range(left, right):
                 local = wp.vec3(
                     start_x + step_x * float(px - left), start_y + step_y * float(py - top), -1.0
                 )
                 direction = rotation @ wp.normalize(local)
+                pixel = py * width + px
                 hit = int(-1)
-                best = float(1.0e10)
+                best = behind_depth[behind, pixel]
                 normal = wp.vec3(0.0, 0.0, 0.0)
                 u = float(0.0)
                 v = float(0.0)
                 face = int(-1)
                 mesh_id = int(-1)
-                for index in range(geom_ids.shape[0]):
-                    if (mask >> wp.uint64(index)) & wp.uint64(1) != wp.uint64(0):
-                        cone = cones[world, index]
-                        # The ray itself may pass the bounding sphere by.
-                        aimed = wp.dot(direction, wp.vec3(cone[0], cone[1], cone[2]))
-                        if aimed >= cone[3] - 1.0e-5:
-                            geom = geom_ids[index]
-                            distance, n, bary_u, bary_v, f, m = intersect(
-                                geom_type[geom],
-                                geom_dataid[world % geom_dataid.shape[0], geom],
-                                geom_xpos[world, geom],
-                                geom_xmat[world, geom],
-                                geom_size[world % geom_size.shape[0], geom],
-                                origin,
-                                direction,
-                                best * (1.0 + wp.static(_RELATIVE)) + wp.static(_ABSOLUTE),
-                                mesh_bvh_id,
-                                box_centre[geom],
-                                box_half[geom],
-                            )
-                            # Ties go to the later geom, as in MuJoCo's depth test.
-                            tolerance = wp.static(_RELATIVE) * wp.max(best, 1.0)
-                            if distance >= 0.0 and distance <= best + tolerance:
-                                best = distance
-                                hit = geom
-                                normal = n
-                                u = bary_u
-                                v = bary_v
-                                face = f
-                                mesh_id = m
-                colour = wp.vec3(0.0, 0.0, 0.0)
+                for place in range(count):
+                    index = touched[world, tile, place]
+                    if nearest[world, index] > best:
+                        break  # and so do all that follow
+                    bound = rectangles[world, index]
+                    if (
+                        bound[0] <= local[0]
+                        and bound[2] >= local[0]
+                        and bound[1] <= local[1]
+                        and bound[3] >= local[1]
+                    ):
+                        geom = geom_ids[index]
+                        distance, n, bary_u, bary_v, f, m = intersect(
+                            geom_type[geom],
+                            geom_dataid[world % geom_dataid.shape[0], geom],
+                            geom_xpos[world, geom],
+                            geom_xmat[world, geom],
+                            geom_size[world % geom_size.shape[0], geom],
+                            origin,
+                            direction,
+                            best * (1.0 + wp.static(_RELATIVE)) + wp.static(_ABSOLUTE),
+                            mesh_bvh_id,
+                            box_centre[geom],
+                            box_half[geom],
+                        )
+                        # Ties go to the later geom, as in MuJoCo's depth test.
+                        tolerance = wp.static(_RELATIVE) * wp.max(best, 1.0)
+                        if geom < hit:
+                            tolerance = -tolerance
+                        if distance >= 0.0 and distance <= best + tolerance:
+                            best = distance
+                            hit = geom
+                            normal = n
+                            u = bary_u
+                            v = bary_v
+                            face = f
+                            mesh_id = m
+                packed = behind_rgb[behind, pixel]
                 if hit >= 0:
                     if wp.static(vertex_normals and _MESH in types):
                         if mesh_id >= 0 and face >= 0:
@@ -408,14 +471,29 @@ def _make_kernel(types: tuple[int, ...], num_lights: int, vertex_normals: bool) 
                                     facing * weight
                                 )
                     colour = wp.cw_mul(base, light)
-                red = wp.clamp(colour[0], 0.0, 1.0) * 255.0
-                green = wp.clamp(colour[1], 0.0, 1.0) * 255.0
-                blue = wp.clamp(colour[2], 0.0, 1.0) * 255.0
-                rgb[world, py * width + px] = mjw_render_util.pack_rgba_to_uint32(
-                    red, green, blue, 255.0
-                )
+                    packed = mjw_render_util.pack_rgba_to_uint32(
+                        wp.clamp(colour[0], 0.0, 1.0) * 255.0,
+                        wp.clamp(colour[1], 0.0, 1.0) * 255.0,
+                        wp.clamp(colour[2], 0.0, 1.0) * 255.0,
+                        255.0,
+                    )
+                rgb[world, pixel] = packed
+                if keep_depth:
+                    depth[world, pixel] = best
 
     return cast
+
+
+class _Geoms:
+    """Some of a model's geoms, and where they are in the image of every world."""
+
+    def __init__(self, ids: list[int], num_worlds: int, num_tiles: int):
+        self.ids = wp.array(ids, dtype=int)
+        self.rectangles = wp.zeros((num_worlds, len(ids)), dtype=wp.vec4)
+        self.nearest = wp.zeros((num_worlds, len(ids)), dtype=float)
+        self.order = wp.zeros((num_worlds, len(ids)), dtype=int)
+        # Of each tile, the geoms that it may show: filled and read by one thread.
+        self.touched = wp.zeros((num_worlds, num_tiles, len(ids)), dtype=int)
 
 
 class TileCaster:
@@ -423,7 +501,7 @@ class TileCaster:
 
     Args:
       host: the model, for what does not vary between worlds.
-      model, data, context: MuJoCo Warp's, as for its own `render`; worlds up to `data.nworld`.
+      model, data, context: MuJoCo Warp's, as for its own `render`, with a row for every world.
       camera: index of the camera in the model.
       size: (height, width) in pixels.
       groups: geom groups that are seen.
@@ -441,11 +519,15 @@ class TileCaster:
     ):
         self._model, self._data, self._context = model, data, context
         self._camera = camera
-        self._size = size
+        self._size = height, width = size
         visible = [g for g in range(host.ngeom) if host.geom_group[g] in groups]
         types = tuple(sorted({int(host.geom_type[g]) for g in visible}))
-        self._geom_ids = wp.array(visible, dtype=int)
-        self._cones = wp.zeros((data.nworld, len(visible)), dtype=wp.vec4)
+        fixed = fixed_geoms(host)
+        self._tiles = -(-height // TILE) * -(-width // TILE)
+        self._fixed, self._moving = (
+            _Geoms([g for g in visible if (g in fixed) == still], data.nworld, self._tiles)
+            for still in (True, False)
+        )
         # Of each geom's mesh, in the geom's frame; a thousandth wider, against rounding.
         box = host.geom_aabb.astype(np.float32)
         self._box_centre = wp.array(box[:, :3], dtype=wp.vec3)
@@ -453,33 +535,66 @@ class TileCaster:
         cutoff = np.cos(np.deg2rad(host.light_cutoff.astype(np.float64)))
         self._cos_cutoff = wp.array(cutoff.astype(np.float32), dtype=float)
         self._kernel = _make_kernel(types, host.nlight, context.enable_vertex_normals)
-        height, width = size
-        self._tiles = -(-height // TILE) * -(-width // TILE)
+        pixels = height * width
+        black = np.full((1, pixels), 0xFF000000, dtype=np.uint32)
+        self._nothing_rgb = wp.array(black, dtype=wp.uint32)
+        self._nothing_depth = wp.full((1, pixels), 1.0e10, dtype=float)
+        self._fixed_rgb = wp.zeros((data.nworld, pixels), dtype=wp.uint32)
+        self._fixed_depth = wp.zeros((data.nworld, pixels), dtype=float)
 
-    def render(self, num_worlds: int) -> None:
-        """Fills `context.rgb_data` for the first worlds."""
+    def render(self, worlds: Any, changed: Any) -> None:
+        """Fills the rows of `context.rgb_data` that belong to `worlds`.
+
+        worlds, changed: arrays of int. `changed` are those of them in which something that the
+        picture of the fixed geoms depends on differs from the last call: camera, lights, surfaces.
+        A world's first picture counts as changed.
+        """
+        if len(changed) > 0:
+            behind = self._nothing_rgb, self._nothing_depth
+            self._cast(changed, self._fixed, behind, (self._fixed_rgb, self._fixed_depth), True)
+        behind = self._fixed_rgb, self._fixed_depth
+        out = self._context.rgb_data, self._fixed_depth
+        self._cast(worlds, self._moving, behind, out, False)
+
+    def _cast(
+        self,
+        worlds: Any,
+        geoms: _Geoms,
+        behind: tuple[Any, Any],
+        out: tuple[Any, Any],
+        keep_depth: bool,
+    ) -> None:
         m, d, rc = self._model, self._data, self._context
         wp.launch(
             _bound,
-            dim=(num_worlds, len(self._geom_ids)),
+            dim=len(worlds),
             inputs=[
-                self._geom_ids,
+                worlds,
+                geoms.ids,
                 m.geom_type,
-                m.geom_rbound,
                 m.geom_size,
+                self._box_centre,
+                self._box_half,
                 d.geom_xpos,
-                d.cam_xpos,
+                d.geom_xmat,
                 self._camera,
+                d.cam_xpos,
+                d.cam_xmat,
             ],
-            outputs=[self._cones],
+            outputs=[geoms.rectangles, geoms.nearest, geoms.order],
         )
         height, width = self._size
         wp.launch(
             self._kernel,
-            dim=(num_worlds, self._tiles),
+            dim=(len(worlds), self._tiles),
             inputs=[
-                self._geom_ids,
-                self._cones,
+                worlds,
+                *behind,
+                geoms.ids,
+                geoms.rectangles,
+                geoms.nearest,
+                geoms.order,
+                geoms.touched,
                 self._box_centre,
                 self._box_half,
                 m.geom_type,
@@ -521,6 +636,7 @@ class TileCaster:
                 d.light_xdir,
                 width,
                 height,
+                keep_depth,
             ],
-            outputs=[rc.rgb_data],
+            outputs=list(out),
         )
