@@ -78,12 +78,14 @@ def collect(ppo: PPO, seed: int, num_steps: int = 6, num_envs: int = 8) -> Rollo
         level = ((target + 0.5) * 255.0).to(torch.uint8)
         pixels = level.reshape(-1, 1, 1, 1).expand(-1, *FRAME)
         start = torch.full((num_envs,), t % 2 == 0)
+        visual = None
         with torch.no_grad():
             if isinstance(actor, PixelActor):
                 assert hidden is not None
                 if t % 2 == 0:
                     hidden = actor.initial_hidden(num_envs)
-                mean, hidden = actor.step(actor.encode(pixels), proprio, hidden)
+                visual = actor.encode(pixels)
+                mean, hidden = actor.step(visual, proprio, hidden)
             else:
                 mean = actor(state)
             action = mean + std * torch.randn(num_envs, A, generator=generator)
@@ -99,6 +101,7 @@ def collect(ppo: PPO, seed: int, num_steps: int = 6, num_envs: int = 8) -> Rollo
             aux_targets=target.expand(-1, 3),
             pixels=pixels if pixel else None,
             new_frame=torch.ones(num_envs, dtype=torch.bool) if pixel else None,
+            visual=visual,
         )
         ends = torch.ones(num_envs, dtype=torch.bool) if not pixel else ~start
         buffer.add_outcome(

@@ -17,11 +17,13 @@ from visuomotor.aux_tasks import aux_loss
 from visuomotor.config import AuxConfig
 from visuomotor.networks import Progress, descend, load_optimizer_state, optimizer_state
 from visuomotor.pixel_actor import PixelActor
-from visuomotor.ppo import action_means, frame_aux_loss, gaussian_kl
+from visuomotor.ppo import action_means, gaussian_kl
 from visuomotor.rollout import RolloutBuffer
 
 MAX_GRAD_NORM = 1.0
 START_LEARNING_RATE = 1e-3
+CHUNK = 256  # frames encoded at a time where no gradient is wanted
+KL_WORLDS = 16  # of a rollout, in which the policy's motion is measured
 COLOUR_CAST = 0.1  # largest shift of a colour channel, of 1: appearances beyond those drawn
 
 
@@ -93,9 +95,11 @@ class AuxiliaryPhase:
         self.config = config
         self.generator = generator
         self.memory = FrameMemory(config.memory)
-        # The deviation belongs to exploration, and stays out of this.
+        # The core's first layer follows the CNN, so that it reads on what it read before.
         self._parameters = [
-            p for name, p in actor.named_parameters() if not name.startswith("deviation.")
+            *actor.encoder.parameters(),
+            *actor.aux_heads.parameters(),
+            actor.reading_weight,
         ]
         self.optimizer = torch.optim.Adam(self._parameters, lr=config.learning_rate)
 
@@ -114,57 +118,84 @@ class AuxiliaryPhase:
         )
 
     def frames_loss(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """The auxiliary loss of a batch from the memory, each frame in a colour cast of its own."""
-        frames, targets = self.memory.sample(self.config.batch_size, self.generator)
-        cast = torch.rand(len(frames), 3, 1, 1, generator=self.generator) * 2.0 - 1.0
-        shift = cast.to(frames.device) * COLOUR_CAST * 255.0
-        shifted = (frames.float() + shift).clamp_(0.0, 255.0).to(torch.uint8)
-        predictions = self.actor.located(self.actor.encode(shifted))
+        """The auxiliary loss of a batch from the memory."""
+        frames, targets = self._remembered(self.config.batch_size)
+        predictions = self.actor.located(self.actor.encode(frames))
         return aux_loss(predictions, targets, self.aux_heads.scale)
 
-    def update(self, buffer: RolloutBuffer, scale: float) -> dict[str, float]:
-        """One pass over a finished rollout, with older frames beside it; the rollout joins them.
+    def _remembered(self, count: int) -> tuple[Tensor, Tensor]:
+        """Frames from the memory, each in a colour cast of its own, and their targets."""
+        frames, targets = self.memory.sample(count, self.generator)
+        cast = torch.rand(len(frames), 3, 1, 1, generator=self.generator) * 2.0 - 1.0
+        shift = cast.to(frames.device) * COLOUR_CAST * 255.0
+        return (frames.float() + shift).clamp_(0.0, 255.0).to(torch.uint8), targets
 
-        scale: of the step size. Metrics are means over the minibatches.
+    def update(
+        self, buffer: RolloutBuffer, scale: float, visual: Tensor | None = None
+    ) -> dict[str, float]:
+        """One pass over a finished rollout's frames, with older ones beside them, which they join.
+
+        What the core reads of a fresh frame is held where it was, through the core's first layer:
+        then the policy is, too. scale: of the step size. Metrics are means over the minibatches;
+        held_kl is how far the policy moved all the same, in nats, over some worlds. visual: (M, V),
+        the rollout's frames as the CNN encodes them now, where that is known.
         Raises RuntimeError if a gradient is not finite.
         """
+        assert buffer.frames is not None
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * scale
-        held = self._means(buffer)
-        std = self.actor.std().detach()
+        frames, targets = buffer.frames, buffer.frame_targets()
+        with torch.no_grad():
+            if visual is None:
+                visual = torch.cat([self.actor.encode(part) for part in frames.split(CHUNK)])
+            held = self.actor.reading(visual)
+        some = torch.randperm(buffer.num_envs, generator=self.generator)[:KL_WORLDS]
+        some = some.to(frames.device)
+        before = self._means(buffer, some)
         totals: dict[str, list[Tensor]] = {}
-        for batch in buffer.minibatches(self.minibatches(buffer), self.generator):
-            mean, visual = action_means(self.actor, batch.inputs)
-            index = batch.inputs.frame_index
-            assert visual is not None and index is not None
-            fresh, metrics = frame_aux_loss(self.actor, visual, index, batch.aux_targets)
-            divergence = gaussian_kl(held[:, batch.env_ids], std, mean, std).mean()
-            losses = [fresh] + [
-                self.frames_loss()[0] for _ in range(self.config.replayed) if len(self.memory) > 0
-            ]
-            loss = self.config.weight * torch.stack(losses).sum() + self.config.hold * divergence
+        order = torch.randperm(len(frames), generator=self.generator).to(frames.device)
+        for chosen in order.tensor_split(self.minibatches(buffer)):
+            loss, metrics = self.loss(frames[chosen], targets[chosen], held[chosen])
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self._parameters, MAX_GRAD_NORM, error_if_nonfinite=True)
             self.optimizer.step()
-            for name, value in (metrics | {"held_kl": divergence.detach()}).items():
+            for name, value in metrics.items():
                 totals.setdefault(name, []).append(value)
-        assert buffer.frames is not None
-        self.memory.add(buffer.frames, buffer.frame_targets())
-        return {name: float(torch.stack(values).mean()) for name, values in totals.items()}
+        self.memory.add(frames, targets)
+        std = self.actor.std().detach()
+        moved = gaussian_kl(before, std, self._means(buffer, some), std).mean()
+        means = {name: float(torch.stack(values).mean()) for name, values in totals.items()}
+        return means | {"held_kl": float(moved)}
+
+    def loss(
+        self, fresh: Tensor, targets: Tensor, held: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of fresh frames (M, 3, H, W), their targets (M, K) and what was read of them (M, R), with
+        remembered ones beside them."""
+        count = len(fresh)
+        older = self.config.replayed * self.config.batch_size if len(self.memory) > 0 else 0
+        if older > 0:
+            remembered, their_targets = self._remembered(older)
+            fresh = torch.cat((fresh, remembered))
+        visual = self.actor.encode(fresh)
+        located, scale = self.actor.located(visual), self.aux_heads.scale
+        loss, metrics = aux_loss(located[:count], targets, scale)
+        if older > 0:
+            loss = loss + self.config.replayed * aux_loss(located[count:], their_targets, scale)[0]
+        drift = (self.actor.reading(visual[:count]) - held).square().sum(dim=1).mean()
+        metrics["reading_drift"] = drift.detach()
+        return self.config.weight * loss + self.config.hold * drift, metrics
 
     def minibatches(self, buffer: RolloutBuffer) -> int:
-        """Groups of worlds in a pass: as many as configured, where there are so many worlds."""
-        return min(self.config.minibatches, buffer.num_envs)
+        """Groups of frames in a pass: as many as configured, where there are so many frames."""
+        assert buffer.frames is not None
+        return min(self.config.minibatches, len(buffer.frames))
 
     @torch.no_grad()
-    def _means(self, buffer: RolloutBuffer) -> Tensor:
-        """(T, N, A): the policy before the pass, on the rollout."""
-        everyone = torch.Generator().manual_seed(0)
-        means = torch.zeros_like(buffer.mean)
-        for batch in buffer.minibatches(min(4, buffer.num_envs), everyone):
-            means[:, batch.env_ids] = action_means(self.actor, batch.inputs)[0]
-        return means
+    def _means(self, buffer: RolloutBuffer, env_ids: Tensor) -> Tensor:
+        """(T, B, A): the policy as it is now, in these worlds of the rollout."""
+        return action_means(self.actor, buffer.batch(env_ids).inputs)[0]
 
     def state_dict(self) -> dict[str, Any]:
         """All but the actor, which is another's."""

@@ -29,7 +29,7 @@ from visuomotor.envs.mujoco_cpu import available_cores
 from visuomotor.errors import UserError
 from visuomotor.overrides import parse_overrides
 from visuomotor.policies import make_teacher
-from visuomotor.ppo import action_means, frame_aux_loss
+from visuomotor.ppo import action_means
 from visuomotor.reinforcement import Reinforcement
 from visuomotor.replay import DemonstrationReplay
 from visuomotor.rollout import Batch
@@ -96,35 +96,21 @@ def _learn_seconds(learner: Reinforcement, repeats: int) -> float:
     assert vision is not None and frames is not None
     generator = torch.Generator().manual_seed(0)
 
-    def policy(batch: Batch, encoded: torch.Tensor, train_encoder: bool) -> None:
-        inputs = batch.inputs
-        if not train_encoder:
-            inputs = replace(inputs, visual=encoded[batch.frame_ids])
-        mean, _ = action_means(actor, inputs, train_encoder)
+    def policy(batch: Batch, train_encoder: bool) -> None:
+        mean, _ = action_means(actor, batch.inputs, train_encoder)
         loss = mean.square().mean() + learner.critic(batch.state).square().mean()
         loss.backward()
 
-    def sight(batch: Batch) -> None:
-        mean, visual = action_means(actor, batch.inputs)
-        index = batch.inputs.frame_index
-        assert visual is not None and index is not None
-        loss = mean.square().mean()
-        loss = loss + frame_aux_loss(actor, visual, index, batch.aux_targets)[0]
-        for _ in range(vision.config.replayed):
-            loss = loss + vision.frames_loss()[0]
-        loss.backward()
-
     def update() -> None:
-        with torch.no_grad():
-            encoded = torch.cat([actor.encode(part) for part in frames.split(256)])
         for epoch in range(config.epochs):
             for batch in learner.buffer.minibatches(config.minibatches, generator):
-                policy(batch, encoded, epoch >= config.epochs - config.encoder_epochs)
+                policy(batch, epoch >= config.epochs - learner.ppo.encoder_epochs)
+        targets, visual = learner.buffer.frame_targets(), learner.buffer.visual
         with torch.no_grad():
-            for batch in learner.buffer.minibatches(config.minibatches, generator):
-                action_means(actor, batch.inputs)
-        for batch in learner.buffer.minibatches(vision.minibatches(learner.buffer), generator):
-            sight(batch)
+            held = actor.reading(visual)
+        order = torch.randperm(len(frames), generator=generator)
+        for chosen in order.tensor_split(vision.minibatches(learner.buffer)):
+            vision.loss(frames[chosen], targets[chosen], held[chosen])[0].backward()
 
     seconds = _seconds(update, repeats, learner.device)
     for module in (actor, learner.critic):

@@ -136,20 +136,21 @@ class AuxConfig:
     start_frames: int = 12_288
     start_updates: int = 3000  # Adam steps, batch_size frames each; 0: none
     # After every update of ril: a pass over the rollout and older frames, with the policy held.
-    # Groups of whole worlds (at most a world each), each beside replayed batches of older frames.
-    minibatches: int = 16
+    # Groups of frames, each beside replayed batches of older ones.
+    minibatches: int = 8
     replayed: int = 1
     batch_size: int = 128  # frames
     memory: int = 12_288  # frames kept
     learning_rate: float = 5e-4
-    hold: float = 1.0  # of the divergence from the policy before the pass
+    hold: float = 1.0  # of what the policy reads of an image: the squared drift of its reading
 
 
 @dataclass(frozen=True)
 class PPOConfig:
     num_steps: int = 32  # steps per world and iteration, also the truncation of BPTT (paper: 50)
     epochs: int = 4
-    encoder_epochs: int = 1  # the last so many of them also train a pixel actor's CNN
+    # The last so many of them also train a pixel actor's CNN; null: none where auxiliary losses do.
+    encoder_epochs: int | None = None
     minibatches: int = 4  # groups of whole worlds
     gamma: float = 0.98
     gae_lambda: float = 0.95

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from visuomotor.aux_tasks import AuxHeads
 from visuomotor.networks import GaussianHead, Normalizer, SpatialSoftmax, mlp, shrink_output
@@ -134,6 +135,7 @@ class PixelActor(nn.Module):
         self.proprio_mlp = nn.Sequential(
             mlp((proprio_dim, proprio_dim_out, proprio_dim_out), nn.ELU), nn.ELU()
         )
+        self._proprio_width = proprio_dim_out
         core_inputs = proprio_dim_out
         core_inputs += visual_dim if self.reads != "located" else 0
         core_inputs += target_dim if self.reads != "features" else 0
@@ -240,12 +242,29 @@ class PixelActor(nn.Module):
         mean, (h, c) = self.step(self.encode(pixels), proprio, (h, c))
         return mean, h, c
 
+    def reading(self, visual: Tensor) -> Tensor:
+        """What an image adds to the core's first layer: (..., V) of `encode` -> (..., R).
+
+        For an LSTM the preactivations of its gates, R = 4 H; where this is the same, so is the
+        policy, whatever its memory.
+        """
+        return linear(self._seen(visual), self.reading_weight[:, self._proprio_width :])
+
+    @property
+    def reading_weight(self) -> nn.Parameter:
+        """(R, inputs): the core's first layer; the columns of proprioception come first."""
+        layer = self.lstm.weight_ih_l0 if self.recurrent else self.feed_forward[0].weight
+        assert isinstance(layer, nn.Parameter)
+        return layer
+
+    def _seen(self, visual: Tensor) -> Tensor:
+        """What the policy reads of an image, (..., V) -> (..., *)."""
+        features, located = visual[..., : self.visual_dim], visual[..., self.visual_dim :]
+        if self.reads == "features":
+            return features
+        # The heads answer to the auxiliary loss alone: what they say stays a position.
+        located = located.detach().clamp(-LOCATED_CLIP, LOCATED_CLIP)
+        return located if self.reads == "located" else torch.cat((features, located), dim=-1)
+
     def _core_inputs(self, visual: Tensor, proprio: Tensor) -> Tensor:
-        read = [self.proprio_mlp(self.normalizer(proprio))]
-        if self.reads != "located":
-            read.append(visual[..., : self.visual_dim])
-        if self.reads != "features":
-            # The heads answer to the auxiliary loss alone: what they say stays a position.
-            located = visual[..., self.visual_dim :].detach()
-            read.append(located.clamp(-LOCATED_CLIP, LOCATED_CLIP))
-        return torch.cat(read, dim=-1)
+        return torch.cat((self.proprio_mlp(self.normalizer(proprio)), self._seen(visual)), dim=-1)

@@ -41,6 +41,11 @@ class PixelPolicy:
         self.hidden = actor.initial_hidden(num_envs)
         self._visual: Tensor | None = None
 
+    @property
+    def visual(self) -> Tensor | None:
+        """(N, V): what was seen last, as the actor encodes it; the next act writes over it."""
+        return self._visual
+
     def forget_features(self) -> None:
         """To be called when the actor's weights have changed."""
         self._visual = None

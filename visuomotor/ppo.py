@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,7 +28,6 @@ Metrics = dict[str, Tensor]
 
 KL_TOLERANCE = 2.0  # the step size moves when the divergence is off its target by this factor
 KL_STEP = 1.5  # ... by this factor
-CHUNK = 256  # frames encoded at a time
 KL_STOP = 4.0  # the actor rests until the next update once the divergence exceeds target times this
 
 UPDATE_METRICS = (
@@ -125,7 +124,8 @@ def action_means(
 ) -> tuple[Tensor, Tensor | None]:
     """Means (T, B, A) of sequences, and the features (M, V) of their frames if it is a pixel actor.
 
-    train_encoder: False keeps the gradient out of the CNN, which saves most of the pass.
+    train_encoder: False keeps the gradient out of the CNN, which saves most of the pass, and all of
+    it where the sequences hold the frames' features.
     Raises ValueError if the sequences lack what the actor reads.
     """
     if isinstance(actor, StateTeacher):
@@ -134,7 +134,7 @@ def action_means(
         return actor(inputs.state), None
     if inputs.frame_index is None or inputs.proprio is None:
         raise ValueError("a pixel actor needs sequences with frame_index and proprio")
-    if inputs.visual is not None:
+    if inputs.visual is not None and not train_encoder:
         visual = inputs.visual
     elif inputs.frames is not None:
         with torch.set_grad_enabled(train_encoder and torch.is_grad_enabled()):
@@ -226,6 +226,9 @@ class PPO:
         self.critic = critic
         self.config = config
         self.generator = generator
+        taught = isinstance(actor, PixelActor) and actor.aux_heads is not None
+        epochs = config.encoder_epochs
+        self.encoder_epochs: int = (0 if taught else 1) if epochs is None else epochs
         self.learning_rate = config.learning_rate
         self.learning_rate_scale = 1.0
         self._actor_parameters = list(actor.parameters())
@@ -258,19 +261,15 @@ class PPO:
         collected: list[Metrics] = []
         last_kls: list[float] = []
         actor_rests = not train_actor
-        encoded = self._encode_once(buffer) if train_actor else None
         for epoch in range(self.config.epochs):
-            # The CNN is trained last: until then its features need no second look at the frames.
-            train_encoder = epoch >= self.config.epochs - self.config.encoder_epochs
+            # The CNN is trained last: until then its features are those that the policy acted on.
+            train_encoder = epoch >= self.config.epochs - self.encoder_epochs
             epoch_kls: list[float] = []
             for batch in buffer.minibatches(self.config.minibatches, self.generator):
                 metrics = self._update_critic(batch)
                 if not actor_rests:
                     advantage = (batch.advantage - advantage_mean) / (advantage_std + 1e-8)
-                    inputs = batch.inputs
-                    if encoded is not None and not train_encoder:
-                        inputs = replace(inputs, visual=encoded[batch.frame_ids])
-                    mean, _ = action_means(self.actor, inputs, train_encoder)
+                    mean, _ = action_means(self.actor, batch.inputs, train_encoder)
                     actor_loss, actor_metrics = self._actor_loss(batch, mean, advantage, std_old)
                     if labels is not None and cloning_weight > 0.0:
                         label = labels[:, batch.env_ids]
@@ -302,15 +301,6 @@ class PPO:
             summary["approx_kl"] = sum(last_kls) / len(last_kls)
             self._adapt_learning_rate(summary["approx_kl"])
         return summary
-
-    def _encode_once(self, buffer: RolloutBuffer) -> Tensor | None:
-        """(M, V) features of the rollout's frames as the CNN sees them before the update."""
-        if buffer.frames is None or not isinstance(self.actor, PixelActor):
-            return None
-        if self.config.encoder_epochs >= self.config.epochs:
-            return None
-        with torch.no_grad():
-            return torch.cat([self.actor.encode(part) for part in buffer.frames.split(CHUNK)])
 
     def _actor_loss(
         self, batch: Batch, mean: Tensor, advantage: Tensor, std_old: Tensor

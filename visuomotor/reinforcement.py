@@ -211,7 +211,9 @@ class Reinforcement:
             train_actor=self.iterations >= ppo.critic_warmup,
         )
         if self.vision is not None:
-            metrics |= self.vision.update(buffer, self.ppo.learning_rate_scale)
+            # What was encoded while acting still holds where PPO left the CNN alone.
+            visual = buffer.visual if self.ppo.encoder_epochs == 0 else None
+            metrics |= self.vision.update(buffer, self.ppo.learning_rate_scale, visual)
         self.iterations += 1
         self.env_steps += ppo.num_steps * self.env.num_envs
         metrics |= {"cloning_weight": weight, "initial_share": self.share.value}
@@ -273,6 +275,7 @@ class Reinforcement:
                 aux_targets=seen.aux_targets,
                 pixels=seen.pixels,
                 new_frame=seen.new_frame,
+                visual=self.policy.visual if self.policy is not None else None,
             )
             began_initially = self.env.from_initial.clone()
             result = self.env.step(action)

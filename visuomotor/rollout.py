@@ -24,7 +24,7 @@ class Sequences:
     episode_start: Tensor | None = None  # (T, B) bool: memory is zeroed before this step; None: no
     hidden: Hidden | None = None  # (B, H) each, before the first step; None: zeros
     frames: Tensor | None = None  # (M, 3, H, W) uint8, each frame once
-    visual: Tensor | None = None  # (M, V): the frames already encoded, read in their place
+    visual: Tensor | None = None  # (M, V): the frames already encoded, to be read in their place
     frame_index: Tensor | None = None  # (T, B) int64: pixels[t, b] == frames[frame_index[t, b]]
     proprio: Tensor | None = None  # (T, B, P)
     state: Tensor | None = None  # (T, B, S)
@@ -35,7 +35,6 @@ class Batch:
     """A minibatch of whole worlds. All but `inputs` and `env_ids` are (T, B, ...)."""
 
     env_ids: Tensor  # (B,) int64: the worlds it is made of
-    frame_ids: Tensor | None  # (M,) int64: where in the rollout's frames those of `inputs` are
     inputs: Sequences
     state: Tensor
     aux_targets: Tensor
@@ -132,6 +131,7 @@ class RolloutBuffer:
             if frame_shape is None
             else torch.zeros(2 * num_envs, *frame_shape, dtype=torch.uint8, device=self.device)
         )
+        self._visual: Tensor | None = None  # (>= M, V)
         self._num_frames = 0
         self._step = 0
         self._decided = False
@@ -141,10 +141,16 @@ class RolloutBuffer:
         """(M, 3, H, W) uint8: the frames of this rollout, or None when nothing is rendered."""
         return None if self._frames is None else self._frames[: self._num_frames]
 
+    @property
+    def visual(self) -> Tensor | None:
+        """(M, V): these frames as the policy that acted encoded them, or None if it did not say."""
+        return None if self._visual is None else self._visual[: self._num_frames]
+
     def start(self, hidden: Hidden | None = None) -> None:
         """Begin a rollout; hidden: (N, H) each, the policy's memory before the first step."""
         self.hidden = None if hidden is None else (hidden[0].clone(), hidden[1].clone())
         self._num_frames = 0
+        self._visual = None
         self._step = 0
         self._decided = False
 
@@ -161,10 +167,12 @@ class RolloutBuffer:
         aux_targets: Tensor | None = None,
         pixels: Tensor | None = None,
         new_frame: Tensor | None = None,
+        visual: Tensor | None = None,
     ) -> None:
         """What was observed and decided at one step; call it before the environment steps.
 
         pixels: (N, 3, H, W) uint8. new_frame: (N,) bool, where they changed since the last step.
+        visual: (N, V), the pixels as the policy encoded them.
         episode_start: (N,) bool. Raises RuntimeError when the rollout is full or out of order.
         """
         if self._decided or self._step == self.num_steps:
@@ -185,7 +193,7 @@ class RolloutBuffer:
         if self._frames is not None:
             if pixels is None or new_frame is None:
                 raise ValueError("this buffer keeps frames: pixels and new_frame are needed")
-            self._add_frames(pixels, new_frame)
+            self._add_frames(pixels, new_frame, visual)
         self._decided = True
 
     def add_outcome(
@@ -240,24 +248,26 @@ class RolloutBuffer:
             )
         order = torch.randperm(self.num_envs, generator=generator).to(self.device)
         for env_ids in order.tensor_split(count):
-            yield self._batch(env_ids)
+            yield self.batch(env_ids)
 
-    def _batch(self, env_ids: Tensor) -> Batch:
-        frames = frame_ids = frame_index = None
+    def batch(self, env_ids: Tensor) -> Batch:
+        """These worlds (B,) of the rollout."""
+        frames = visual = frame_index = None
         if self._frames is not None:
             seen = self.frame_index[:, env_ids]
             frame_ids, frame_index = torch.unique(seen, return_inverse=True)
             frames = self._frames[frame_ids]
+            visual = None if self._visual is None else self._visual[frame_ids]
         state = self.state[:, env_ids]
         return Batch(
             env_ids=env_ids,
-            frame_ids=frame_ids,
             inputs=Sequences(
                 episode_start=self.episode_start[:, env_ids],
                 hidden=None
                 if self.hidden is None
                 else (self.hidden[0][env_ids], self.hidden[1][env_ids]),
                 frames=frames,
+                visual=visual,
                 frame_index=frame_index,
                 proprio=self.proprio[:, env_ids],
                 state=state,
@@ -299,7 +309,7 @@ class RolloutBuffer:
             self._num_frames = len(self._frames)
         self._step = self.num_steps
 
-    def _add_frames(self, pixels: Tensor, new_frame: Tensor) -> None:
+    def _add_frames(self, pixels: Tensor, new_frame: Tensor, visual: Tensor | None) -> None:
         """Keep the frames that changed; at the first step every world's, whatever it is."""
         assert self._frames is not None
         t = self._step
@@ -309,15 +319,26 @@ class RolloutBuffer:
             env_ids = new_frame.to(self.device).nonzero().flatten()
             self.frame_index[t] = self.frame_index[t - 1]
         begin, end = self._num_frames, self._num_frames + len(env_ids)
-        if end > len(self._frames):
-            larger = self._frames.new_zeros(
-                max(2 * len(self._frames), end), *self._frames.shape[1:]
-            )
-            larger[:begin] = self._frames[:begin]
-            self._frames = larger
-        self._frames[begin:end] = pixels.to(self.device)[env_ids]
+        capacity = len(self._frames)
+        if end > capacity:
+            capacity = max(2 * capacity, end)
+        fresh = pixels.to(self.device)[env_ids]
+        self._frames = _with_rows(self._frames, capacity, fresh, begin)
+        if visual is not None:
+            self._visual = _with_rows(self._visual, len(self._frames), visual[env_ids], begin)
         self.frame_index[t, env_ids] = torch.arange(begin, end, device=self.device)
         self._num_frames = end
+
+
+def _with_rows(store: Tensor | None, capacity: int, rows: Tensor, begin: int) -> Tensor:
+    """A store (capacity, ...) that holds `rows` from `begin` on, and what it held before them."""
+    if store is None or len(store) < capacity:
+        larger = rows.new_zeros(capacity, *rows.shape[1:])
+        if store is not None:
+            larger[:begin] = store[:begin]
+        store = larger
+    store[begin : begin + len(rows)] = rows
+    return store
 
 
 class ReturnNormalizer:

@@ -7,6 +7,7 @@ the sensor. Knows nothing of tasks or learning.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -91,16 +92,15 @@ class RayCaster:
             and not config.shadows
             and supports(sim.model, GROUPS)
         )
-        lanes: list[_Lane] | list[_TileLane]
+        self._lanes: Sequence[_Lane | _TileLane]
         if tiles:
             mirror = _Mirror(sim, sources, config, camera, sim.num_envs, self.device)
-            lanes = _tile_lanes(mirror, sim.model, camera, threads)
+            self._lanes = _tile_lanes(mirror, sim.model, camera, threads)
         else:
-            lanes = [
+            self._lanes = [
                 _Lane(_Mirror(sim, sources, config, camera, capacity, self.device))
                 for _ in range(threads)
             ]
-        self._lanes = lanes
         # Kernels are compiled and loaded at the first launch; two threads must not race for that.
         for lane in self._lanes:
             lane.render(torch.zeros(1, dtype=torch.int64), self._blank(1))
