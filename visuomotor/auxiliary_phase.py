@@ -101,7 +101,7 @@ class AuxiliaryPhase:
             *actor.aux_heads.parameters(),
             actor.reading_weight,
         ]
-        self.optimizer = torch.optim.Adam(self._parameters, lr=config.learning_rate)
+        self.optimizer = torch.optim.Adam(self._parameters, lr=config.learning_rate, fused=True)
 
     def start(self, frames: Tensor, targets: Tensor, progress: Progress | None = None) -> None:
         """Before anything acts: teaches encoder and heads alone, on frames (M, 3, H, W) and their
@@ -145,13 +145,13 @@ class AuxiliaryPhase:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * scale
         frames, targets = buffer.frames, buffer.frame_targets()
+        some = torch.randperm(buffer.num_envs, generator=self.generator)[:KL_WORLDS]
+        some = some.to(frames.device)
+        before = self._means(buffer, some, encoded=visual is not None)
         with torch.no_grad():
             if visual is None:
                 visual = torch.cat([self.actor.encode(part) for part in frames.split(CHUNK)])
             held = self.actor.reading(visual)
-        some = torch.randperm(buffer.num_envs, generator=self.generator)[:KL_WORLDS]
-        some = some.to(frames.device)
-        before = self._means(buffer, some)
         totals: dict[str, list[Tensor]] = {}
         order = torch.randperm(len(frames), generator=self.generator).to(frames.device)
         for chosen in order.tensor_split(self.minibatches(buffer)):
@@ -193,9 +193,11 @@ class AuxiliaryPhase:
         return min(self.config.minibatches, len(buffer.frames))
 
     @torch.no_grad()
-    def _means(self, buffer: RolloutBuffer, env_ids: Tensor) -> Tensor:
-        """(T, B, A): the policy as it is now, in these worlds of the rollout."""
-        return action_means(self.actor, buffer.batch(env_ids).inputs)[0]
+    def _means(self, buffer: RolloutBuffer, env_ids: Tensor, encoded: bool = False) -> Tensor:
+        """(T, B, A): the policy as it is now, in these worlds of the rollout; encoded: what its
+        frames were encoded to while acting still holds."""
+        inputs = buffer.batch(env_ids, frames=not encoded).inputs
+        return action_means(self.actor, inputs, train_encoder=not encoded)[0]
 
     def state_dict(self) -> dict[str, Any]:
         """All but the actor, which is another's."""

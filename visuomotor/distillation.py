@@ -63,7 +63,9 @@ class Distillation:
         if self.actor.aux_heads is not None:
             self.actor.aux_heads.set_normalization(*replay.statistics(replay.aux_targets))
         self._parameters = list(self.actor.parameters())
-        self.optimizer = torch.optim.Adam(self._parameters, lr=config.distill.learning_rate)
+        self.optimizer = torch.optim.Adam(
+            self._parameters, lr=config.distill.learning_rate, fused=True
+        )
         self.env = make_env(
             config,
             num_envs=num_envs,

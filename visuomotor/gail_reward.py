@@ -116,7 +116,7 @@ class GailTrainer:
         self.updates = updates
         self.batch_size = batch_size
         self.penalty_weight = gradient_penalty
-        self.optimizer = torch.optim.Adam(discriminator.parameters(), lr=learning_rate)
+        self.optimizer = torch.optim.Adam(discriminator.parameters(), lr=learning_rate, fused=True)
 
     def update(
         self,

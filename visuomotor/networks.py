@@ -148,7 +148,7 @@ def descend(
     progress: told every 50th step's number and metrics. Raises RuntimeError if a gradient is not
     finite.
     """
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
     for step in range(updates):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1.0, 4.0 * (1.0 - step / updates))

@@ -233,10 +233,10 @@ class PPO:
         self.learning_rate_scale = 1.0
         self._actor_parameters = list(actor.parameters())
         self.actor_optimizer = torch.optim.Adam(
-            self._actor_parameters, lr=config.learning_rate, eps=1e-5
+            self._actor_parameters, lr=config.learning_rate, eps=1e-5, fused=True
         )
         self.critic_optimizer = torch.optim.Adam(
-            critic.parameters(), lr=config.critic_learning_rate, eps=1e-5
+            critic.parameters(), lr=config.critic_learning_rate, eps=1e-5, fused=True
         )
 
     def update(
@@ -265,7 +265,10 @@ class PPO:
             # The CNN is trained last: until then its features are those that the policy acted on.
             train_encoder = epoch >= self.config.epochs - self.encoder_epochs
             epoch_kls: list[float] = []
-            for batch in buffer.minibatches(self.config.minibatches, self.generator):
+            batches = buffer.minibatches(
+                self.config.minibatches, self.generator, frames=train_encoder
+            )
+            for batch in batches:
                 metrics = self._update_critic(batch)
                 if not actor_rests:
                     advantage = (batch.advantage - advantage_mean) / (advantage_std + 1e-8)

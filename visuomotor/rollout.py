@@ -236,10 +236,13 @@ class RolloutBuffer:
             gae_lambda,
         )
 
-    def minibatches(self, count: int, generator: torch.Generator) -> Iterator[Batch]:
+    def minibatches(
+        self, count: int, generator: torch.Generator, *, frames: bool = True
+    ) -> Iterator[Batch]:
         """One pass over all worlds in `count` groups of nearly equal size, freshly shuffled.
 
-        generator: a CPU generator. Raises ValueError if there are fewer worlds than groups.
+        generator: a CPU generator. frames: False leaves them out where what they were encoded to
+        was kept. Raises ValueError if there are fewer worlds than groups.
         """
         if not 1 <= count <= self.num_envs:
             raise ValueError(
@@ -248,16 +251,16 @@ class RolloutBuffer:
             )
         order = torch.randperm(self.num_envs, generator=generator).to(self.device)
         for env_ids in order.tensor_split(count):
-            yield self.batch(env_ids)
+            yield self.batch(env_ids, frames=frames)
 
-    def batch(self, env_ids: Tensor) -> Batch:
-        """These worlds (B,) of the rollout."""
-        frames = visual = frame_index = None
+    def batch(self, env_ids: Tensor, *, frames: bool = True) -> Batch:
+        """These worlds (B,) of the rollout; frames: as for `minibatches`."""
+        pixels = visual = frame_index = None
         if self._frames is not None:
             seen = self.frame_index[:, env_ids]
             frame_ids, frame_index = torch.unique(seen, return_inverse=True)
-            frames = self._frames[frame_ids]
             visual = None if self._visual is None else self._visual[frame_ids]
+            pixels = self._frames[frame_ids] if frames or visual is None else None
         state = self.state[:, env_ids]
         return Batch(
             env_ids=env_ids,
@@ -266,7 +269,7 @@ class RolloutBuffer:
                 hidden=None
                 if self.hidden is None
                 else (self.hidden[0][env_ids], self.hidden[1][env_ids]),
-                frames=frames,
+                frames=pixels,
                 visual=visual,
                 frame_index=frame_index,
                 proprio=self.proprio[:, env_ids],

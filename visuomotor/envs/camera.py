@@ -7,7 +7,6 @@ the sensor. Knows nothing of tasks or learning.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -92,31 +91,20 @@ class RayCaster:
             and not config.shadows
             and supports(sim.model, GROUPS)
         )
-        self._lanes: Sequence[_Lane | _TileLane]
+        self._renderer: _TileRenderer | _WarpRenderer
         if tiles:
             mirror = _Mirror(sim, sources, config, camera, sim.num_envs, self.device)
-            self._lanes = _tile_lanes(mirror, sim.model, camera, threads)
+            self._renderer = _TileRenderer(mirror, sim.model, camera, threads)
         else:
-            self._lanes = [
-                _Lane(_Mirror(sim, sources, config, camera, capacity, self.device))
-                for _ in range(threads)
+            mirrors = [
+                _Mirror(sim, sources, config, camera, capacity, self.device) for _ in range(threads)
             ]
-        # Kernels are compiled and loaded at the first launch; two threads must not race for that.
-        for lane in self._lanes:
-            lane.render(torch.zeros(1, dtype=torch.int64), self._blank(1))
-        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+            self._renderer = _WarpRenderer(mirrors)
 
     def render(self, env_ids: Tensor) -> Tensor:
         """env_ids (n,) -> (n, 3, H, W) uint8 images of these worlds as they are now."""
-        n = len(env_ids)
-        images = self._blank(n)
-        lanes = min(len(self._lanes), n)
-        parts = list(zip(self._lanes, env_ids.chunk(lanes), images.chunk(lanes), strict=False))
-        if self._pool is None or len(parts) == 1:
-            for lane, ids, out in parts:
-                lane.render(ids, out)
-        else:
-            list(self._pool.map(lambda part: part[0].render(part[1], part[2]), parts))
+        images = self._blank(len(env_ids))
+        self._renderer.render(env_ids, images)
         return images
 
     def _blank(self, n: int) -> Tensor:
@@ -198,22 +186,39 @@ class _Mirror:
             target[env_ids] = new
         return changed
 
-    def images(self, rows: Tensor, out: Tensor) -> None:
-        """What was rendered in these rows (n,) -> out (n, 3, H, W) uint8."""
+    def first_images(self, out: Tensor) -> None:
+        """What was rendered in the first n rows -> out (n, 3, H, W) uint8."""
         # Packed as 0xAARRGGBB: the bytes of a little-endian word are B, G, R, A.
-        packed = self._rgb[rows].view(torch.uint8).view(len(rows), *self.shape, 4)
+        packed = self._rgb[: len(out)].view(torch.uint8).view(len(out), *self.shape, 4)
         out.copy_(packed[..., [2, 1, 0]].permute(0, 3, 1, 2))
 
+    def blank(self) -> Tensor:
+        """(1, 3, H, W) uint8, for an image."""
+        return torch.empty((1, 3, *self.shape), dtype=torch.uint8, device=self.device)
 
-class _Lane:
-    """One thread's renderer: MuJoCo Warp's own, on copies of up to `capacity` worlds."""
 
-    def __init__(self, mirror: _Mirror):
-        self._mirror = mirror
+class _WarpRenderer:
+    """MuJoCo Warp's own, a mirror a thread."""
+
+    def __init__(self, mirrors: list[_Mirror]):
+        self._mirrors = mirrors
+        self._pool = ThreadPoolExecutor(len(mirrors)) if len(mirrors) > 1 else None
+        # Kernels are compiled and loaded at the first launch; two threads must not race for that.
+        for mirror in mirrors:
+            self._render(mirror, torch.zeros(1, dtype=torch.int64), mirror.blank())
 
     def render(self, env_ids: Tensor, out: Tensor) -> None:
-        """env_ids (n,), n <= capacity; writes out (n, 3, H, W) uint8."""
-        mirror, n = self._mirror, len(env_ids)
+        """env_ids (n,); writes out (n, 3, H, W) uint8."""
+        lanes = min(len(self._mirrors), len(env_ids))
+        parts = list(zip(self._mirrors, env_ids.chunk(lanes), out.chunk(lanes), strict=False))
+        if self._pool is None or len(parts) == 1:
+            for part in parts:
+                self._render(*part)
+        else:
+            list(self._pool.map(lambda part: self._render(*part), parts))
+
+    def _render(self, mirror: _Mirror, env_ids: Tensor, out: Tensor) -> None:
+        n = len(env_ids)
         mirror.copy_first(env_ids)
         with wp.ScopedDevice(mirror.wp_device):
             if mirror.wp_device.is_cuda:
@@ -221,44 +226,52 @@ class _Lane:
             mirror.data.nworld = n
             mjw.refit_bvh(mirror.model, mirror.data, mirror.context)
             mjw.render(mirror.model, mirror.data, mirror.context)
-        mirror.images(torch.arange(n, device=out.device), out)
+        mirror.first_images(out)
 
 
-class _TileLane:
-    """One thread's renderer: the tile caster. All lanes share one mirror, a row a world, so that
-    the picture of what does not move is kept whichever thread drew it."""
+class _TileRenderer:
+    """The tile caster: one mirror with a row a world; each thread casts some of the tiles of all
+    images, so that they are through together."""
 
-    def __init__(self, mirror: _Mirror, tiles: TileCaster, fixed: Tensor, drawn: Tensor):
-        """fixed: (G,) bool, geoms that cannot move. drawn: (N,) bool, worlds seen before."""
-        self._mirror, self._tiles = mirror, tiles
-        self._fixed, self._drawn = fixed, drawn
+    def __init__(self, mirror: _Mirror, model: mujoco.MjModel, camera: str, threads: int):
+        self._mirror = mirror
+        self._threads = threads
+        self._tiles = TileCaster(
+            model,
+            mirror.model,
+            mirror.data,
+            mirror.context,
+            model.camera(camera).id,
+            mirror.shape,
+            GROUPS,
+        )
+        self._fixed = torch.zeros(model.ngeom, dtype=torch.bool)  # geoms that cannot move
+        self._fixed[fixed_geoms(model)] = True
+        self._drawn = torch.zeros(mirror.data.nworld, dtype=torch.bool)  # worlds seen before
+        self._pool: ThreadPoolExecutor | None = None
+        # Kernels are compiled and loaded at the first launch; two threads must not race for that.
+        self.render(torch.zeros(1, dtype=torch.int64), mirror.blank())
+        if threads > 1:
+            self._pool = ThreadPoolExecutor(threads)
 
     def render(self, env_ids: Tensor, out: Tensor) -> None:
         """env_ids (n,), each once; writes out (n, 3, H, W) uint8."""
         changed = self._mirror.copy(env_ids, self._fixed) | ~self._drawn[env_ids]
+        self._drawn[env_ids] = True
         with wp.ScopedDevice(self._mirror.wp_device):
             worlds = wp.from_torch(env_ids.int())
-            self._tiles.render(worlds, wp.from_torch(env_ids[changed].int()))
-        self._drawn[env_ids] = True
-        self._mirror.images(env_ids, out)
-
-
-def _tile_lanes(
-    mirror: _Mirror, model: mujoco.MjModel, camera: str, threads: int
-) -> list[_TileLane]:
-    tiles = TileCaster(
-        model,
-        mirror.model,
-        mirror.data,
-        mirror.context,
-        model.camera(camera).id,
-        mirror.shape,
-        GROUPS,
-    )
-    fixed = torch.zeros(model.ngeom, dtype=torch.bool)
-    fixed[fixed_geoms(model)] = True
-    drawn = torch.zeros(mirror.data.nworld, dtype=torch.bool)
-    return [_TileLane(mirror, tiles, fixed, drawn) for _ in range(threads)]
+            anew = wp.from_torch(env_ids[changed].int())
+            images = wp.from_torch(out.view(len(env_ids), 3, -1))
+            self._tiles.locate(worlds, anew)
+            if self._pool is None:
+                self._tiles.render(worlds, anew, images)
+                return
+            jobs = [
+                self._pool.submit(self._tiles.render, worlds, anew, images, lane, self._threads)
+                for lane in range(self._threads)
+            ]
+            for job in jobs:
+                job.result()
 
 
 class CameraSensor:

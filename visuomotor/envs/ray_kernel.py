@@ -298,14 +298,20 @@ def _make_kernel(types: tuple[int, ...], num_lights: int, vertex_normals: bool) 
         light_xdir: wp.array2d[wp.vec3],
         width: int,
         height: int,
-        keep_depth: bool,
-        rgb: wp.array2d[wp.uint32],
-        depth: wp.array2d[float],
+        lane: int,
+        num_lanes: int,
+        keep: bool,
+        kept_rgb: wp.array2d[wp.uint32],
+        kept_depth: wp.array2d[float],
+        images: wp.array3d[wp.uint8],
     ):
-        row, tile = wp.tid()
+        row, tile_of_lane = wp.tid()
+        tile = tile_of_lane * num_lanes + lane
+        columns = (width + wp.static(TILE - 1)) // wp.static(TILE)
+        if tile >= columns * ((height + wp.static(TILE - 1)) // wp.static(TILE)):
+            return
         world = worlds[row]
         behind = world % behind_rgb.shape[0]
-        columns = (width + wp.static(TILE - 1)) // wp.static(TILE)
         left = (tile % columns) * wp.static(TILE)
         top = (tile // columns) * wp.static(TILE)
         right = wp.min(left + wp.static(TILE), width)
@@ -477,9 +483,14 @@ def _make_kernel(types: tuple[int, ...], num_lights: int, vertex_normals: bool) 
                         wp.clamp(colour[2], 0.0, 1.0) * 255.0,
                         255.0,
                     )
-                rgb[world, pixel] = packed
-                if keep_depth:
-                    depth[world, pixel] = best
+                if keep:
+                    kept_rgb[world, pixel] = packed
+                    kept_depth[world, pixel] = best
+                else:
+                    bits = int(packed)
+                    images[row, 0, pixel] = wp.uint8((bits >> 16) & 255)
+                    images[row, 1, pixel] = wp.uint8((bits >> 8) & 255)
+                    images[row, 2, pixel] = wp.uint8(bits & 255)
 
     return cast
 
@@ -541,30 +552,35 @@ class TileCaster:
         self._nothing_depth = wp.full((1, pixels), 1.0e10, dtype=float)
         self._fixed_rgb = wp.zeros((data.nworld, pixels), dtype=wp.uint32)
         self._fixed_depth = wp.zeros((data.nworld, pixels), dtype=float)
+        self._no_images = wp.zeros((0, 3, pixels), dtype=wp.uint8)
 
-    def render(self, worlds: Any, changed: Any) -> None:
-        """Fills the rows of `context.rgb_data` that belong to `worlds`.
+    def locate(self, worlds: Any, changed: Any) -> None:
+        """Finds where geoms are in the images of these worlds; comes before `render`.
 
         worlds, changed: arrays of int. `changed` are those of them in which something that the
         picture of the fixed geoms depends on differs from the last call: camera, lights, surfaces.
         A world's first picture counts as changed.
         """
         if len(changed) > 0:
-            behind = self._nothing_rgb, self._nothing_depth
-            self._cast(changed, self._fixed, behind, (self._fixed_rgb, self._fixed_depth), True)
-        behind = self._fixed_rgb, self._fixed_depth
-        out = self._context.rgb_data, self._fixed_depth
-        self._cast(worlds, self._moving, behind, out, False)
+            self._bound(changed, self._fixed)
+        self._bound(worlds, self._moving)
 
-    def _cast(
-        self,
-        worlds: Any,
-        geoms: _Geoms,
-        behind: tuple[Any, Any],
-        out: tuple[Any, Any],
-        keep_depth: bool,
+    def render(
+        self, worlds: Any, changed: Any, images: Any, lane: int = 0, num_lanes: int = 1
     ) -> None:
-        m, d, rc = self._model, self._data, self._context
+        """Writes images (n, 3, H * W) uint8 of the n worlds; `worlds`, `changed` as for `locate`.
+
+        lane: which tiles; calls with lanes 0 to num_lanes - 1, side by side or one after the other,
+        make whole images.
+        """
+        if len(changed) > 0:
+            behind = self._nothing_rgb, self._nothing_depth
+            self._cast(changed, self._fixed, behind, self._no_images, lane, num_lanes)
+        behind = self._fixed_rgb, self._fixed_depth
+        self._cast(worlds, self._moving, behind, images, lane, num_lanes)
+
+    def _bound(self, worlds: Any, geoms: _Geoms) -> None:
+        m, d = self._model, self._data
         wp.launch(
             _bound,
             dim=len(worlds),
@@ -583,10 +599,21 @@ class TileCaster:
             ],
             outputs=[geoms.rectangles, geoms.nearest, geoms.order],
         )
+
+    def _cast(
+        self,
+        worlds: Any,
+        geoms: _Geoms,
+        behind: tuple[Any, Any],
+        images: Any,
+        lane: int,
+        num_lanes: int,
+    ) -> None:
+        m, d, rc = self._model, self._data, self._context
         height, width = self._size
         wp.launch(
             self._kernel,
-            dim=(len(worlds), self._tiles),
+            dim=(len(worlds), -(-self._tiles // num_lanes)),
             inputs=[
                 worlds,
                 *behind,
@@ -636,7 +663,9 @@ class TileCaster:
                 d.light_xdir,
                 width,
                 height,
-                keep_depth,
+                lane,
+                num_lanes,
+                geoms is self._fixed,
             ],
-            outputs=list(out),
+            outputs=[self._fixed_rgb, self._fixed_depth, images],
         )
