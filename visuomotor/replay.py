@@ -18,6 +18,7 @@ from visuomotor.envs import make_env
 from visuomotor.errors import UserError
 from visuomotor.ppo import CloningBatch
 from visuomotor.rollout import Sequences
+from visuomotor.symmetry import with_turned_copies
 
 _APPEARANCE = 21  # concern of the random streams of a replay's appearances
 REPLAY_WORLDS = 64
@@ -28,14 +29,15 @@ EARLIER_ACTIONS = 2 * 9  # numbers at the end of a state: the action executed, t
 class DemonstrationReplay:
     """What every step of the demonstrations looks like to the networks, without randomization.
 
-    Lists hold one tensor a demonstration: `state` (T, S), `features` (T, F), `proprio` (T, 24),
-    `aux_targets` (T, K), `stage` (T,), `actions` (T, 9), zeros where a file has none.
+    Copies of each, turned about the arm's base, stand behind those of the file
+    (`config.turned_copies`). Lists hold one tensor a demonstration: `state` (T, S), `features`
+    (T, F), `proprio` (T, 24), `aux_targets` (T, K), `stage` (T,), `actions` (T, 9), zeros where a
+    file has none.
 
     Raises UserError for states that are not of this scene.
     """
 
     def __init__(self, config: Config, demos: Demonstrations):
-        self.demos = demos
         quiet = replace(config, randomization=replace(config.randomization, strength=0.0))
         env = make_env(quiet, num_envs=REPLAY_WORLDS, seed=0, render=False)
         self.state: list[Tensor] = []
@@ -45,20 +47,9 @@ class DemonstrationReplay:
         self.stage: list[Tensor] = []
         self.actions: list[Tensor] = []
         self.has_actions = all(demo.actions is not None for demo in demos.demos)
-        width = env.sim.model.nq + env.sim.model.nv
-        for index, demo in enumerate(demos.demos):
-            if demo.states.shape[1] != width:
-                raise UserError(
-                    f"demonstration {index}: states have {demo.states.shape[1]} numbers behind the "
-                    f"time; the scene of task '{config.task}' has {width}: record demonstrations "
-                    "with visuomotor.demonstrate, or with the same robot and props"
-                )
-            largest = float(np.abs(demo.states).max())
-            if largest > LARGEST_STATE:  # MuJoCo would put a state of its own in the place of it
-                raise UserError(
-                    f"demonstration {index}: states reach {largest:.3g}; expected qpos in m, rad "
-                    f"and unit quaternions, qvel in m/s and rad/s, all below {LARGEST_STATE:g}"
-                )
+        _check_states(demos, env.sim.model.nq + env.sim.model.nv, config.task)
+        self.demos = with_turned_copies(env.task, demos, config.turned_copies, config.seed)
+        for demo in self.demos.demos:
             columns: list[list[Tensor]] = [[], [], [], [], []]
             for ids, states in _chunks(torch.from_numpy(demo.states), env.num_envs):
                 env.sim.reset(ids, states)
@@ -89,6 +80,7 @@ class DemonstrationReplay:
         self.all_state = torch.cat(self.state)
         self.all_features = torch.cat(self.features)
         self.all_actions = torch.cat(self.actions)
+        self._state_std = self.statistics(self.state)[1]
 
     def statistics(self, parts: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Mean and floored deviation over all steps, (D,) each."""
@@ -105,9 +97,25 @@ class DemonstrationReplay:
         other = torch.randint(len(self.all_state), (size,), generator=generator)
         state = self.all_state[chosen].clone()
         state[:, -EARLIER_ACTIONS:] = self.all_state[other, -EARLIER_ACTIONS:]
-        _, std = self.statistics(self.state)
-        state = state + noise * std * torch.randn(state.shape, generator=generator)
+        state = state + noise * self._state_std * torch.randn(state.shape, generator=generator)
         return CloningBatch(Sequences(state=state.unsqueeze(0)), self.all_actions[chosen][None])
+
+
+def _check_states(demos: Demonstrations, width: int, task: str) -> None:
+    """Raises UserError for states that are not of a scene with nq + nv = width."""
+    for index, demo in enumerate(demos.demos):
+        if demo.states.shape[1] != width:
+            raise UserError(
+                f"demonstration {index}: states have {demo.states.shape[1]} numbers behind the "
+                f"time; the scene of task '{task}' has {width}: record demonstrations "
+                "with visuomotor.demonstrate, or with the same robot and props"
+            )
+        largest = float(np.abs(demo.states).max())
+        if largest > LARGEST_STATE:  # MuJoCo would put a state of its own in the place of it
+            raise UserError(
+                f"demonstration {index}: states reach {largest:.3g}; expected qpos in m, rad "
+                f"and unit quaternions, qvel in m/s and rad/s, all below {LARGEST_STATE:g}"
+            )
 
 
 def scattered_frames(

@@ -30,6 +30,7 @@ HAND_BODY = f"{HAND_PREFIX}hand"
 NUM_JOINTS = len(JOINTS)
 PROPRIO_DIM = 24  # sin, cos of 6 joints, 6 joint velocities, sin, cos of 3 fingers
 
+FIRST_JOINT_TURN = -1.0  # rad of the first joint that turn the arm by 1 rad, seen from above
 BASE_POS = (0.0, 0.4, 0.0)  # m; the table's far edge, so that the hand works at the origin
 # rad; hand some 20 cm above the origin, fingers down, open; tuned: far from self-collision.
 START_QPOS = (-1.727, 3.623, 1.245, -0.234, 0.891, -0.39, 0.3, 0.3, 0.3)

@@ -29,6 +29,7 @@ class Stacking(Task):
     stages = ("start", "reach", "lifted", "stacked")
     stage_rewards = (0.0, 0.125, 0.25, 1.0)  # paper
     props = ("block_0", "block_1")
+    prop_symmetry = (4, 4)
 
     def add_props(self, spec: mujoco.MjSpec) -> None:
         scene.add_block(spec, "block_0", BLOCK_EDGE, BLOCK_MASS, ORANGE)

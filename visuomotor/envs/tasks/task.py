@@ -34,6 +34,8 @@ class Task(ABC):
     stages: tuple[str, ...]  # names, in order; the last one is success
     stage_rewards: tuple[float, ...]  # per control step while in the stage
     props: tuple[str, ...]  # body names, each with a free joint
+    # Turns about its vertical that leave a prop as it is: 4 for a cube; empty: 1 for every prop.
+    prop_symmetry: tuple[int, ...] = ()
 
     @abstractmethod
     def add_props(self, spec: mujoco.MjSpec) -> None:
@@ -97,6 +99,44 @@ class Task(ABC):
         for (x, y, yaw), z, adr in zip(self.place(rng), heights, self._prop_qpos_ids, strict=True):
             state[adr : adr + 7] = (x, y, z, np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2))
         return state
+
+    def may_start(self, state: np.ndarray) -> bool:
+        """Whether the props of a state (nq + nv,) stand where an episode may begin."""
+        return all(
+            bool(np.abs(state[adr : adr + 2]).max() <= WORKSPACE) for adr in self._prop_qpos_ids
+        )
+
+    def turned(self, states: np.ndarray, angle: float) -> np.ndarray:
+        """An episode turned about the vertical through the arm's base: (T, nq + nv) -> the same.
+
+        angle: rad, counter-clockwise from above. A symmetric prop is described by the one of its
+        faces that makes its yaw at the first step the smallest, as at the task's own starts.
+        """
+        model = self.sim.model
+        turned = states.copy()
+        turned[:, self.jaco.qpos_ids[0]] += robot.FIRST_JOINT_TURN * angle
+        cos, sin = np.cos(angle), np.sin(angle)
+        rotation = np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
+        base = np.asarray(robot.BASE_POS)
+        symmetry = self.prop_symmetry or (1,) * len(self.props)
+        for adr, dof, ways in zip(self._prop_qpos_ids, self._prop_dof_ids, symmetry, strict=True):
+            position, quat = slice(adr, adr + 3), slice(adr + 3, adr + 7)
+            linear = slice(model.nq + dof, model.nq + dof + 3)
+            angular = slice(model.nq + dof + 3, model.nq + dof + 6)
+            turned[:, position] = (states[:, position] - base) @ rotation.T + base
+            turned[:, linear] = states[:, linear] @ rotation.T
+            turned[:, quat] = _product(_about_z(angle), states[:, quat])
+            w, x, y, z = turned[0, quat]
+            yaw = np.arctan2(2.0 * (w * z + x * y), 1.0 - 2.0 * (y * y + z * z))
+            step = 2.0 * np.pi / ways
+            own = -step * np.round(yaw / step)  # about the prop's own axis: another face of it
+            turned[:, quat] = _product(turned[:, quat], _about_z(own))
+            # A free joint's angular velocity is given in the prop's own frame.
+            x, y = states[:, angular][:, 0], states[:, angular][:, 1]
+            cos_own, sin_own = np.cos(own), np.sin(own)
+            turned[:, angular.start] = cos_own * x + sin_own * y
+            turned[:, angular.start + 1] = cos_own * y - sin_own * x
+        return turned
 
     def half_edges(self) -> Tensor:
         """(N, P) m: half the height of each prop."""
@@ -166,3 +206,21 @@ class Task(ABC):
         stage = torch.nn.functional.one_hot(self.stage(), len(self.stages))
         parts.append(stage.double())
         return torch.cat(parts, dim=1).float()
+
+
+def _about_z(angle: float) -> np.ndarray:
+    """(4,) quaternion w, x, y, z."""
+    return np.array([np.cos(angle / 2), 0.0, 0.0, np.sin(angle / 2)])
+
+
+def _product(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Of quaternions (..., 4), w first."""
+    w1, x1, y1, z1 = np.moveaxis(first, -1, 0)
+    w2, x2, y2, z2 = np.moveaxis(second, -1, 0)
+    parts = (
+        w1 * w2 - x1 * x2 - y1 * y2 - z1 * z2,
+        w1 * x2 + x1 * w2 + y1 * z2 - z1 * y2,
+        w1 * y2 - x1 * z2 + y1 * w2 + z1 * x2,
+        w1 * z2 + x1 * y2 - y1 * x2 + z1 * w2,
+    )
+    return np.stack(np.broadcast_arrays(*parts), axis=-1)
