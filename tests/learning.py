@@ -25,6 +25,7 @@ NUM_STEPS = 8
 SMALL = Config(
     task="lifting",
     num_envs=NUM_ENVS,
+    retargeted=0,
     env=EnvConfig(episode_steps=12, num_threads=1),
     camera=CameraConfig(height=24, width=24),
     actor=ActorConfig(visual_dim=16, proprio_dim=8, hidden_dim=12),

@@ -29,6 +29,7 @@ from visuomotor.train import Run, train
 SMALL = (
     "task=lifting",
     "num_envs=4",
+    "retargeted=0",
     "device=cpu",
     "env.episode_steps=20",
     "env.num_threads=1",

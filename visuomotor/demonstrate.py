@@ -27,6 +27,7 @@ from visuomotor.demonstrations import (
     Demonstrations,
     load_demonstrations,
     save_demonstrations,
+    successful_part,
 )
 from visuomotor.envs import VisuomotorEnv, make_env, make_task
 from visuomotor.errors import UserError
@@ -35,8 +36,6 @@ from visuomotor.files import partial_path
 from visuomotor.limits import at_least, require
 from visuomotor.overrides import parse_overrides
 
-# Control steps kept after success: they show that a finished job is left alone.
-STEPS_AFTER_SUCCESS = 30
 MAX_WORLDS = 64
 DEFAULT_EPISODES = 30  # a task, as in the paper
 DEFAULT_SEED = 1000  # of demonstrations made on first use
@@ -179,13 +178,10 @@ def _episodes(
     stacked = {name: torch.stack(values, dim=1).numpy() for name, values in columns.items()}
     demos, failed = [], 0
     for world in everyone.tolist():
-        success = stacked["success"][world]
-        if not success[-1]:
+        length = successful_part(stacked["success"][world])
+        if length == 0:
             failed += 1
             continue
-        # The first step after which success never left again.
-        lasting = len(success) - int(np.argmin(success[::-1])) if not success.all() else 0
-        length = min(lasting + STEPS_AFTER_SUCCESS, env.episode_steps)
         dones = np.zeros(length, dtype=bool)
         dones[-1] = True
         demos.append(

@@ -294,6 +294,19 @@ def _read_demo(
     )
 
 
+# Control steps kept after success: they show that a finished job is left alone.
+STEPS_AFTER_SUCCESS = 30
+
+
+def successful_part(success: np.ndarray) -> int:
+    """success (T,) bool -> steps from the start to a little after success came to stay; 0 if the
+    episode does not end in it."""
+    if not success[-1]:
+        return 0
+    lasting = 0 if success.all() else len(success) - int(np.argmin(success[::-1]))
+    return min(lasting + STEPS_AFTER_SUCCESS, len(success))
+
+
 # --- what training draws from them ----------------------------------------------------------------
 
 

@@ -41,6 +41,7 @@ from visuomotor.policies import make_teacher
 from visuomotor.policy_files import load_policy
 from visuomotor.reinforcement import Reinforcement
 from visuomotor.replay import DemonstrationReplay
+from visuomotor.retargeting import with_retargeted
 from visuomotor.run_folder import CONFIG_FILE, Progress, RunFolder
 from visuomotor.state_teacher import StateTeacher
 
@@ -385,10 +386,20 @@ def _open(argv: list[str]) -> Run:
     assert config.out is not None
     # What is read comes first: a file that cannot be read leaves no run behind.
     carried = _teacher_of(config) | _actor_of(config)
-    replay = DemonstrationReplay(config, demonstrations_for(config))
+    replay = replay_of(config)
     run = Run(RunFolder.create(Path(config.out), config), replay, device)
     run.begin(carried)
     return run
+
+
+def replay_of(config: Config) -> DemonstrationReplay:
+    """The run's demonstrations, and more out of them, as the networks see them."""
+    demonstrations = demonstrations_for(config)
+    if config.retargeted > 0:
+        print(
+            f"carrying {len(demonstrations)} demonstrations over to other starts", file=sys.stderr
+        )
+    return DemonstrationReplay(config, with_retargeted(config, demonstrations, config.retargeted))
 
 
 def _teacher_of(config: Config) -> dict[str, Any]:
@@ -462,7 +473,7 @@ def _resume(argv: list[str]) -> Run:
     folder = RunFolder.open(Path(argv[0].removeprefix("resume=")))
     config = folder.config
     device = resolve_device(config.device)
-    run = Run(folder, DemonstrationReplay(config, demonstrations_for(config)), device)
+    run = Run(folder, replay_of(config), device)
     if list_checkpoints(folder.checkpoints):
         run.load()
     else:

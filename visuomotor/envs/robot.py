@@ -37,9 +37,16 @@ START_QPOS = (-1.727, 3.623, 1.245, -0.234, 0.891, -0.39, 0.3, 0.3, 0.3)
 START_NOISE_ARM = 0.08  # rad, half width of the uniform spread at reset
 START_NOISE_FINGER = 0.1  # rad
 
-# rad/s. The hand's actuators allow 5, but saturate their 1 N m at about 0.1 rad/s of velocity
+# rad/s. The hand's actuators allow 5, but saturate their torque at about 0.1 rad/s of velocity
 # error: a scale of 1.2 leaves the policy some resolution in closing speed.
 FINGER_MAX_VELOCITY = 1.2
+# A finger's drive, which its load does not turn back: with dm_control's 0.1 N m of friction the two
+# fingers of one side are pushed open by the one of the other, until the block slips. Friction is
+# assumed; the actuator's torque is larger by as much, so that a finger presses as before (1 N m),
+# and its gain keeps the speed that an action asks for.
+FINGER_FRICTION = 0.7  # N m
+FINGER_TORQUE = 1.7  # N m
+FINGER_GAIN = 20.0  # N m s/rad
 
 
 def jaco_spec() -> mujoco.MjSpec:
@@ -58,6 +65,15 @@ def jaco_spec() -> mujoco.MjSpec:
     for body in spec.bodies:
         if body.name != "world":
             body.gravcomp = 1.0
+    fingers = [name.removeprefix(PREFIX) for name in FINGER_JOINTS]
+    for joint in spec.joints:
+        if joint.name in fingers:
+            joint.frictionloss = FINGER_FRICTION
+    for actuator in spec.actuators:
+        if actuator.name in fingers:
+            actuator.forcerange = [-FINGER_TORQUE, FINGER_TORQUE]
+            actuator.gainprm[0] = FINGER_GAIN
+            actuator.biasprm[2] = -FINGER_GAIN
     return spec
 
 

@@ -20,6 +20,7 @@ class Lifting(Task):
     stages = ("start", "reach", "lifted")
     stage_rewards = (0.0, 0.125, 1.0)  # paper
     props = ("block_0",)
+    stage_props = (0, 0, 0)
     prop_symmetry = (4,)
 
     def add_props(self, spec: mujoco.MjSpec) -> None:

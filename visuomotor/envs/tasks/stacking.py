@@ -29,6 +29,7 @@ class Stacking(Task):
     stages = ("start", "reach", "lifted", "stacked")
     stage_rewards = (0.0, 0.125, 0.25, 1.0)  # paper
     props = ("block_0", "block_1")
+    stage_props = (0, 0, 1, 1)
     prop_symmetry = (4, 4)
 
     def add_props(self, spec: mujoco.MjSpec) -> None:

@@ -34,6 +34,7 @@ class Task(ABC):
     stages: tuple[str, ...]  # names, in order; the last one is success
     stage_rewards: tuple[float, ...]  # per control step while in the stage
     props: tuple[str, ...]  # body names, each with a free joint
+    stage_props: tuple[int, ...]  # of each stage: the prop that the hand moves by
     # Turns about its vertical that leave a prop as it is: 4 for a cube; empty: 1 for every prop.
     prop_symmetry: tuple[int, ...] = ()
 
@@ -61,7 +62,7 @@ class Task(ABC):
         self.sim = sim
         model = sim.model
         self.jaco = robot.Jaco(model, sim.device)
-        self._prop_body_ids = [int(model.body(p).id) for p in self.props]
+        self.prop_body_ids = [int(model.body(p).id) for p in self.props]
         self._prop_geom_ids = [int(model.geom(p).id) for p in self.props]
         joints = [model.joint(f"{p}_joint") for p in self.props]
         self._prop_qpos_ids = [int(j.qposadr[0]) for j in joints]
@@ -150,7 +151,7 @@ class Task(ABC):
 
     def prop_pos(self, index: int) -> Tensor:
         """(N, 3) m, world frame."""
-        return self.sim.data("xpos")[:, self._prop_body_ids[index]]
+        return self.sim.data("xpos")[:, self.prop_body_ids[index]]
 
     def pinch_pos(self) -> Tensor:
         """(N, 3) m, world frame: the point between the fingertips."""
@@ -196,7 +197,7 @@ class Task(ABC):
             pos = self.prop_pos(i)
             parts += [
                 pos,
-                sim.data("xmat")[:, self._prop_body_ids[i]].view(n, 9)[:, :6],
+                sim.data("xmat")[:, self.prop_body_ids[i]].view(n, 9)[:, :6],
                 qvel[:, dof : dof + 6],
                 pos - pinch,
                 (pos.unsqueeze(1) - tips).reshape(n, -1),

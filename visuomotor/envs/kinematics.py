@@ -1,0 +1,57 @@
+"""From what the hand should do to what the joints should do: damped least squares.
+
+Serves whoever moves the hand by its pose. Knows nothing of tasks or of learning.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from visuomotor.envs import robot
+from visuomotor.envs.simulation import Simulation
+
+DAMPING = 0.05  # of the least squares, on Jacobians in m/rad and rad/rad; bounds joint speed at
+# singularities at the price of some lag
+
+
+class HandMotion:
+    """The pinch site of N worlds: where it is, and joint velocities that move it."""
+
+    def __init__(self, sim: Simulation, jaco: robot.Jaco):
+        self._sim, self._jaco = sim, jaco
+        joints = [sim.model.joint(name).id for name in robot.ARM_JOINTS]
+        self._joint_ids = torch.tensor(joints)
+
+    def pos(self) -> Tensor:
+        """(N, 3) m, world frame."""
+        return self._sim.data("site_xpos")[:, self._jaco.pinch_site_id]
+
+    def mat(self) -> Tensor:
+        """(N, 3, 3): the site's axes in the world frame; x closes, z points out of the hand."""
+        return self._sim.data("site_xmat")[:, self._jaco.pinch_site_id].view(-1, 3, 3)
+
+    def rotation_to(self, goal: Tensor) -> Tensor:
+        """goal (N, 3, 3) -> (N, 3) rad, world frame: the turn that is missing.
+
+        Half the sum of the axes' cross products: the rotation vector up to third order, and well
+        behaved beyond.
+        """
+        return 0.5 * torch.linalg.cross(self.mat(), goal, dim=1).sum(dim=2)
+
+    def joint_velocity(self, twist: Tensor) -> Tensor:
+        """twist (N, 6) m/s, rad/s of the site -> (N, 6) rad/s: J^T (J J^T + d^2 I)^-1 v."""
+        axis = self._sim.data("xaxis")[:, self._joint_ids]
+        lever = self.pos().unsqueeze(1) - self._sim.data("xanchor")[:, self._joint_ids]
+        jacobian = torch.cat((torch.linalg.cross(axis, lever), axis), dim=2).transpose(1, 2)
+        gram = jacobian @ jacobian.transpose(1, 2)
+        gram = gram + DAMPING**2 * torch.eye(6, dtype=gram.dtype)
+        return (jacobian.transpose(1, 2) @ torch.linalg.solve(gram, twist.unsqueeze(2))).squeeze(2)
+
+    def arm_action(self, twist: Tensor) -> Tensor:
+        """twist (N, 6) m/s, rad/s -> (N, 6) in [-1, 1]; where a joint cannot go so fast all of them
+        go slower, so that the hand keeps its direction."""
+        limits = self._jaco.velocity_limits[:6]
+        velocity = self.joint_velocity(twist)
+        excess = (velocity.abs() / limits).amax(dim=1, keepdim=True).clamp(min=1.0)
+        return velocity / excess / limits
