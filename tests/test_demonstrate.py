@@ -18,12 +18,16 @@ from visuomotor.cli import run_command
 from visuomotor.config import Config, EnvConfig, RandomizationConfig
 from visuomotor.demonstrate import (
     FINGER_TREMBLING,
-    STEPS_AFTER_SUCCESS,
     TREMBLING,
     collect,
     demonstrations_for,
 )
-from visuomotor.demonstrations import Demonstrations, load_demonstrations, save_demonstrations
+from visuomotor.demonstrations import (
+    STEPS_AFTER_SUCCESS,
+    Demonstrations,
+    load_demonstrations,
+    save_demonstrations,
+)
 from visuomotor.envs import make_env
 from visuomotor.errors import UserError
 from visuomotor.experts import Expert

@@ -183,7 +183,7 @@ class CloningConfig:
     enabled: bool = True  # False: no actions of demonstrations are used (the paper's own setting)
     # A network of the state is cloned from the demonstrations: a teacher before it is reinforced,
     # or the expert of a pixel actor, which images of thirty episodes would not teach to see.
-    start_updates: int = 3000  # Adam steps: 20 s
+    start_updates: int = 4000  # Adam steps: 30 s
     # Env steps of ril in which the clone labels, before reinforcement; a quarter of all at most.
     start_steps: int = 150_000
     learning_rate: float = 1e-3
@@ -249,9 +249,10 @@ class Config:
     # More demonstrations out of these: their motions carried over to other starts, where that
     # succeeds, and copies of all of them turned about the arm's base, in which physics sees no
     # difference. From 30 demonstrations a clone stacks 30 % of randomized worlds without either,
-    # 46 % with 15 turned copies of each, 80 % with 300 retargeted ones (512 episodes each).
-    retargeted: int = 300
-    turned_copies: int = 2
+    # 46 % with 15 turned copies of each, 79 % with 300 retargeted ones, 87 % with 600 and a turned
+    # copy of each (512 episodes each).
+    retargeted: int = 600
+    turned_copies: int = 1
     # A run, a bundle with weights or a shipped policy: this run begins with its pixel actor, in the
     # place of a vision start and a cloning start.
     start_from: str | None = None
