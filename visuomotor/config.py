@@ -199,7 +199,7 @@ class CloningConfig:
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    total_steps: int = 3_000_000  # env steps of the state teacher
+    total_steps: int = 800_000  # env steps of the state teacher
     # The teacher is done when so many of its last 200 episodes from the initial distribution
     # succeed, with its exploration noise; null: only after total_steps.
     enough_success: float | None = 0.95
