@@ -4,9 +4,13 @@ r"""What carries the method: trains variants on one budget and draws their curve
     python benchmarks/ablations.py phase=dagger seeds=0,1 steps=250000 \
         teacher=visuomotor/pretrained/teachers/stacking
     python benchmarks/ablations.py phase=ril seeds=0,1 steps=1000000
+    python benchmarks/ablations.py task=lifting name=lifting-without-actions steps=400000 \
+        variants=full,no-imitation-reward settings=cloning.enabled=false,curriculum.enabled=false
 
-Runs go to runs/ablations/<phase>/<variant>-<seed>; one that is there goes on where it stopped, one
-that is finished is left alone. Writes docs/ablations-<phase>.csv (one row an evaluation) and .png.
+settings: of every variant. variants: names as below, with - for a space; default: all that the
+phase has. Runs go to runs/ablations/<name>/<task>-<variant>-<seed>, the name being the phase unless
+it is given; one that is there goes on where it stopped, one that is finished is left alone. Writes
+docs/ablations-<name>.csv (one row an evaluation) and .png.
 Success is that of the deterministic policy under full randomization, from the initial distribution,
 128 episodes an evaluation.
 """
@@ -62,14 +66,12 @@ def settings(phase: str, steps: int, teacher: str) -> list[str]:
     ]
 
 
-def run(task: str, phase: str, steps: int, teacher: str, variant: str, seed: int) -> Path:
-    name = f"{task}-{variant.replace(' ', '-')}-{seed}"
-    folder = Path("runs") / "ablations" / phase / name
+def run(name: str, task: str, variant: str, seed: int, given: list[str]) -> Path:
+    folder = Path("runs") / "ablations" / name / f"{task}-{variant.replace(' ', '-')}-{seed}"
     arguments = [f"resume={folder}"]
     if not (folder / "config.yaml").exists():
-        arguments = [f"task={task}", f"seed={seed}", f"out={folder}"]
-        arguments += [*settings(phase, steps, teacher), *VARIANTS[variant]]
-    print(f"{phase}: {variant}, seed {seed}", flush=True)
+        arguments = [f"task={task}", f"seed={seed}", f"out={folder}", *given, *VARIANTS[variant]]
+    print(f"{name}: {variant}, seed {seed}", flush=True)
     subprocess.run([sys.executable, "-m", "visuomotor.train", *arguments], check=True)
     return folder
 
@@ -88,17 +90,22 @@ def main() -> None:
     steps = int(options.get("steps", "1500000"))
     seeds = [int(seed) for seed in options.get("seeds", "0,1").split(",")]
     variants = [name for name in VARIANTS if name not in UNUSED[phase]]
+    if "variants" in options:
+        variants = [name.replace("-", " ") for name in options["variants"].split(",")]
+    name = options.get("name", phase)
+    given = settings(phase, steps, teacher)
+    given += [entry for entry in options.get("settings", "").split(",") if entry]
     table = []
     for seed in seeds:
         for variant in variants:
-            folder = run(task, phase, steps, teacher, variant, seed)
+            folder = run(name, task, variant, seed, given)
             table += [(variant, seed, *point) for point in curve(folder)]
-            write(table, phase, task)  # after each run, so that a stopped comparison shows its part
+            write(table, name, task)  # after each run, so that a stopped comparison shows its part
 
 
-def write(table: list[tuple[str, int, int, float, float]], phase: str, task: str) -> None:
+def write(table: list[tuple[str, int, int, float, float]], name: str, task: str) -> None:
     docs = Path("docs")
-    with (docs / f"ablations-{phase}.csv").open("w", newline="") as file:
+    with (docs / f"ablations-{name}.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("variant", "seed", "env_steps", "wall_s", "success_rate"))
         writer.writerows(table)
@@ -108,9 +115,9 @@ def write(table: list[tuple[str, int, int, float, float]], phase: str, task: str
             points = [(row[2], row[4]) for row in table if row[:2] == (variant, seed)]
             label = variant if seed == table[0][1] else None
             axes.plot(*zip(*points, strict=True), color=f"C{number}", label=label, lw=1.5)
-    axes.set(xlabel="environment steps", ylabel="success", ylim=(0, 1), title=f"{task}, {phase}")
+    axes.set(xlabel="environment steps", ylabel="success", ylim=(0, 1), title=f"{task}, {name}")
     axes.legend(frameon=False)
-    figure.savefig(docs / f"ablations-{phase}.png", dpi=120)
+    figure.savefig(docs / f"ablations-{name}.png", dpi=120)
     plt.close(figure)
 
 

@@ -180,7 +180,8 @@ class CurriculumConfig:
 
 @dataclass(frozen=True)
 class CloningConfig:
-    enabled: bool = True  # False: no actions of demonstrations are used (the paper's own setting)
+    # False: no actions of demonstrations are used (the paper's own setting), nor retargeted ones.
+    enabled: bool = True
     # A network of the state is cloned from the demonstrations: a teacher before it is reinforced,
     # or the expert of a pixel actor, which images of thirty episodes would not teach to see.
     start_updates: int = 4000  # Adam steps: 30 s
