@@ -40,6 +40,25 @@ def test_a_keyboard_interrupt_leaves_with_130(capsys: pytest.CaptureFixture[str]
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    def fills(argv: list[str]) -> int:
+        with open("/dev/full", "wb", buffering=0) as file:
+            file.write(b"x")
+        return 0
+
+    assert run_command(fills, []) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert "no room" in printed
+    assert "resume=" in printed
+
+
+def test_other_trouble_with_files_is_a_defect() -> None:
+    with pytest.raises(FileNotFoundError):
+        run_command(lambda argv: len(open("/nonexistent/file").read()), [])
+
+
 def test_a_defect_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         run_command(lambda argv: 1 // 0, [])

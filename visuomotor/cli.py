@@ -8,6 +8,7 @@ Imports torch only when a device is asked for: the arm's side has none.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -26,6 +27,7 @@ EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # 130, as a shell reports it
 EXIT_TERMINATED = 128 + signal.SIGTERM  # 143
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _CUDA = re.compile(r"cuda:(\d+)", re.ASCII)
 
 
@@ -43,6 +45,16 @@ def run_command(main: Callable[[list[str]], int | None], argv: Sequence[str]) ->
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        where = f" for '{error.filename}'" if error.filename else ""
+        print(
+            f"error: no room{where} ({error.strerror}); what was written before is whole: free some "
+            "space and start again, training with resume=<its folder>",
+            file=sys.stderr,
+        )
+        return EXIT_BAD_INPUT
     return EXIT_DONE if code is None else code
 
 
