@@ -56,7 +56,7 @@ def test_a_full_disk_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[s
 
 def test_other_trouble_with_files_is_a_defect() -> None:
     with pytest.raises(FileNotFoundError):
-        run_command(lambda argv: len(open("/nonexistent/file").read()), [])
+        run_command(lambda argv: len(os.listdir("/nonexistent/folder")), [])
 
 
 def test_a_defect_keeps_its_traceback() -> None:

@@ -50,8 +50,8 @@ def run_command(main: Callable[[list[str]], int | None], argv: Sequence[str]) ->
             raise
         where = f" for '{error.filename}'" if error.filename else ""
         print(
-            f"error: no room{where} ({error.strerror}); what was written before is whole: free some "
-            "space and start again, training with resume=<its folder>",
+            f"error: no room{where} ({error.strerror}); what was written before is whole: free "
+            "some space and start again, training with resume=<its folder>",
             file=sys.stderr,
         )
         return EXIT_BAD_INPUT
