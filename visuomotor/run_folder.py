@@ -63,21 +63,9 @@ class RunFolder:
         path = Path(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            content = sorted(entry.name for entry in path.iterdir() if entry.name != LOCK_FILE)
         except OSError as error:
-            raise UserError(
-                f"cannot make the run folder '{path}': {error.strerror}; name another with out="
-            ) from error
-        if CONFIG_FILE in content:
-            raise UserError(
-                f"'{path}' holds a run already; go on with it by resume={path}, "
-                "or name a new folder with out="
-            )
-        if content:
-            raise UserError(
-                f"'{path}' is not empty and holds no run (there is '{content[0]}'); name a new "
-                "folder with out=, or go on with a run by resume=<its folder>"
-            )
+            raise _cannot_make(path, error) from error
+        refuse_occupied(path)
         try:
             folder = cls(path, config)
             versions = json.dumps(versions_record(), indent=2) + "\n"
@@ -188,6 +176,32 @@ class RunFolder:
         # That thread dies with the process, and what it has not flushed with it.
         atexit.register(events.close)
         return events
+
+
+def refuse_occupied(path: Path | str) -> None:
+    """Raises UserError if there is something in the folder already, a run or anything else."""
+    path = Path(path)
+    try:
+        entries = list(path.iterdir()) if path.exists() else []
+    except OSError as error:
+        raise _cannot_make(path, error) from error
+    content = sorted(entry.name for entry in entries if entry.name != LOCK_FILE)
+    if CONFIG_FILE in content:
+        raise UserError(
+            f"'{path}' holds a run already; go on with it by resume={path}, "
+            "or name a new folder with out="
+        )
+    if content:
+        raise UserError(
+            f"'{path}' is not empty and holds no run (there is '{content[0]}'); name a new "
+            "folder with out=, or go on with a run by resume=<its folder>"
+        )
+
+
+def _cannot_make(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"cannot make the run folder '{path}': {error.strerror}; name another with out="
+    )
 
 
 def _lock(path: Path) -> TextIO | None:

@@ -42,7 +42,7 @@ from visuomotor.policy_files import load_policy
 from visuomotor.reinforcement import Reinforcement
 from visuomotor.replay import DemonstrationReplay
 from visuomotor.retargeting import with_retargeted
-from visuomotor.run_folder import CONFIG_FILE, Progress, RunFolder
+from visuomotor.run_folder import CONFIG_FILE, Progress, RunFolder, refuse_occupied
 from visuomotor.state_teacher import StateTeacher
 
 # Phases of each algorithm, in order; a checkpoint belongs to one phase.
@@ -384,7 +384,9 @@ def _open(argv: list[str]) -> Run:
         name = f"{config.task}-{config.algorithm}-seed{config.seed}-{stamp}"
         config = replace(config, out=f"runs/{name}")
     assert config.out is not None
-    # What is read comes first: a file that cannot be read leaves no run behind.
+    # What is read comes first: a file that cannot be read leaves no run behind. But an occupied
+    # folder is refused before any work is done for it.
+    refuse_occupied(config.out)
     carried = _teacher_of(config) | _actor_of(config)
     replay = replay_of(config)
     run = Run(RunFolder.create(Path(config.out), config), replay, device)
