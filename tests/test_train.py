@@ -419,3 +419,24 @@ def test_help_names_resume_and_every_setting(capsys: pytest.CaptureFixture[str])
         train(["resume=x", "--help"])
     assert left.value.code == 0
     assert "ppo.gamma" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("enabled", "made"), [(True, 4), (False, 2)])
+def test_demonstrations_are_carried_over_where_their_actions_may_be_used(
+    enabled: bool, made: int
+) -> None:
+    from visuomotor.config import CloningConfig, Config, EnvConfig
+    from visuomotor.demonstrate import collect
+    from visuomotor.train import replay_of
+
+    config = Config(
+        task="lifting",
+        env=EnvConfig(num_threads=1),
+        retargeted=2,
+        turned_copies=0,
+        cloning=CloningConfig(enabled=enabled),
+    )
+    demos, _ = collect(config, 2, seed=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("visuomotor.train.demonstrations_for", lambda config: demos)
+        assert len(replay_of(config).demos) == made

@@ -397,11 +397,13 @@ def _open(argv: list[str]) -> Run:
 def replay_of(config: Config) -> DemonstrationReplay:
     """The run's demonstrations, and more out of them, as the networks see them."""
     demonstrations = demonstrations_for(config)
-    if config.retargeted > 0:
+    # Without cloning the demonstrations' actions are not to be used, nor what is made with them.
+    if config.retargeted > 0 and config.cloning.enabled:
         print(
             f"carrying {len(demonstrations)} demonstrations over to other starts", file=sys.stderr
         )
-    return DemonstrationReplay(config, with_retargeted(config, demonstrations, config.retargeted))
+        demonstrations = with_retargeted(config, demonstrations, config.retargeted)
+    return DemonstrationReplay(config, demonstrations)
 
 
 def _teacher_of(config: Config) -> dict[str, Any]:
