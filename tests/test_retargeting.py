@@ -15,6 +15,7 @@ from visuomotor.config import Config, EnvConfig, RandomizationConfig
 from visuomotor.demonstrate import collect
 from visuomotor.demonstrations import STEPS_AFTER_SUCCESS, Demonstrations
 from visuomotor.envs import TASKS, make_env
+from visuomotor.errors import UserError
 from visuomotor.replay import DemonstrationReplay
 from visuomotor.retargeting import _smooth, _weights, with_retargeted
 
@@ -66,13 +67,17 @@ def test_what_is_kept_is_an_episode_of_the_simulator(more: Demonstrations) -> No
         env.sim.reset(only, torch.from_numpy(demo.states[-1:]))
         assert int(env.task.stage()[0]) == len(env.task.stages) - 1
         assert demo.rewards[-STEPS_AFTER_SUCCESS:].min() == 1.0
-        step = 30
-        env.sim.reset(only, torch.from_numpy(demo.states[step : step + 1]))
-        env.sim.data("ctrl").copy_(env.jaco.ctrl(torch.from_numpy(demo.actions[step][None])))
-        env.sim.step()
-        arm = env.jaco.qpos_ids[:6].numpy()
-        moved = env.sim.get_state(only)[0].numpy()[arm]
-        assert float(np.abs(moved - demo.states[step + 1][arm]).max()) < 0.03  # rad
+        errors = {scale: 0.0 for scale in (1.0, 0.0, -1.0)}
+        for step in range(5, 25):
+            for scale in errors:
+                env.sim.reset(only, torch.from_numpy(demo.states[step : step + 1]))
+                action = torch.from_numpy(scale * demo.actions[step][None])
+                env.sim.data("ctrl").copy_(env.jaco.ctrl(action))
+                env.sim.step()
+                arm = env.jaco.qpos_ids[:6].numpy()
+                moved = env.sim.get_state(only)[0].numpy()[arm]
+                errors[scale] += float(np.abs(moved - demo.states[step + 1][arm]).mean())
+        assert errors[1.0] < 0.6 * errors[0.0] < 0.6 * errors[-1.0]
 
 
 def test_starts_are_new_ones(demos: Demonstrations, more: Demonstrations) -> None:
@@ -88,6 +93,16 @@ def test_the_same_seed_gives_the_same_demonstrations(demos: Demonstrations) -> N
     )
     assert np.array_equal(first.demos[-1].states, second.demos[-1].states)
     assert not np.array_equal(first.demos[-1].states[0], other.demos[-1].states[0])
+
+
+def test_states_of_another_scene_are_refused_before_they_are_simulated(
+    demos: Demonstrations,
+) -> None:
+    with pytest.raises(UserError, match="numbers behind the time"):
+        with_retargeted(config("lifting"), demos, 2)
+    far = replace(demos.demos[0], states=demos.demos[0].states + 1e9)
+    with pytest.raises(UserError, match="states reach"):
+        with_retargeted(config("stacking"), replace(demos, demos=[far]), 2)
 
 
 def test_none_are_made_where_none_are_wanted_or_actions_are_missing(demos: Demonstrations) -> None:

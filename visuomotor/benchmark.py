@@ -103,12 +103,13 @@ def _learn_seconds(learner: Reinforcement, repeats: int) -> float:
 
     def update() -> None:
         for epoch in range(config.epochs):
-            for batch in learner.buffer.minibatches(config.minibatches, generator):
-                policy(batch, epoch >= config.epochs - learner.ppo.encoder_epochs)
+            trains = epoch >= config.epochs - learner.ppo.encoder_epochs
+            for batch in learner.buffer.minibatches(config.minibatches, generator, frames=trains):
+                policy(batch, trains)
         targets, visual = learner.buffer.frame_targets(), learner.buffer.visual
         with torch.no_grad():
             held = actor.reading(visual)
-        order = torch.randperm(len(frames), generator=generator)
+        order = torch.randperm(len(frames), generator=generator).to(frames.device)
         for chosen in order.tensor_split(vision.minibatches(learner.buffer)):
             vision.loss(frames[chosen], targets[chosen], held[chosen])[0].backward()
 

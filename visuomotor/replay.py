@@ -47,7 +47,7 @@ class DemonstrationReplay:
         self.stage: list[Tensor] = []
         self.actions: list[Tensor] = []
         self.has_actions = all(demo.actions is not None for demo in demos.demos)
-        _check_states(demos, env.sim.model.nq + env.sim.model.nv, config.task)
+        check_states(demos, env.sim.model.nq + env.sim.model.nv, config.task)
         self.demos = with_turned_copies(env.task, demos, config.turned_copies, config.seed)
         for demo in self.demos.demos:
             columns: list[list[Tensor]] = [[], [], [], [], []]
@@ -101,7 +101,7 @@ class DemonstrationReplay:
         return CloningBatch(Sequences(state=state.unsqueeze(0)), self.all_actions[chosen][None])
 
 
-def _check_states(demos: Demonstrations, width: int, task: str) -> None:
+def check_states(demos: Demonstrations, width: int, task: str) -> None:
     """Raises UserError for states that are not of a scene with nq + nv = width."""
     for index, demo in enumerate(demos.demos):
         if demo.states.shape[1] != width:

@@ -18,6 +18,7 @@ from visuomotor.config import Config
 from visuomotor.demonstrations import Demonstration, Demonstrations, successful_part
 from visuomotor.envs import VisuomotorEnv, make_env
 from visuomotor.envs.kinematics import HandMotion
+from visuomotor.replay import check_states
 
 MAX_WORLDS = 64
 MAX_ATTEMPTS = 4  # episodes tried for one that is wanted, at most
@@ -63,13 +64,16 @@ def with_retargeted(config: Config, demonstrations: Demonstrations, count: int) 
     """The demonstrations and up to `count` retargeted ones behind them, from nominal worlds.
 
     Fewer if more than MAX_ATTEMPTS times as many episodes do not bring them. Demonstrations without
-    actions are left as they are: what their fingers did is unknown.
+    actions are left as they are: what their fingers did is unknown. Raises UserError for states
+    that are not of this scene.
     """
     usable = [demo for demo in demonstrations.demos if demo.actions is not None]
     if count == 0 or not usable:
         return demonstrations
     quiet = replace(config, randomization=replace(config.randomization, strength=0.0))
     env = make_env(quiet, num_envs=min(MAX_WORLDS, count), seed=config.seed, render=False)
+    # Before anything is put into the simulator.
+    check_states(demonstrations, env.sim.model.nq + env.sim.model.nv, config.task)
     # Starts of their own: neither those of training nor those of an evaluation.
     env.seed = int(np.random.SeedSequence([config.seed, _STARTS]).generate_state(1)[0])
     motions = [_motion(env, demo) for demo in usable]

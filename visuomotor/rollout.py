@@ -305,6 +305,7 @@ class RolloutBuffer:
         for name in self._KEPT:
             getattr(self, name).copy_(state[name])
         self.hidden = None
+        self._visual = None
         if "h" in state:
             self.hidden = (state["h"].to(self.device), state["c"].to(self.device))
         if "frames" in state:
