@@ -34,7 +34,7 @@ MAX_SPEED = 0.3  # m/s of the hand
 LAG = (0.012, 0.15)
 PATIENCE = 10  # control steps, but not longer: something may stand in the way
 TREMBLING = 0.1  # standard deviation of the noise on what is done, as in visuomotor.demonstrate
-FINGER_TREMBLING = 0.2
+FINGER_TREMBLING = 2.0  # the same for fingers, as a multiple
 _STARTS, _NOISE = 23, 24  # concerns of the random streams
 
 
@@ -170,12 +170,9 @@ class _Retargeting:
                 self.segment[world, segment.begin : segment.end] = number
             self._bend(world, 0)
 
-    def _symmetry(self, prop: int) -> int:
-        return self.env.task.prop_symmetry[prop] if self.env.task.prop_symmetry else 1
-
     def _turn(self, prop: int, yaw: float) -> float:
         """The smallest turn of a prop that looks like `yaw`."""
-        step = 2.0 * np.pi / self._symmetry(prop)
+        step = 2.0 * np.pi / self.env.task.symmetry(prop)
         return float(yaw - step * np.round(yaw / step))
 
     def _chosen(self, motions: list[_Motion]) -> list[_Motion]:
@@ -218,7 +215,7 @@ class _Retargeting:
         columns: dict[str, list[Tensor]] = {
             name: [] for name in ("states", "actions", "rewards", "success")
         }
-        scale = torch.tensor([TREMBLING] * 6 + [FINGER_TREMBLING] * 3)
+        scale = torch.tensor([TREMBLING] * 6 + [FINGER_TREMBLING * TREMBLING] * 3)
         for _ in range(env.episode_steps):
             action = self._act()
             columns["states"].append(env.sim.get_state(everyone))

@@ -24,10 +24,10 @@ def with_turned_copies(
 ) -> Demonstrations:
     """The demonstrations, and up to `copies` turned ones of each behind them.
 
-    task: bound to a simulation of the scene. Angles are uniform among those that leave the start
-    one of the task's own (`Task.may_start`); an episode for which no such angle is found in TRIES
-    has no copies. Whatever else a file holds of an episode (features, proprioception) is left out
-    of its copies: it follows from the states.
+    task: bound to a simulation of the scene. Angles are uniform among those that leave the props
+    where an episode may begin (`Task.may_start`); an episode for which no such angle is found in
+    TRIES has no copies. Whatever else a file holds of an episode (features, proprioception) is left
+    out of its copies: it follows from the states.
     """
     rng = np.random.default_rng([seed, _TURNS])
     turned = []

@@ -61,7 +61,7 @@ class RayCaster:
       config: image size and shadows.
       fields: the model fields declared to `sim`.
       device: where the rays are cast and the images live.
-      num_threads: CPU only; the worlds of a call are split over so many threads (0: all cores).
+      num_threads: CPU only; a call is split over so many threads (0: all cores).
       tiles: False casts with MuJoCo Warp's own kernel on a CPU, too.
     """
 

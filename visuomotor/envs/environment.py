@@ -26,8 +26,8 @@ _START, _FACTORS = 1, 2
 _PIXELS, _PROPRIO, _DROPS = 11, 12, 13
 
 
-# Of a staggered environment's worlds, which end together: a reset of four costs little more than
-# one of a single world.
+# At most so many groups of a staggered environment's worlds end one after the other; a group ends
+# together, since a reset of four worlds costs little more than one of a single world.
 STAGGERED_GROUPS = 32
 
 

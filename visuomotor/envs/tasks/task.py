@@ -101,6 +101,10 @@ class Task(ABC):
             state[adr : adr + 7] = (x, y, z, np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2))
         return state
 
+    def symmetry(self, index: int) -> int:
+        """Turns about its vertical that leave a prop as it is."""
+        return self.prop_symmetry[index] if self.prop_symmetry else 1
+
     def may_start(self, state: np.ndarray) -> bool:
         """Whether the props of a state (nq + nv,) stand where an episode may begin."""
         return all(
@@ -119,8 +123,10 @@ class Task(ABC):
         cos, sin = np.cos(angle), np.sin(angle)
         rotation = np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
         base = np.asarray(robot.BASE_POS)
-        symmetry = self.prop_symmetry or (1,) * len(self.props)
-        for adr, dof, ways in zip(self._prop_qpos_ids, self._prop_dof_ids, symmetry, strict=True):
+        for index, (adr, dof) in enumerate(
+            zip(self._prop_qpos_ids, self._prop_dof_ids, strict=True)
+        ):
+            ways = self.symmetry(index)
             position, quat = slice(adr, adr + 3), slice(adr + 3, adr + 7)
             linear = slice(model.nq + dof, model.nq + dof + 3)
             angular = slice(model.nq + dof + 3, model.nq + dof + 6)
