@@ -8,8 +8,6 @@ policy lacks first (DART: Laskey et al. 2017).
 
 from __future__ import annotations
 
-import hashlib
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from visuomotor import __version__
+from visuomotor.cache import cached_path, check_cache, check_writable
 from visuomotor.cli import run_command
 from visuomotor.config import Config
 from visuomotor.demonstrations import (
@@ -32,7 +31,6 @@ from visuomotor.demonstrations import (
 from visuomotor.envs import VisuomotorEnv, make_env, make_task
 from visuomotor.errors import UserError
 from visuomotor.experts import Expert
-from visuomotor.files import partial_path
 from visuomotor.limits import at_least, require
 from visuomotor.overrides import parse_overrides
 
@@ -59,37 +57,22 @@ class DemonstrateConfig:
 def demonstrations_for(config: Config) -> Demonstrations:
     """The run's demonstrations: its file, or thirty made on first use and kept in a cache.
 
-    The cache is $XDG_CACHE_HOME/visuomotor, else ~/.cache/visuomotor; a file there is made anew
-    when the scene, the expert's settings or this package's version change.
+    A file in the cache is made anew when the scene, the expert's settings or this package's version
+    change.
     """
     if config.demonstrations is not None:
         return load_demonstrations(Path(config.demonstrations), task=config.task)
     quiet = replace(config, randomization=replace(config.randomization, strength=0.0))
     xml = make_env(quiet, num_envs=1, seed=0, render=False).model_xml()
-    settings = (__version__, config.env.control_dt, config.env.episode_steps, TREMBLING, xml)
-    key = "|".join(map(str, settings))
-    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
-    # Set but empty means the same as not set (XDG base directory specification).
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "visuomotor"
-    path = root / f"{config.task}-{DEFAULT_EPISODES}-{digest}.hdf5"
+    path = cached_path(
+        f"{config.task}-{DEFAULT_EPISODES}",
+        *(__version__, config.env.control_dt, config.env.episode_steps, TREMBLING, xml),
+    )
     if not path.exists():
-        _check_writable(path, "set XDG_CACHE_HOME to a folder that can be written")
+        check_cache(path)
         print(f"making {DEFAULT_EPISODES} demonstrations of {config.task}: {path}", file=sys.stderr)
         _make_file(quiet, DEFAULT_EPISODES, DEFAULT_SEED, path, TREMBLING)
     return load_demonstrations(path, task=config.task)
-
-
-def _check_writable(path: Path, remedy: str) -> None:
-    """Makes the folder. Raises UserError before any work is done for a file that cannot be kept."""
-    if path.is_dir():
-        raise UserError(f"cannot write '{path}': it is a folder; {remedy}")
-    probe = partial_path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"cannot write '{path}': {error.strerror}; {remedy}") from error
 
 
 def _make_file(config: Config, episodes: int, seed: int, path: Path, trembling: float) -> int:
@@ -209,7 +192,7 @@ def demonstrate(argv: list[str]) -> int:
         raise UserError(f"trembling={options.trembling} is not valid; valid: from 0 up to 1")
     require("seed", options.seed, at_least(0))
     path = Path(f"demos/{options.task}.hdf5" if options.out is None else options.out)
-    _check_writable(path, "valid: out=<a file in a folder that can be written>")
+    check_writable(path, "valid: out=<a file in a folder that can be written>")
     config = Config(task=options.task)
     failures = _make_file(config, options.episodes, options.seed, path, options.trembling)
     print(f"{options.episodes} demonstrations in {path}; {failures} attempts failed, left out")

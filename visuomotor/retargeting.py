@@ -8,14 +8,26 @@ motion comes from the demonstrations.
 
 from __future__ import annotations
 
+import hashlib
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from visuomotor import __version__
+from visuomotor.cache import cached_path, check_cache
 from visuomotor.config import Config
-from visuomotor.demonstrations import Demonstration, Demonstrations, successful_part
+from visuomotor.demonstrations import (
+    Demonstration,
+    Demonstrations,
+    load_demonstrations,
+    save_demonstrations,
+    successful_part,
+)
 from visuomotor.envs import VisuomotorEnv, make_env
 from visuomotor.envs.kinematics import HandMotion
 from visuomotor.replay import check_states
@@ -35,6 +47,7 @@ LAG = (0.012, 0.15)
 PATIENCE = 10  # control steps, but not longer: something may stand in the way
 TREMBLING = 0.1  # standard deviation of the noise on what is done, as in visuomotor.demonstrate
 FINGER_TREMBLING = 2.0  # the same for fingers, as a multiple
+SEED = 2000  # of the starts and of the noise: every run of a task has the same episodes
 _STARTS, _NOISE = 23, 24  # concerns of the random streams
 
 
@@ -64,27 +77,56 @@ def with_retargeted(config: Config, demonstrations: Demonstrations, count: int) 
     """The demonstrations and up to `count` retargeted ones behind them, from nominal worlds.
 
     Fewer if more than MAX_ATTEMPTS times as many episodes do not bring them. Demonstrations without
-    actions are left as they are: what their fingers did is unknown. Raises UserError for states
-    that are not of this scene.
+    actions are left as they are: what their fingers did is unknown. They are made on first use and
+    kept in the cache, for these demonstrations, this scene and this package's version.
+    Raises UserError for states that are not of this scene, and where the cache cannot be written.
     """
     usable = [demo for demo in demonstrations.demos if demo.actions is not None]
     if count == 0 or not usable:
         return demonstrations
     quiet = replace(config, randomization=replace(config.randomization, strength=0.0))
-    env = make_env(quiet, num_envs=min(MAX_WORLDS, count), seed=config.seed, render=False)
+    env = make_env(quiet, num_envs=min(MAX_WORLDS, count), seed=SEED, render=False)
     # Before anything is put into the simulator.
     check_states(demonstrations, env.sim.model.nq + env.sim.model.nv, config.task)
+    xml = env.model_xml()
+    motions = (array for demo in usable for array in (demo.states, demo.actions))
+    digest = hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in motions))
+    path = cached_path(
+        f"{config.task}-retargeted-{count}",
+        *(__version__, replace(config.env, num_threads=0), digest.hexdigest(), xml),
+    )
+    if path.exists():
+        made = load_demonstrations(path, task=config.task).demos
+        return replace(demonstrations, demos=[*demonstrations.demos, *made])
+    check_cache(path)
+    print(f"carrying {len(usable)} demonstrations over to {count} other starts", file=sys.stderr)
+    with tqdm(total=count, unit="episode", desc="retargeting", disable=None) as bar:
+        made = _make(env, usable, count, lambda done: bar.update(done - bar.n))
+    if len(made) < count:
+        print(f"{len(made)} succeeded within {MAX_ATTEMPTS * count} attempts", file=sys.stderr)
+    if made:
+        save_demonstrations(path, replace(demonstrations, demos=made, model_xml=xml))
+    return replace(demonstrations, demos=[*demonstrations.demos, *made])
+
+
+def _make(
+    env: VisuomotorEnv,
+    demos: list[Demonstration],
+    count: int,
+    progress: Callable[[int], object],
+) -> list[Demonstration]:
     # Starts of their own: neither those of training nor those of an evaluation.
-    env.seed = int(np.random.SeedSequence([config.seed, _STARTS]).generate_state(1)[0])
-    motions = [_motion(env, demo) for demo in usable]
+    env.seed = int(np.random.SeedSequence([SEED, _STARTS]).generate_state(1)[0])
+    motions = [_motion(env, demo) for demo in demos]
     made: list[Demonstration] = []
-    rng = np.random.default_rng([config.seed, _NOISE])
+    rng = np.random.default_rng([SEED, _NOISE])
     env.reset()
     for _ in range(-(-MAX_ATTEMPTS * count // env.num_envs)):
         if len(made) >= count:
             break
         made += _Retargeting(env, motions, rng).episodes()
-    return replace(demonstrations, demos=[*demonstrations.demos, *made[:count]])
+        progress(min(count, len(made)))
+    return made[:count]
 
 
 # --- demonstrations as motions --------------------------------------------------------------------

@@ -399,11 +399,7 @@ def replay_of(config: Config) -> DemonstrationReplay:
     demonstrations = demonstrations_for(config)
     # Without cloning the demonstrations' actions are not to be used, nor what is made with them.
     if config.retargeted > 0 and config.cloning.enabled:
-        given = len(demonstrations)
-        print(f"carrying {given} demonstrations over to other starts", file=sys.stderr)
         demonstrations = with_retargeted(config, demonstrations, config.retargeted)
-        made = len(demonstrations) - given
-        print(f"made {made} of {config.retargeted} more demonstrations", file=sys.stderr)
     return DemonstrationReplay(config, demonstrations)
 
 

@@ -1,0 +1,35 @@
+"""Files made on first use and kept: $XDG_CACHE_HOME/visuomotor, else ~/.cache/visuomotor."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from visuomotor.errors import UserError
+from visuomotor.files import partial_path
+
+
+def cached_path(name: str, *facts: object) -> Path:
+    """Where what follows from `facts` is kept: <cache>/<name>-<digest of the facts>.hdf5."""
+    digest = hashlib.sha256("|".join(map(str, facts)).encode()).hexdigest()[:12]
+    # Set but empty means the same as not set (XDG base directory specification).
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "visuomotor" / f"{name}-{digest}.hdf5"
+
+
+def check_cache(path: Path) -> None:
+    check_writable(path, "set XDG_CACHE_HOME to a folder that can be written")
+
+
+def check_writable(path: Path, remedy: str) -> None:
+    """Makes the folder. Raises UserError before any work is done for a file that cannot be kept."""
+    if path.is_dir():
+        raise UserError(f"cannot write '{path}': it is a folder; {remedy}")
+    probe = partial_path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write '{path}': {error.strerror}; {remedy}") from error
