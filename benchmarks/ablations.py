@@ -5,12 +5,13 @@ r"""What carries the method: trains variants on one budget and draws their curve
         teacher=visuomotor/pretrained/teachers/stacking
     python benchmarks/ablations.py phase=ril seeds=0,1 steps=1000000
     python benchmarks/ablations.py task=lifting name=lifting-without-actions steps=400000 \
-        variants=full,no-imitation-reward settings=cloning.enabled=false,curriculum.enabled=false
+        variants=full,no-imitation-reward settings="cloning.enabled=false curriculum.enabled=false"
 
-settings: of every variant. variants: names as below, with - for a space; default: all that the
-phase has. Runs go to runs/ablations/<name>/<task>-<variant>-<seed>, the name being the phase unless
-it is given; one that is there goes on where it stopped, one that is finished is left alone. Writes
-docs/ablations-<name>.csv (one row an evaluation) and .png.
+settings: of every variant, with spaces between. variants: names as below, with - for a space;
+default: all that the phase has. Runs go to runs/ablations/<name>/<task>-<variant>-<seed>, the name
+being the phase unless it is given; one that is there goes on where it stopped, if it has the same
+settings, and one that is finished is left alone. Writes docs/ablations-<name>.csv (one row an
+evaluation) and .png.
 Success is that of the deterministic policy under full randomization, from the initial distribution,
 128 episodes an evaluation.
 """
@@ -28,13 +29,17 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from visuomotor.config import Config
+from visuomotor.overrides import load_yaml, parse_overrides
+
 VARIANTS: dict[str, tuple[str, ...]] = {
     "full": (),
     "no imitation reward": ("gail.weight=0",),
     "imitation reward alone": ("gail.weight=1",),
     "no demonstration curriculum": ("curriculum.enabled=false",),
     "no auxiliary losses": ("aux.weight=0",),
-    "no cloning": ("cloning.enabled=false",),
+    "no cloning": ("cloning.enabled=false",),  # nor retargeted demonstrations, which it makes
+    "no retargeting": ("retargeted=0",),
 }
 # What a phase does not use cannot be ablated in it.
 UNUSED = {
@@ -68,9 +73,11 @@ def settings(phase: str, steps: int, teacher: str) -> list[str]:
 
 def run(name: str, task: str, variant: str, seed: int, given: list[str]) -> Path:
     folder = Path("runs") / "ablations" / name / f"{task}-{variant.replace(' ', '-')}-{seed}"
-    arguments = [f"resume={folder}"]
-    if not (folder / "config.yaml").exists():
-        arguments = [f"task={task}", f"seed={seed}", f"out={folder}", *given, *VARIANTS[variant]]
+    arguments = [f"task={task}", f"seed={seed}", f"out={folder}", *given, *VARIANTS[variant]]
+    if (folder / "config.yaml").exists():
+        if load_yaml(folder / "config.yaml", Config) != parse_overrides(arguments, Config):
+            sys.exit(f"{folder} is a run with other settings; give another name=, or remove it")
+        arguments = [f"resume={folder}"]
     print(f"{name}: {variant}, seed {seed}", flush=True)
     subprocess.run([sys.executable, "-m", "visuomotor.train", *arguments], check=True)
     return folder
@@ -92,9 +99,12 @@ def main() -> None:
     variants = [name for name in VARIANTS if name not in UNUSED[phase]]
     if "variants" in options:
         variants = [name.replace("-", " ") for name in options["variants"].split(",")]
+    unknown = [name for name in variants if name not in VARIANTS]
+    if unknown:
+        sys.exit(f"no variant {', '.join(unknown)}; there are: {', '.join(VARIANTS)}")
     name = options.get("name", phase)
     given = settings(phase, steps, teacher)
-    given += [entry for entry in options.get("settings", "").split(",") if entry]
+    given += options.get("settings", "").split()
     table = []
     for seed in seeds:
         for variant in variants:

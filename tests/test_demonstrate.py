@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from visuomotor import demonstrate as module
+from visuomotor import experts
 from visuomotor.cli import run_command
 from visuomotor.config import Config, EnvConfig, RandomizationConfig
 from visuomotor.demonstrate import (
@@ -222,7 +223,7 @@ class _Butterfingers(Expert):
 def test_an_episode_is_kept_until_the_success_that_lasts(monkeypatch):
     """The block is lifted, dropped and lifted again: the second time counts."""
     monkeypatch.setattr(_Butterfingers, "drops", range(80, 100))
-    monkeypatch.setattr(module, "Expert", _Butterfingers)
+    monkeypatch.setattr(experts, "Expert", _Butterfingers)
     long = replace(LIFTING, env=EnvConfig(episode_steps=300))
     demos, failures = collect(long, 2, 3, trembling=0.0)
     assert failures == 0
@@ -237,14 +238,14 @@ def test_an_episode_is_kept_until_the_success_that_lasts(monkeypatch):
 
 def test_a_success_that_does_not_last_is_a_failure(monkeypatch):
     monkeypatch.setattr(_Butterfingers, "drops", range(130, 150))
-    monkeypatch.setattr(module, "Expert", _Butterfingers)
+    monkeypatch.setattr(experts, "Expert", _Butterfingers)
     short = replace(LIFTING, env=EnvConfig(episode_steps=150))
     with pytest.raises(UserError, match="the scripted expert failed 10 times"):
         collect(short, 2, 3, trembling=0.0)
 
 
 def test_failures_are_left_out_and_counted(monkeypatch):
-    monkeypatch.setattr(module, "Expert", _Clumsy)
+    monkeypatch.setattr(experts, "Expert", _Clumsy)
     reported = []
     demos, failures = collect(LIFTING, 4, 3, lambda *counts: reported.append(counts), trembling=0)
     # Worlds 1, 2, 3 of the first four episodes, and the next world 1.
@@ -255,7 +256,7 @@ def test_failures_are_left_out_and_counted(monkeypatch):
 
 
 def test_an_expert_that_always_fails_is_an_error_and_no_file(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(module, "Expert", _Idle)
+    monkeypatch.setattr(experts, "Expert", _Idle)
     path = tmp_path / "demos.hdf5"
     assert _run("task=lifting", "episodes=1", f"out={path}") == 2
     assert "the scripted expert failed 5 times on task 'lifting'" in capsys.readouterr().err

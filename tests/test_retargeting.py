@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from visuomotor import retargeting
+from visuomotor import motions, retargeting
 from visuomotor.config import Config, EnvConfig, RandomizationConfig
 from visuomotor.demonstrate import collect
 from visuomotor.demonstrations import STEPS_AFTER_SUCCESS, Demonstrations
 from visuomotor.envs import TASKS, make_env
 from visuomotor.errors import UserError
 from visuomotor.replay import DemonstrationReplay
-from visuomotor.retargeting import _smooth, _weights, with_retargeted
+from visuomotor.retargeting import _weights, with_retargeted
 
 QUIET = RandomizationConfig(strength=0.0)
 
@@ -78,7 +78,8 @@ def test_what_is_kept_is_an_episode_of_the_simulator(more: Demonstrations) -> No
         assert int(env.task.stage()[0]) == len(env.task.stages) - 1
         assert demo.rewards[-STEPS_AFTER_SUCCESS:].min() == 1.0
         errors = {scale: 0.0 for scale in (1.0, 0.0, -1.0)}
-        for step in range(5, 25):
+        moving = np.flatnonzero(np.abs(demo.actions[:-1, :6]).max(axis=1) > 0.4)
+        for step in moving[::3].tolist():
             for scale in errors:
                 env.sim.reset(only, torch.from_numpy(demo.states[step : step + 1]))
                 action = torch.from_numpy(scale * demo.actions[step][None])
@@ -154,15 +155,18 @@ def test_a_replay_derives_what_the_copies_lack(more: Demonstrations) -> None:
 
 def test_smoothing_keeps_a_straight_path_and_takes_out_trembling() -> None:
     line = np.linspace(0.0, 1.0, 40)[:, None] * np.array([1.0, -2.0, 0.5])
-    inner = slice(retargeting.SMOOTHED, -retargeting.SMOOTHED)
-    np.testing.assert_allclose(_smooth(line)[inner], line[inner], atol=1e-12)
+    inner = slice(motions.SMOOTHED, -motions.SMOOTHED)
+    np.testing.assert_allclose(motions._smooth(line)[inner], line[inner], atol=1e-12)
     rough = line + np.random.default_rng(0).normal(0.0, 0.1, line.shape)
-    assert np.abs(_smooth(rough) - line)[inner].mean() < 0.6 * np.abs(rough - line)[inner].mean()
+    assert (
+        np.abs(motions._smooth(rough) - line)[inner].mean()
+        < 0.6 * np.abs(rough - line)[inner].mean()
+    )
 
 
 def test_a_motion_is_bent_from_where_it_was_to_where_it_must_be() -> None:
     path = np.stack([np.linspace(0.0, 1.0, 21), np.zeros(21), np.zeros(21)], axis=1)
-    weights = _weights(path, 0, 21)
+    weights = _weights(path)
     assert weights[0] == 0.0
     assert weights[5] == pytest.approx(0.5)  # a quarter of the path, half of the bent part
     assert (weights[11:] == 1.0).all()
@@ -170,7 +174,79 @@ def test_a_motion_is_bent_from_where_it_was_to_where_it_must_be() -> None:
 
 
 def test_a_hand_that_never_moves_is_no_division_by_zero() -> None:
-    assert np.isfinite(_weights(np.zeros((5, 3)), 0, 5)).all()
+    assert np.isfinite(_weights(np.zeros((5, 3)))).all()
+
+
+def test_a_moments_change_of_the_fingers_is_trembling() -> None:
+    press = np.array([0] * 8 + [1] * 10 + [0] * 2 + [1] * 6 + [0] * 9, dtype=bool)
+    steady = motions._steady(press)
+    assert steady.tolist() == [False] * 8 + [True] * 18 + [False] * 9
+    ends = motions._phase_ends(steady)
+    assert ends[0] == 7
+    assert ends[8] == ends[25] == 25
+    assert ends[26] == 34
+
+
+def test_a_hand_presses_until_it_opens() -> None:
+    asked = np.array([0.0, 0.3, 0.9, 1.0, 0.2, 0.1, -0.1, 0.3, -1.0])
+    assert motions._pressing(asked).tolist() == [False, False] + [True] * 4 + [False] * 3
+
+
+def test_what_is_taken_apart_again_has_not_succeeded() -> None:
+    good = np.array([0] * 10 + [1] * 3 + [0] * 2 + [1] * 20, dtype=bool)
+    bad = np.array([0] * 10 + [1] * 5 + [0] * 20 + [1] * 20, dtype=bool)
+    assert not retargeting._undone(good)
+    assert retargeting._undone(bad)
+
+
+def test_when_a_prop_is_let_go_is_the_same_for_all(demos: Demonstrations) -> None:
+    env = make_env(config("stacking"), num_envs=8, seed=0, render=False)
+    read = [motions.read_motion(env, demo) for demo in demos.demos]
+    for motion in read:
+        carried = motion.until < motions.FAR
+        # Carried over the other block until it is let go.
+        assert 10 < carried.sum() < 110
+        assert (motion.held[carried] == 0).all()
+        assert motion.press[carried].all()
+        assert len(set(motion.until[carried])) == 1
+        assert not motion.press[motion.until[carried][0]]
+        segment = motion.segments[0]
+        assert segment.begin <= segment.again < int(np.argmax(motion.press))
+    motions.agree(read)
+    limits = {tuple(m.lies[step]) for m in read for step in np.flatnonzero(m.until < motions.FAR)}
+    assert len(limits) == 1
+    across, height = limits.pop()
+    assert across < 0.0225
+    assert height == pytest.approx(0.045, abs=0.003)
+
+
+@pytest.mark.parametrize("kind", ["close", "let go"])
+def test_after_a_fumble_the_hand_opens_and_tries_again(
+    kind: str, demos: Demonstrations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every episode goes wrong; most end well, and what was asked for is not the fumble."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    length = retargeting.FUMBLES[kind][1]
+    shares = {name: (float(name == kind), length) for name in retargeting.FUMBLES}
+    monkeypatch.setattr(retargeting, "FUMBLES", shares)
+    monkeypatch.setattr(retargeting, "START_FINGERS", (0.25, 0.3))
+    monkeypatch.setattr(retargeting, "MAX_ATTEMPTS", 1)
+    made = with_retargeted(config("stacking"), demos, 16).demos[6:]
+    assert len(made) >= 8
+    usual = np.median([len(demo.states) for demo in demos.demos])
+    assert np.median([len(demo.states) for demo in made]) > usual + 15
+    env = make_env(config("stacking"), num_envs=1, seed=0, render=False)
+    for demo in made:
+        fingers = demo.states[:, env.jaco.qpos_ids[6:].numpy()].mean(axis=1)
+        asked = demo.actions[:, 6:].mean(axis=1)
+        speed = np.diff(fingers)
+        if kind == "close":
+            # Closed where it was asked to open, then opened.
+            assert ((speed > 0.02) & (asked[:-1] < 0.0)).any()
+        else:
+            assert ((speed < -0.02) & (asked[:-1] > 0.0)).any()
+        pressed = np.flatnonzero(np.diff((asked > 0.5).astype(int)) == 1)
+        assert len(pressed) >= 1
 
 
 def test_no_expert_takes_part() -> None:

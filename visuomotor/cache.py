@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from types import ModuleType
 
 from visuomotor.errors import UserError
 from visuomotor.files import partial_path
@@ -16,6 +17,15 @@ def cached_path(name: str, *facts: object) -> Path:
     # Set but empty means the same as not set (XDG base directory specification).
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "visuomotor" / f"{name}-{digest}.hdf5"
+
+
+def revision(*modules: ModuleType) -> str:
+    """Of the code that makes a file: another one makes another file."""
+    digest = hashlib.sha256()
+    for module in modules:
+        assert module.__file__ is not None
+        digest.update(Path(module.__file__).read_bytes())
+    return digest.hexdigest()
 
 
 def check_cache(path: Path) -> None:

@@ -137,7 +137,7 @@ class AuxConfig:
     start_updates: int = 3000  # Adam steps, batch_size frames each; 0: none
     # After every update of ril: a pass over the rollout and older frames, with the policy held.
     # Groups of frames, each beside replayed batches of older ones.
-    minibatches: int = 8
+    minibatches: int = 6
     replayed: int = 1
     batch_size: int = 128  # frames
     memory: int = 12_288  # frames kept
@@ -148,7 +148,7 @@ class AuxConfig:
 @dataclass(frozen=True)
 class PPOConfig:
     num_steps: int = 32  # steps per world and iteration, also the truncation of BPTT (paper: 50)
-    epochs: int = 4
+    epochs: int = 3
     # The last so many of them also train a pixel actor's CNN; null: none where auxiliary losses do.
     encoder_epochs: int | None = None
     minibatches: int = 4  # groups of whole worlds

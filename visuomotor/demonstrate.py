@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from visuomotor import __version__
-from visuomotor.cache import cached_path, check_cache, check_writable
+from visuomotor import __version__, experts
+from visuomotor.cache import cached_path, check_cache, check_writable, revision
 from visuomotor.cli import run_command
 from visuomotor.config import Config
 from visuomotor.demonstrations import (
@@ -30,7 +30,6 @@ from visuomotor.demonstrations import (
 )
 from visuomotor.envs import VisuomotorEnv, make_env, make_task
 from visuomotor.errors import UserError
-from visuomotor.experts import Expert
 from visuomotor.limits import at_least, require
 from visuomotor.overrides import parse_overrides
 
@@ -67,6 +66,7 @@ def demonstrations_for(config: Config) -> Demonstrations:
     path = cached_path(
         f"{config.task}-{DEFAULT_EPISODES}",
         *(__version__, config.env.control_dt, config.env.episode_steps, TREMBLING, xml),
+        revision(experts),
     )
     if not path.exists():
         check_cache(path)
@@ -107,7 +107,7 @@ def collect(
     env.reset()
     demos: list[Demonstration] = []
     failures = 0
-    expert = Expert(env, seed)
+    expert = experts.Expert(env, seed)
     tremble = _Tremble(trembling, seed)
     while len(demos) < episodes:
         batch, failed = _episodes(env, expert, tremble)
@@ -136,7 +136,7 @@ class _Tremble:
 
 
 def _episodes(
-    env: VisuomotorEnv, expert: Expert, tremble: _Tremble
+    env: VisuomotorEnv, expert: experts.Expert, tremble: _Tremble
 ) -> tuple[list[Demonstration], int]:
     """One episode in every world; the environment stands at a start before and after."""
     everyone = torch.arange(env.num_envs)

@@ -17,12 +17,14 @@ from torch import Tensor
 from visuomotor.envs import robot
 from visuomotor.envs.environment import VisuomotorEnv
 from visuomotor.envs.kinematics import HandMotion
-from visuomotor.envs.tasks.task import BLOCK_EDGE
 
 POSITION_GAIN = 4.0  # 1/s, proportional; tuned: no overshoot at 20 Hz
 ROTATION_GAIN = 3.0  # 1/s
 OPEN = 0.3  # rad, finger angle of an open hand: lets a block pass with 2 cm to spare on each side
 FINGER_GAIN = 5.0  # 1/s
+# Of a finger's action once it holds: the drive gives all its torque for a tenth of its speed. A
+# clone that is not sure yet whether to let go then opens the hand, and does not stop half way.
+HOLD = 0.5
 GRASP_DEPTH = -0.004  # m, pinch site relative to the block's centre when grasping
 # A hand comes down as it gets above its goal: the height it keeps falls over this range of
 # horizontal distance (m), and over this range of missing turn (rad).
@@ -33,7 +35,10 @@ AROUND = (0.02, 0.015)
 # ... and they hold it: closed beyond this angle (rad), and slower than this (rad/s).
 FIRM = (0.6, 0.12)
 CLEARANCE = 0.012  # m of a carried block's centre above where it will lie, before it moves sideways
-PLACED = (0.018, 0.005)  # m, horizontally and in height: a block there is let go
+# m, horizontally and in height: a block there is let go. It rests then: letting go on the way
+# down teaches a clone to stop there, half holding on.
+PLACED = (0.018, 0.0015)
+REACH_BEYOND = 0.003  # m under where a block will lie: the hand presses it down a little
 RETREAT = 0.09  # m, straight up from a block that was let go
 LET_GO = 0.15  # rad that a finger may still miss of OPEN when the hand goes up
 
@@ -118,7 +123,8 @@ class Expert:
         arm = self._hand.arm_action(torch.cat((linear, angular), dim=1))
         fingers = self._sim.data("qpos")[:, self._jaco.qpos_ids[6:]]
         opening = (FINGER_GAIN * (OPEN - fingers) / robot.FINGER_MAX_VELOCITY).clamp(-1, 1)
-        finger_action = torch.where(press.unsqueeze(1), torch.ones_like(opening), opening)
+        closing = torch.where(self._firm(), HOLD, 1.0).unsqueeze(1).expand_as(opening)
+        finger_action = torch.where(press.unsqueeze(1), closing, opening)
         return torch.cat((arm, finger_action), dim=1).float()
 
     def _goal(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -173,7 +179,8 @@ class Expert:
             return target
         place = self._place()
         across = (place - block)[:, :2].norm(dim=1)
-        height = place[:, 2] + _rise(across, FUNNEL) * (self._style.carry_height - place[:, 2])
+        low = place[:, 2] - REACH_BEYOND
+        height = low + _rise(across, FUNNEL) * (self._style.carry_height - low)
         target[:, 2] += height - block[:, 2]
         clear = _rise(block[:, 2] - place[:, 2], (CLEARANCE, 2.0 * CLEARANCE))
         clear = torch.where(across < FUNNEL[1], 1.0, clear)
@@ -183,7 +190,7 @@ class Expert:
     def _place(self) -> Tensor:
         """(N, 3) m: where the block's centre comes to lie."""
         place = self._task.prop_pos(1) + self._style.place_offset
-        place[:, 2] = self._task.prop_pos(1)[:, 2] + BLOCK_EDGE
+        place[:, 2] = self._task.prop_pos(1)[:, 2] + self._task.half_edges().sum(dim=1)
         return place
 
     def _rotation_error(self, yaw: Tensor) -> Tensor:

@@ -4,6 +4,11 @@ What the hand does near a prop is repeated where that prop stands in another epi
 props it is bent from one to the other. The simulator tells which of these episodes succeed, and
 only those are kept (MimicGen: Mandlekar et al. 2023, arXiv 2310.17596). No expert acts here: every
 motion comes from the demonstrations.
+
+Demonstrations that go well never show what to do after something went wrong, and a policy that
+missed a block hovers over it with closed fingers. So the hand is made to fumble here: its fingers
+close on the way to a prop, or let go of it. What was asked for is kept, not the fumble, and what is
+asked for then is to open the hand, to go up, and to do the same again from where things are now.
 """
 
 from __future__ import annotations
@@ -11,15 +16,16 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from visuomotor import __version__
-from visuomotor.cache import cached_path, check_cache
+from visuomotor import __version__, motions
+from visuomotor.cache import cached_path, check_cache, revision
 from visuomotor.config import Config
 from visuomotor.demonstrations import (
     Demonstration,
@@ -28,8 +34,18 @@ from visuomotor.demonstrations import (
     save_demonstrations,
     successful_part,
 )
-from visuomotor.envs import VisuomotorEnv, make_env
+from visuomotor.envs import VisuomotorEnv, make_env, make_task, robot
 from visuomotor.envs.kinematics import HandMotion
+from visuomotor.motions import (
+    BRIEF,
+    FAR,
+    Motion,
+    agree,
+    prop_grips,
+    prop_heights,
+    prop_places,
+    read_motion,
+)
 from visuomotor.replay import check_states
 
 MAX_WORLDS = 64
@@ -37,40 +53,31 @@ MAX_ATTEMPTS = 4  # episodes tried for one that is wanted, at most
 NEAREST = 3  # of the demonstrations, by how alike the start is, from which one is drawn
 YAW_WEIGHT = 0.05  # m/rad, in that likeness
 BENT = 0.5  # share of a motion's path over which it goes from where it was to where it must be
-SMOOTHED = 5  # control steps
 AHEAD = 3  # control steps that a motion may skip where the hand is ahead of it
 POSITION_GAIN = 4.0  # 1/s
 ROTATION_GAIN = 4.0  # 1/s
 MAX_SPEED = 0.3  # m/s of the hand
-# The motion waits for the hand when it lags by more (m, rad) ...
-LAG = (0.012, 0.15)
+# The motion waits for the hand when it lags by more (m, rad), and for fingers that open (rad) ...
+LAG = (0.012, 0.15, 0.12)
 PATIENCE = 10  # control steps, but not longer: something may stand in the way
 TREMBLING = 0.1  # standard deviation of the noise on what is done, as in visuomotor.demonstrate
 FINGER_TREMBLING = 2.0  # the same for fingers, as a multiple
+# What goes wrong on purpose: in this share of episodes the fingers close on the way to a prop, in
+# this one they let go of what they hold; so many control steps long.
+FUMBLES = {"close": (0.4, 14), "let go": (0.3, 10)}
+SLIP = 0.015  # m that it is held elsewhere, at most, for which the hand makes up
+LOST = 0.03  # m that a prop is further from the hand than where it was held
+# Fingers stand and hold: slower than this (rad/s), and closed by more than this share of what they
+# closed in the demonstration.
+FIRM = (0.12, 0.6)
+FINGER_GAIN = 5.0  # 1/s
+TIGHT = (0.3, 0.12)  # rad that a finger is more closed than it was: to start over, to have done so
+START_FINGERS = (0.1, 1.3)  # rad, in half of the episodes: the hand is in any state at first
+RISE = 0.12  # m/s, of a hand that starts over
+LAST = 15  # control steps before a prop is let go on purpose, in which it is not by mistake
+LONGER = 1.5  # times the task's own episode: time to start over
 SEED = 2000  # of the starts and of the noise: every run of a task has the same episodes
 _STARTS, _NOISE = 23, 24  # concerns of the random streams
-
-
-@dataclass(frozen=True)
-class _Segment:
-    """A stretch of a demonstration in which the hand moves by one prop."""
-
-    begin: int
-    end: int
-    prop: int
-    place: np.ndarray  # (3,) x, y [m], yaw [rad] of the prop when it begins
-    weight: np.ndarray  # (end - begin,) 0 to 1: how much of the way is bent already
-
-
-@dataclass(frozen=True)
-class _Motion:
-    """What the hand did in a demonstration; T steps."""
-
-    pos: np.ndarray  # (T, 3) m
-    mat: np.ndarray  # (T, 3, 3)
-    fingers: np.ndarray  # (T, 3) actions
-    segments: list[_Segment]
-    start: np.ndarray  # (P, 3) x, y [m], yaw [rad] of every prop
 
 
 def with_retargeted(config: Config, demonstrations: Demonstrations, count: int) -> Demonstrations:
@@ -85,15 +92,18 @@ def with_retargeted(config: Config, demonstrations: Demonstrations, count: int) 
     if count == 0 or not usable:
         return demonstrations
     quiet = replace(config, randomization=replace(config.randomization, strength=0.0))
+    steps = int(LONGER * (config.env.episode_steps or make_task(config.task).episode_steps))
+    quiet = replace(quiet, env=replace(config.env, episode_steps=steps))
     env = make_env(quiet, num_envs=min(MAX_WORLDS, count), seed=SEED, render=False)
     # Before anything is put into the simulator.
     check_states(demonstrations, env.sim.model.nq + env.sim.model.nv, config.task)
     xml = env.model_xml()
-    motions = (array for demo in usable for array in (demo.states, demo.actions))
-    digest = hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in motions))
+    arrays = (array for demo in usable for array in (demo.states, demo.actions))
+    digest = hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays))
     path = cached_path(
         f"{config.task}-retargeted-{count}",
         *(__version__, replace(config.env, num_threads=0), digest.hexdigest(), xml),
+        revision(motions, sys.modules[__name__]),
     )
     if path.exists():
         made = load_demonstrations(path, task=config.task).demos
@@ -117,72 +127,26 @@ def _make(
 ) -> list[Demonstration]:
     # Starts of their own: neither those of training nor those of an evaluation.
     env.seed = int(np.random.SeedSequence([SEED, _STARTS]).generate_state(1)[0])
-    motions = [_motion(env, demo) for demo in demos]
+    played = [read_motion(env, demo) for demo in demos]
+    agree(played)
+    env.reset_sampler = partial(_start, env)
     made: list[Demonstration] = []
     rng = np.random.default_rng([SEED, _NOISE])
     env.reset()
     for _ in range(-(-MAX_ATTEMPTS * count // env.num_envs)):
         if len(made) >= count:
             break
-        made += _Retargeting(env, motions, rng).episodes()
+        made += _Retargeting(env, played, rng).episodes()
         progress(min(count, len(made)))
     return made[:count]
 
 
-# --- demonstrations as motions --------------------------------------------------------------------
-
-
-def _motion(env: VisuomotorEnv, demo: Demonstration) -> _Motion:
-    """Reads poses and stages off the simulator."""
-    assert demo.actions is not None
-    hand, task = HandMotion(env.sim, env.jaco), env.task
-    pos, mat, stage, places = [], [], [], []
-    for part in torch.from_numpy(demo.states).split(env.num_envs):
-        n = len(part)
-        env.sim.reset(torch.arange(n), part)
-        pos.append(hand.pos()[:n].clone())
-        mat.append(hand.mat()[:n].clone())
-        stage.append(task.stage()[:n].clone())
-        places.append(_places(env)[:n].clone())
-    where = torch.cat(places).numpy()  # (T, P, 3)
-    path = _smooth(torch.cat(pos).numpy())
-    furthest = np.maximum.accumulate(torch.cat(stage).numpy())
-    props = np.asarray(task.stage_props)[furthest]
-    begins = [0, *(np.flatnonzero(np.diff(props)) + 1).tolist()]
-    segments = [
-        _Segment(
-            begin, end, int(props[begin]), where[begin, props[begin]], _weights(path, begin, end)
-        )
-        for begin, end in zip(begins, [*begins[1:], len(path)], strict=True)
-    ]
-    return _Motion(path, torch.cat(mat).numpy(), demo.actions[:, 6:], segments, where[0])
-
-
-def _smooth(path: np.ndarray) -> np.ndarray:
-    """(T, 3) -> the same, without the trembling of the hand: a mean over SMOOTHED steps."""
-    half = SMOOTHED // 2
-    padded = np.concatenate((np.repeat(path[:1], half, 0), path, np.repeat(path[-1:], half, 0)))
-    sums = np.cumsum(np.concatenate((np.zeros((1, 3)), padded)), axis=0)
-    mean: np.ndarray = (sums[SMOOTHED:] - sums[:-SMOOTHED]) / SMOOTHED
-    return mean
-
-
-def _weights(path: np.ndarray, begin: int, end: int) -> np.ndarray:
-    """0 at the begin of a segment, 1 from BENT of its path on, smooth at both ends."""
-    steps = np.linalg.norm(np.diff(path[begin:end], axis=0), axis=1)
-    length = np.concatenate(([0.0], np.cumsum(steps)))
-    share = np.clip(length / max(BENT * length[-1], 1e-6), 0.0, 1.0)
-    return share * share * (3.0 - 2.0 * share)
-
-
-def _places(env: VisuomotorEnv) -> Tensor:
-    """(N, P, 3): x, y [m] and yaw [rad] of every prop."""
-    columns = []
-    for index, body in enumerate(env.task.prop_body_ids):
-        mat = env.sim.data("xmat")[:, body].view(-1, 3, 3)
-        yaw = torch.atan2(mat[:, 1, 0], mat[:, 0, 0]).unsqueeze(1)
-        columns.append(torch.cat((env.task.prop_pos(index)[:, :2], yaw), dim=1))
-    return torch.stack(columns, dim=1)
+def _start(env: VisuomotorEnv, rng: np.random.Generator) -> np.ndarray:
+    """(nq + nv,) of the task's own start, in half of the episodes with a hand that is not open."""
+    state = env.task.start_state(rng)
+    if rng.random() < 0.5:
+        state[env.jaco.qpos_ids[6:].numpy()] = rng.uniform(*START_FINGERS) + rng.uniform(0, 0.1, 3)
+    return state
 
 
 # --- playing them elsewhere -----------------------------------------------------------------------
@@ -191,34 +155,66 @@ def _places(env: VisuomotorEnv) -> Tensor:
 class _Retargeting:
     """One episode in every world, each after a demonstration whose start is like its own."""
 
-    def __init__(self, env: VisuomotorEnv, motions: list[_Motion], rng: np.random.Generator):
+    def __init__(self, env: VisuomotorEnv, motions: list[Motion], rng: np.random.Generator):
         self.env = env
         self.hand = HandMotion(env.sim, env.jaco)
         self.rng = rng
         n = env.num_envs
+        self.worlds = np.arange(n)
         self.motions = self._chosen(motions)
         longest = max(len(motion.pos) for motion in self.motions)
         self.last = np.array([len(motion.pos) - 1 for motion in self.motions])
         self.pos = np.zeros((n, longest, 3))  # m, where the hand goes
         self.mat = np.zeros((n, longest, 3, 3))
+        self.press = np.zeros((n, longest), dtype=bool)
         self.fingers = np.zeros((n, longest, 3))
+        self.aim = np.zeros((n, longest, 3))
+        self.held = np.full((n, longest), -1)
+        self.grip = np.zeros((n, longest, 3))
+        self.angle = np.zeros((n, longest))  # rad, by which the motion is turned
+        self.until = np.full((n, longest), FAR)
+        self.lies = np.zeros((n, longest, 2))
         self.segment = np.zeros((n, longest), dtype=np.int64)
         self.step = np.zeros(n, dtype=np.int64)  # of each world's motion
         self.waited = np.zeros(n, dtype=np.int64)
         self.turned = np.zeros(n)  # rad, of the motion as it is bent now
+        self.over = np.zeros(n, dtype=bool)  # starting over: opens the hand and goes up
         for world, motion in enumerate(self.motions):
-            self.fingers[world, : len(motion.fingers)] = motion.fingers
+            for name in ("press", "fingers", "aim", "held", "grip", "until", "lies"):
+                getattr(self, name)[world, : len(motion.pos)] = getattr(motion, name)
             for number, segment in enumerate(motion.segments):
                 self.segment[world, segment.begin : segment.end] = number
             self._bend(world, 0)
+        self.hold = np.array([motion.hold for motion in self.motions])
+        self.fumbles = [self._fumble(motion) for motion in self.motions]
+        self.fumbling = np.zeros(n, dtype=np.int64)  # control steps left of it
+        self.closing = np.zeros(n, dtype=bool)  # ... in which the fingers close
+
+    def _fumble(self, motion: Motion) -> tuple[str, int]:
+        """What goes wrong in an episode, and at which step of the motion."""
+        draw = self.rng.random()
+        kinds = {
+            "close": np.flatnonzero(~np.logical_or.accumulate(motion.press)),
+            # Well before it is time to let go: what is asked for during a fumble is to hold on.
+            "let go": np.flatnonzero(
+                (motion.held >= 0)
+                & motion.press
+                & (motion.until - np.arange(len(motion.pos)) > LAST + FUMBLES["let go"][1])
+            ),
+        }
+        for kind, steps in kinds.items():
+            if draw < FUMBLES[kind][0]:
+                return kind, int(self.rng.choice(steps)) if len(steps) > 0 else len(motion.pos)
+            draw -= FUMBLES[kind][0]
+        return "", len(motion.pos)
 
     def _turn(self, prop: int, yaw: float) -> float:
         """The smallest turn of a prop that looks like `yaw`."""
         step = 2.0 * np.pi / self.env.task.symmetry(prop)
         return float(yaw - step * np.round(yaw / step))
 
-    def _chosen(self, motions: list[_Motion]) -> list[_Motion]:
-        starts = _places(self.env).numpy()
+    def _chosen(self, motions: list[Motion]) -> list[Motion]:
+        starts = prop_places(self.env).numpy()
         chosen = []
         for start in starts:
             costs = []
@@ -230,24 +226,27 @@ class _Retargeting:
             chosen.append(motions[int(self.rng.choice(order))])
         return chosen
 
-    def _bend(self, world: int, number: int) -> None:
-        """Writes where the hand goes in a segment that begins now."""
+    def _bend(self, world: int, begin: int) -> None:
+        """Writes where the hand goes from this step of a segment on, which begins now."""
         motion = self.motions[world]
-        segment = motion.segments[number]
-        rows = slice(segment.begin, segment.end)
-        now = _places(self.env)[world, segment.prop].numpy()
+        segment = motion.segments[int(self.segment[world, begin])]
+        rows = slice(begin, segment.end)
+        now = prop_places(self.env)[world, segment.prop].numpy()
         turn = self._turn(segment.prop, now[2] - segment.place[2])
         path = motion.pos[rows]
         there = path.copy()
         there[:, :2] = (path[:, :2] - segment.place[:2]) @ _planar(turn).T + now[:2]
         shift = self.hand.pos()[world].numpy() - path[0]
-        weight = segment.weight[:, None]
-        self.pos[world, rows] = path + (1.0 - weight) * shift + weight * (there - path)
-        angles = (1.0 - segment.weight) * self.turned[world] + segment.weight * turn
+        bent = _weights(path)
+        self.pos[world, rows] = (
+            path + (1.0 - bent[:, None]) * shift + bent[:, None] * (there - path)
+        )
+        angles = (1.0 - bent) * self.turned[world] + bent * turn
         for i, angle in enumerate(angles):
             rotation = np.eye(3)
             rotation[:2, :2] = _planar(angle)
-            self.mat[world, segment.begin + i] = rotation @ motion.mat[segment.begin + i]
+            self.mat[world, begin + i] = rotation @ motion.mat[begin + i]
+        self.angle[world, rows] = angles
         self.turned[world] = turn
 
     def episodes(self) -> list[Demonstration]:
@@ -263,14 +262,17 @@ class _Retargeting:
             columns["states"].append(env.sim.get_state(everyone))
             columns["actions"].append(action)
             noise = torch.from_numpy(self.rng.standard_normal(action.shape)).float()
-            result = env.step(action + scale * noise)
+            done = action + scale * noise
+            closes = self._fumbled()
+            done[:, 6:] = torch.where(closes.isnan(), done[:, 6:], closes)
+            result = env.step(done)
             columns["rewards"].append(result.reward)
             columns["success"].append(result.success)
         stacked = {name: torch.stack(values, dim=1).numpy() for name, values in columns.items()}
         made = []
         for world in everyone.tolist():
             length = successful_part(stacked["success"][world])
-            if length == 0:
+            if length == 0 or _undone(stacked["success"][world]):
                 continue
             dones = np.zeros(length, dtype=bool)
             dones[-1] = True
@@ -288,30 +290,96 @@ class _Retargeting:
             )
         return made
 
+    def _fumbled(self) -> Tensor:
+        """(N, 1): what the fingers do of themselves; nan where they do what they are asked for."""
+        closes = torch.full((len(self.worlds), 1), torch.nan)
+        for world, (kind, step) in enumerate(self.fumbles):
+            if kind and self.step[world] >= step and not self.over[world]:
+                self.fumbling[world] = FUMBLES[kind][1]
+                self.fumbles[world] = ("", step)
+                self.closing[world] = kind == "close"
+            if self.fumbling[world] > 0:
+                self.fumbling[world] -= 1
+                closes[world] = 1.0 if self.closing[world] else -1.0
+        return closes
+
     def _act(self) -> Tensor:
         """(N, 9) float32 in [-1, 1]; moves every world's motion on where its hand keeps up."""
-        worlds = np.arange(self.env.num_envs)
-        self._catch_up(worlds)
+        worlds = self.worlds
+        fingers = self.env.sim.data("qpos")[:, self.env.jaco.qpos_ids[6:]].numpy()
+        self._start_over(fingers)
+        self._catch_up()
         following = np.minimum(self.step + 1, self.last)
         target = torch.from_numpy(self.pos[worlds, self.step])
         forward = torch.from_numpy(self.pos[worlds, following]) - target
-        missing = target - self.hand.pos()
+        missing = target + torch.from_numpy(self._slipped()) - self.hand.pos()
         turn = self.hand.rotation_to(torch.from_numpy(self.mat[worlds, self.step]))
-        lags = (missing.norm(dim=1) > LAG[0]) | (turn.norm(dim=1) > LAG[1])
-        waits = lags.numpy() & (self.waited < PATIENCE)
+        lags = ((missing.norm(dim=1) > LAG[0]) | (turn.norm(dim=1) > LAG[1])).numpy()
+        opens = (fingers - self.fingers[worlds, self.step]).max(axis=1) > LAG[2]
+        lags = lags | (opens & ~self.press[worlds, self.step])
+        waits = self.over | (lags & (self.waited < PATIENCE))
         goes_on = torch.from_numpy(~waits).unsqueeze(1)
         linear = POSITION_GAIN * missing + goes_on * forward / self.env.control_dt
-        speed = linear.norm(dim=1, keepdim=True).clamp(min=1e-9)
-        linear = linear * (MAX_SPEED / speed).clamp(max=1.0)
-        arm = self.hand.arm_action(torch.cat((linear, ROTATION_GAIN * turn), dim=1))
-        fingers = torch.from_numpy(self.fingers[worlds, self.step])
+        fast = linear.norm(dim=1, keepdim=True).clamp(min=1e-9)
+        linear = linear * (MAX_SPEED / fast).clamp(max=1.0)
+        twist = torch.cat((linear, ROTATION_GAIN * turn), dim=1)
+        over = torch.from_numpy(self.over)
+        twist[over] = 0.0
+        # As high as the hand was there, and no higher.
+        twist[over, 2] = (POSITION_GAIN * missing[over, 2]).clamp(0.0, RISE)
+        arm = self.hand.arm_action(twist)
+        opening = FINGER_GAIN * (self.aim[worlds, self.step] - fingers)
+        opening = (opening / robot.FINGER_MAX_VELOCITY).clip(-1.0, 1.0)
+        press = self.press[worlds, self.step] & ~self.over
+        speed = self.env.sim.data("qvel")[:, self.env.jaco.dof_ids[6:]].abs().amax(dim=1).numpy()
+        closed = fingers.mean(axis=1) > FIRM[1] * self.aim[worlds, self.step].mean(axis=1)
+        closing = np.where(closed & (speed < FIRM[0]), self.hold, 1.0)
+        asked = torch.from_numpy(np.where(press[:, None], closing[:, None], opening))
         self.waited = np.where(waits, self.waited + 1, 0)
         self._advance(np.where(waits, self.step, following))
-        return torch.cat((arm, fingers), dim=1).float().clamp(-1.0, 1.0)
+        return torch.cat((arm, asked), dim=1).float().clamp(-1.0, 1.0)
 
-    def _catch_up(self, worlds: np.ndarray) -> None:
+    def _slipped(self) -> np.ndarray:
+        """(N, 3) m: how much further the hand must go so that what it holds comes to where it was
+        in the demonstration, though it is held elsewhere."""
+        worlds = self.worlds
+        cos, sin = np.cos(self.angle[worlds, self.step]), np.sin(self.angle[worlds, self.step])
+        x, y, z = self.grip[worlds, self.step].T
+        then = np.stack((cos * x - sin * y, sin * x + cos * y, z), axis=1)
+        held = self.held[worlds, self.step]
+        now = prop_grips(self.env).numpy()[worlds, np.maximum(held, 0)]
+        carried = self.until[worlds, self.step] < FAR
+        return np.where(carried[:, None], np.clip(then - now, -SLIP, SLIP), 0.0)
+
+    def _start_over(self, fingers: np.ndarray) -> None:
+        """Where a prop is lost, or the hand is closed that should be open: back to where the motion
+        towards the prop began, with an open hand.
+
+        fingers: (N, 3) rad.
+        """
+        worlds = self.worlds
+        held = self.held[worlds, self.step]
+        apart = np.linalg.norm(prop_grips(self.env).numpy()[worlds, np.maximum(held, 0)], axis=1)
+        then = np.linalg.norm(self.grip[worlds, self.step], axis=1)
+        lost = (held >= 0) & (apart > then + LOST)
+        closed = (fingers - self.aim[worlds, self.step]).max(axis=1)
+        tight = (held < 0) & ~self.press[worlds, self.step] & (closed > TIGHT[0])
+        for world in np.flatnonzero((lost | tight) & ~self.over).tolist():
+            segments = self.motions[world].segments
+            number = int(self.segment[world, self.step[world]])
+            while lost[world] and number > 0 and segments[number].prop != held[world]:
+                number -= 1
+            self.step[world] = segments[number].again
+            self.over[world] = True
+        closed = (fingers - self.aim[worlds, self.step]).max(axis=1)
+        for world in np.flatnonzero(self.over & (closed < TIGHT[1])).tolist():
+            self.over[world] = False
+            self._bend(world, int(self.step[world]))
+
+    def _catch_up(self) -> None:
         """To the step, of the next few, at which the hand's place is nearest: what is asked of the
         hand then depends on where it is and not on when."""
+        worlds = self.worlds
         hand = self.hand.pos().numpy()
         best = self.step
         nearest = np.linalg.norm(self.pos[worlds, best] - hand, axis=1)
@@ -319,14 +387,31 @@ class _Retargeting:
             step = np.minimum(self.step + ahead, self.last)
             # Not over what the fingers do, and not into the next segment.
             same = self.segment[worlds, step] == self.segment[worlds, self.step]
-            same &= (
-                np.abs(self.fingers[worlds, step] - self.fingers[worlds, self.step]).max(1) < 0.5
-            )
+            same &= self.press[worlds, step] == self.press[worlds, self.step]
+            moved = np.abs(self.fingers[worlds, step] - self.fingers[worlds, self.step])
+            same &= moved.max(axis=1) < LAG[2]
             distance = np.linalg.norm(self.pos[worlds, step] - hand, axis=1)
-            better = same & (distance < nearest)
+            better = same & ~self.over & (distance < nearest)
             best = np.where(better, step, best)
             nearest = np.where(better, distance, nearest)
         self.step = best
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """As soon as what a hand holds lies as it did in any demonstration when it was let go: a
+        hand that waits there would teach a clone to hold on."""
+        worlds = self.worlds
+        until = self.until[worlds, self.step]
+        where, heights = prop_places(self.env).numpy(), prop_heights(self.env).numpy()
+        for world in np.flatnonzero((until < FAR) & ~self.over).tolist():
+            step = self.step[world]
+            held = self.held[world, step]
+            prop = self.motions[world].segments[self.segment[world, step]].prop
+            across = np.linalg.norm(where[world, held, :2] - where[world, prop, :2])
+            height = heights[world, held] - heights[world, prop]
+            then = self.lies[world, step]
+            if across < then[0] and height < then[1]:
+                self.step[world] = until[world]
 
     def _advance(self, step: np.ndarray) -> None:
         moved = step != self.step
@@ -334,7 +419,22 @@ class _Retargeting:
         for world in np.flatnonzero(moved).tolist():
             for number, segment in enumerate(self.motions[world].segments):
                 if number > 0 and segment.begin == step[world]:
-                    self._bend(world, number)
+                    self._bend(world, segment.begin)
+
+
+def _weights(path: np.ndarray) -> np.ndarray:
+    """(T, 3) of a segment -> (T,) how much of it is bent: 0 at its begin, 1 from BENT of the way
+    on, smooth at both ends."""
+    steps = np.linalg.norm(np.diff(path, axis=0), axis=1)
+    length = np.concatenate(([0.0], np.cumsum(steps)))
+    share = np.clip(length / max(BENT * length[-1], 1e-6), 0.0, 1.0)
+    return share * share * (3.0 - 2.0 * share)
+
+
+def _undone(success: np.ndarray) -> bool:
+    """(T,) bool -> whether what had succeeded was taken apart again, for more than a moment."""
+    since = success[int(np.argmax(success)) :]
+    return int((~since).sum()) > BRIEF
 
 
 def _planar(angle: float) -> np.ndarray:
