@@ -168,3 +168,18 @@ def test_save_load_go_on_equals_never_stopped() -> None:
     assert unchanged(second.actor, copies(first.actor))
     assert unchanged(restored.aux_heads, copies(stopped.aux_heads))
     assert len(restored.memory) == len(stopped.memory)
+
+
+def test_features_kept_while_acting_give_the_pass_of_frames_encoded_again() -> None:
+    results = []
+    for kept in (True, False):
+        ppo = make_pixel_ppo(target_dim=3)
+        phase = make_phase(ppo)
+        buffer = collect(ppo, seed=0)
+        metrics = phase.update(buffer, 1.0, buffer.visual if kept else None)
+        results.append((metrics, copies(ppo.actor)))
+    (first, some), (second, others) = results
+    for name, value in first.items():
+        assert value == pytest.approx(second[name], abs=1e-5)
+    for one, other in zip(some, others, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from visuomotor.config import LatencyConfig, RandomizationConfig
-from visuomotor.envs import make_env, make_task
+from visuomotor.envs import environment, make_env, make_task
 from visuomotor.errors import UserError
 
 
@@ -71,6 +71,14 @@ def test_staggered_worlds_end_at_different_steps(nominal, make):
     env.reset()
     ends = [r.final_env_ids.tolist() for r in _walk(env, 8)]
     assert ends == [[], [3], [], [2], [], [1], [], [0]]
+
+
+def test_many_staggered_worlds_end_in_a_few_groups(nominal, make, monkeypatch):
+    monkeypatch.setattr(environment, "STAGGERED_GROUPS", 2)
+    env = make(nominal, num_envs=5, episode_steps=4, stagger=True)
+    env.reset()
+    ends = [r.final_env_ids.tolist() for r in _walk(env, 8)]
+    assert ends == 2 * [[], [3, 4], [], [0, 1, 2]]
 
 
 def test_same_seed_means_same_episodes_for_any_number_of_worlds(nominal, make):

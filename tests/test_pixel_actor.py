@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from visuomotor.pixel_actor import PixelActor
+from visuomotor.pixel_actor import READS, PixelActor
 from visuomotor.ppo import action_means
 from visuomotor.rollout import Sequences
 
@@ -259,3 +259,20 @@ def test_an_actor_without_heads_locates_nothing() -> None:
 def test_an_unknown_encoder_is_refused_with_the_valid_ones() -> None:
     with pytest.raises(ValueError, match=r"'resnet' is unknown; valid: compact, keypoints, flat"):
         PixelActor(encoder="resnet", init_log_std=torch.zeros(9), min_std=torch.full((9,), 0.1))
+
+
+@pytest.mark.parametrize("reads", READS)
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_the_reading_and_proprioception_are_all_that_the_core_is_given(
+    reads: str, recurrent: bool
+) -> None:
+    """What an auxiliary phase holds is the image's part of the core's first layer, whole."""
+    actor = make_actor(recurrent=recurrent, target_dim=6, reads=reads)
+    generator = torch.Generator().manual_seed(2)
+    visual = torch.randn(3, 8 + 6, generator=generator)
+    proprio = torch.randn(3, 5, generator=generator)
+    weight = actor.reading_weight
+    by_proprio = actor.proprio_mlp(actor.normalizer(proprio)) @ weight[:, :6].T
+    whole = actor._core_inputs(visual, proprio) @ weight.T
+    torch.testing.assert_close(by_proprio + actor.reading(visual), whole)
+    assert float(actor.reading(visual).abs().sum()) > 0.0

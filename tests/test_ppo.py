@@ -21,6 +21,7 @@ from tests.bandit import (
     make_teacher_ppo,
     unchanged,
 )
+from visuomotor.config import PPOConfig
 from visuomotor.ppo import (
     PPO,
     UPDATE_METRICS,
@@ -159,6 +160,16 @@ def test_the_encoder_learns_in_the_last_epochs_alone() -> None:
     last.update(buffer)
     assert unchanged(never.actor.encoder, before)
     assert not unchanged(last.actor.encoder, before)
+
+
+def test_by_default_the_encoder_learns_from_advantages_only_without_heads() -> None:
+    assert PPOConfig().encoder_epochs is None
+    for target_dim, epochs in ((0, 1), (3, 0)):
+        ppo = make_pixel_ppo(target_dim=target_dim, config=replace(CONFIG, encoder_epochs=None))
+        assert ppo.encoder_epochs == epochs
+        encoder = copies(ppo.actor.encoder)
+        ppo.update(collect(ppo, seed=0))
+        assert unchanged(ppo.actor.encoder, encoder) == (epochs == 0)
 
 
 def test_features_kept_while_acting_give_the_update_of_frames_encoded_again() -> None:
