@@ -31,7 +31,7 @@ class Segment:
     begin: int
     end: int
     prop: int
-    place: np.ndarray  # (3,) x, y [m], yaw [rad] of the prop when it begins
+    places: np.ndarray  # (P, 3) x, y [m], yaw [rad] of every prop when it begins
     again: int  # the step from which it is tried again
 
 
@@ -51,7 +51,6 @@ class Motion:
     until: np.ndarray  # (T,)
     lies: np.ndarray  # (T, 2)
     segments: list[Segment]
-    start: np.ndarray  # (P, 3) x, y [m], yaw [rad] of every prop
 
 
 def read_motion(env: VisuomotorEnv, demo: Demonstration) -> Motion:
@@ -88,7 +87,7 @@ def read_motion(env: VisuomotorEnv, demo: Demonstration) -> Motion:
         away = np.linalg.norm(grips[begin:end, prop], axis=1) > AGAIN
         away &= ~np.logical_or.accumulate(press[begin:end])
         again = begin + int(np.flatnonzero(away)[-1]) if away.any() else begin
-        segments.append(Segment(begin, end, prop, where[begin, prop], again))
+        segments.append(Segment(begin, end, prop, where[begin], again))
     ends = _phase_ends(press)
     lets_go = np.minimum(ends + 1, len(path) - 1)
     steps = np.arange(len(path))
@@ -108,7 +107,6 @@ def read_motion(env: VisuomotorEnv, demo: Demonstration) -> Motion:
         until=np.where(press & (held >= 0) & (held != props), lets_go, FAR),
         lies=lies[lets_go],
         segments=segments,
-        start=where[0],
     )
 
 

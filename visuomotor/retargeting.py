@@ -40,6 +40,7 @@ from visuomotor.motions import (
     BRIEF,
     FAR,
     Motion,
+    Segment,
     agree,
     prop_grips,
     prop_heights,
@@ -52,6 +53,10 @@ MAX_WORLDS = 64
 MAX_ATTEMPTS = 4  # episodes tried for one that is wanted, at most
 NEAREST = 3  # of the demonstrations, by how alike the start is, from which one is drawn
 YAW_WEIGHT = 0.05  # m/rad, in that likeness
+# How much it counts, in that likeness, that another prop stands elsewhere; one that is nearer than
+# so much (m) counts more, over a range (m), up to 1.
+ELSEWHERE = 0.2
+NEIGHBOUR = (0.15, 0.05)
 BENT = 0.5  # share of a motion's path over which it goes from where it was to where it must be
 AHEAD = 3  # control steps that a motion may skip where the hand is ahead of it
 POSITION_GAIN = 4.0  # 1/s
@@ -208,20 +213,36 @@ class _Retargeting:
             draw -= FUMBLES[kind][0]
         return "", len(motion.pos)
 
-    def _turn(self, prop: int, yaw: float) -> float:
-        """The smallest turn of a prop that looks like `yaw`."""
-        step = 2.0 * np.pi / self.env.task.symmetry(prop)
-        return float(yaw - step * np.round(yaw / step))
+    def _turn(self, segment: Segment, now: np.ndarray) -> tuple[float, float]:
+        """The turn (rad) by which a motion by a prop serves where the props are `now` (P, 3), and
+        how unlike the two places are: a symmetric prop can be taken in several ways, and a close
+        neighbour stands in the way of some of them."""
+        prop, ways = segment.prop, self.env.task.symmetry(segment.prop)
+        turns = now[prop, 2] - segment.places[prop, 2] + np.arange(ways) * (2.0 * np.pi / ways)
+        turns = (turns + np.pi) % (2.0 * np.pi) - np.pi
+        costs = []
+        for turn in turns:
+            cost = YAW_WEIGHT * abs(turn)
+            for other in range(len(now)):
+                if other != prop:
+                    apart = now[other, :2] - now[prop, :2]
+                    then = segment.places[other, :2] - segment.places[prop, :2]
+                    close = np.clip((NEIGHBOUR[0] - np.linalg.norm(apart)) / NEIGHBOUR[1], 0.0, 1.0)
+                    unlike = np.linalg.norm(_planar(-turn) @ apart - then)
+                    cost += (ELSEWHERE + close * (1.0 - ELSEWHERE)) * float(unlike)
+            costs.append(cost)
+        best = int(np.argmin(costs))
+        return float(turns[best]), float(costs[best])
 
     def _chosen(self, motions: list[Motion]) -> list[Motion]:
-        starts = prop_places(self.env).numpy()
+        """For every world one of the motions whose first prop stood most alike."""
         chosen = []
-        for start in starts:
+        for now in prop_places(self.env).numpy():
             costs = []
             for motion in motions:
-                across = np.linalg.norm(start[:, :2] - motion.start[:, :2])
-                turns = [self._turn(p, start[p, 2] - motion.start[p, 2]) for p in range(len(start))]
-                costs.append(across + YAW_WEIGHT * float(np.linalg.norm(turns)))
+                first = motion.segments[0]
+                across = np.linalg.norm(now[first.prop, :2] - first.places[first.prop, :2])
+                costs.append(float(across) + self._turn(first, now)[1])
             order = np.argsort(costs)[:NEAREST]
             chosen.append(motions[int(self.rng.choice(order))])
         return chosen
@@ -231,11 +252,12 @@ class _Retargeting:
         motion = self.motions[world]
         segment = motion.segments[int(self.segment[world, begin])]
         rows = slice(begin, segment.end)
-        now = prop_places(self.env)[world, segment.prop].numpy()
-        turn = self._turn(segment.prop, now[2] - segment.place[2])
+        places = prop_places(self.env)[world].numpy()
+        turn, _ = self._turn(segment, places)
+        now, then = places[segment.prop, :2], segment.places[segment.prop, :2]
         path = motion.pos[rows]
         there = path.copy()
-        there[:, :2] = (path[:, :2] - segment.place[:2]) @ _planar(turn).T + now[:2]
+        there[:, :2] = (path[:, :2] - then) @ _planar(turn).T + now
         shift = self.hand.pos()[world].numpy() - path[0]
         bent = _weights(path)
         self.pos[world, rows] = (
