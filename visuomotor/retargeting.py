@@ -17,7 +17,6 @@ import hashlib
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -51,7 +50,7 @@ from visuomotor.replay import check_states
 
 MAX_WORLDS = 64
 MAX_ATTEMPTS = 4  # episodes tried for one that is wanted, at most
-NEAREST = 3  # of the demonstrations, by how alike the start is, from which one is drawn
+NEAREST = 4  # of the demonstrations, by how alike the start is, from which one is drawn
 YAW_WEIGHT = 0.05  # m/rad, in that likeness
 # How much it counts, in that likeness, that another prop stands elsewhere; one that is nearer than
 # so much (m) counts more, over a range (m), up to 1.
@@ -134,24 +133,46 @@ def _make(
     env.seed = int(np.random.SeedSequence([SEED, _STARTS]).generate_state(1)[0])
     played = [read_motion(env, demo) for demo in demos]
     agree(played)
-    env.reset_sampler = partial(_start, env)
+    starts = _Starts(env)
+    env.reset_sampler = starts
     made: list[Demonstration] = []
     rng = np.random.default_rng([SEED, _NOISE])
     env.reset()
     for _ in range(-(-MAX_ATTEMPTS * count // env.num_envs)):
         if len(made) >= count:
             break
-        made += _Retargeting(env, played, rng).episodes()
+        episodes, failed = _Retargeting(env, played, rng).episodes()
+        made += episodes
+        starts.again(failed)
         progress(min(count, len(made)))
     return made[:count]
 
 
-def _start(env: VisuomotorEnv, rng: np.random.Generator) -> np.ndarray:
-    """(nq + nv,) of the task's own start, in half of the episodes with a hand that is not open."""
-    state = env.task.start_state(rng)
-    if rng.random() < 0.5:
-        state[env.jaco.qpos_ids[6:].numpy()] = rng.uniform(*START_FINGERS) + rng.uniform(0, 0.1, 3)
-    return state
+class _Starts:
+    """The task's own starts, in half of the episodes with a hand that is not open. Where an episode
+    failed another motion has its turn: what is hard stays among what is shown."""
+
+    def __init__(self, env: VisuomotorEnv):
+        self._env = env
+        self._again: list[np.ndarray] = []
+        self._tried: dict[bytes, int] = {}
+
+    def __call__(self, rng: np.random.Generator) -> np.ndarray:
+        """(nq + nv,)"""
+        if self._again:
+            return self._again.pop(0)
+        state = self._env.task.start_state(rng)
+        if rng.random() < 0.5:
+            fingers = self._env.jaco.qpos_ids[6:].numpy()
+            state[fingers] = rng.uniform(*START_FINGERS) + rng.uniform(0, 0.1, 3)
+        return state
+
+    def again(self, states: list[np.ndarray]) -> None:
+        for state in states:
+            tried = self._tried.get(state.tobytes(), 1)
+            if tried < MAX_ATTEMPTS:
+                self._tried[state.tobytes()] = tried + 1
+                self._again.append(state)
 
 
 # --- playing them elsewhere -----------------------------------------------------------------------
@@ -271,8 +292,8 @@ class _Retargeting:
         self.angle[world, rows] = angles
         self.turned[world] = turn
 
-    def episodes(self) -> list[Demonstration]:
-        """Plays all worlds to their end; what succeeded, as demonstrations."""
+    def episodes(self) -> tuple[list[Demonstration], list[np.ndarray]]:
+        """Plays all worlds to their end: what succeeded, and how the others had begun."""
         env, everyone = self.env, torch.arange(self.env.num_envs)
         seeds = env.episode_ids.tolist()
         columns: dict[str, list[Tensor]] = {
@@ -291,10 +312,11 @@ class _Retargeting:
             columns["rewards"].append(result.reward)
             columns["success"].append(result.success)
         stacked = {name: torch.stack(values, dim=1).numpy() for name, values in columns.items()}
-        made = []
+        made, failed = [], []
         for world in everyone.tolist():
             length = successful_part(stacked["success"][world])
             if length == 0 or _undone(stacked["success"][world]):
+                failed.append(stacked["states"][world, 0])
                 continue
             dones = np.zeros(length, dtype=bool)
             dones[-1] = True
@@ -310,7 +332,7 @@ class _Retargeting:
                     seed=seeds[world],
                 )
             )
-        return made
+        return made, failed
 
     def _fumbled(self) -> Tensor:
         """(N, 1): what the fingers do of themselves; nan where they do what they are asked for."""
