@@ -77,6 +77,8 @@ def run(name: str, task: str, variant: str, seed: int, given: list[str]) -> Path
     if (folder / "config.yaml").exists():
         if load_yaml(folder / "config.yaml", Config) != parse_overrides(arguments, Config):
             sys.exit(f"{folder} is a run with other settings; give another name=, or remove it")
+        if len(curve(folder)) >= EVALUATIONS:
+            return folder
         arguments = [f"resume={folder}"]
     print(f"{name}: {variant}, seed {seed}", flush=True)
     subprocess.run([sys.executable, "-m", "visuomotor.train", *arguments], check=True)
