@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from visuomotor.envs import make_task
+from visuomotor.envs.tasks import clearing_blocks
 from visuomotor.envs.tasks.lifting import LIFT_HEIGHT
 from visuomotor.envs.tasks.stacking import MIN_DISTANCE
 from visuomotor.envs.tasks.task import BLOCK_EDGE, WORKSPACE
@@ -24,8 +28,6 @@ def _put(env, world, prop, pos):
 
 
 def test_lifting_stages_and_rewards(nominal, make):
-    from dataclasses import replace
-
     env = make(replace(nominal, task="lifting"))
     env.reset()
     pinch = env.task.pinch_pos()[1].tolist()
@@ -53,6 +55,28 @@ def test_stacked_means_resting_on_the_other_block(nominal, make, offset, stage):
     _put(env, 1, 1, (0.0, -0.05, HALF))
     _put(env, 1, 0, (offset[0], -0.05 + offset[1], HALF + offset[2]))
     assert int(env.task.stage()[1]) == stage
+
+
+def test_cleared_means_both_off_the_table_and_one_of_them_held(nominal, make):
+    env = make(replace(nominal, task="clearing_blocks"))
+    env.reset()
+    half, height = clearing_blocks.EDGE / 2, clearing_blocks.CLEAR_HEIGHT + 0.001
+    for world in range(3):
+        _put(env, world, 1, (0.0, -0.05, half))
+        _put(env, world, 0, (0.0, -0.05, 3 * half))
+    assert env.task.stage().tolist() == [3, 3, 3]  # one on the other, on the table
+    for world in (1, 2):
+        _put(env, world, 1, (0.0, -0.05, half + height))
+        _put(env, world, 0, (0.0, -0.05, 3 * half + height))
+    assert env.task.stage().tolist() == [3, 3, 3]  # in the air, but nothing holds them
+    fingertip = env.task.fingertip_pos()[2, 0].tolist()
+    _put(env, 2, 0, fingertip)
+    assert env.task.stage().tolist() == [3, 3, 4]
+    assert env.task.reward(torch.tensor([3, 4])).tolist() == [1.0, 2.0]
+
+
+def test_clearing_is_another_name_of_clearing_blocks():
+    assert make_task("clearing").name == make_task("clearing_blocks").name == "clearing_blocks"
 
 
 def test_a_block_in_the_hand_is_not_stacked(nominal, make):

@@ -121,7 +121,7 @@ def _learn_seconds(learner: Reinforcement, repeats: int) -> float:
 
 def benchmark(argv: list[str]) -> int:
     options = parse_overrides(argv, BenchmarkConfig)
-    make_task(options.task)
+    options = replace(options, task=make_task(options.task).name)
     if options.iterations < 1:
         raise UserError(f"iterations={options.iterations}; at least 1 is needed")
     device = resolve_device(options.device)

@@ -185,7 +185,7 @@ def _episodes(
 
 def demonstrate(argv: list[str]) -> int:
     options = parse_overrides(argv, DemonstrateConfig)
-    make_task(options.task)
+    options = replace(options, task=make_task(options.task).name)
     if options.episodes < 1:
         raise UserError(f"episodes={options.episodes}; at least 1 is needed")
     if not 0.0 <= options.trembling <= 1.0:

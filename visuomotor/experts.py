@@ -39,6 +39,12 @@ CLEARANCE = 0.012  # m of a carried block's centre above where it will lie, befo
 # down teaches a clone to stop there, half holding on.
 PLACED = (0.018, 0.0015)
 REACH_BEYOND = 0.003  # m under where a block will lie: the hand presses it down a little
+JOINT_DEPTH = -0.013  # m, pinch site relative to where two blocks meet, to grasp both
+JOINT_REACHED = 0.008  # m in height
+STILL_HELD = (
+    0.03  # m: two blocks in the hand are further from the pinch site once they have slipped
+)
+OFF_TABLE = 0.004  # m of the lower one: it is in the hand, not on the table
 RETREAT = 0.09  # m, straight up from a block that was let go
 LET_GO = 0.15  # rad that a finger may still miss of OPEN when the hand goes up
 
@@ -65,6 +71,7 @@ class Expert:
         self._sim = env.sim
         self._jaco = env.jaco
         self._stacking = len(env.task.props) > 1
+        self._clearing = env.task.name == "clearing_blocks"
         self._rng = np.random.default_rng([seed, 3])
         self._style = self._draw(env.num_envs)
         self._hand = HandMotion(env.sim, env.jaco)
@@ -135,7 +142,7 @@ class Expert:
         target, around = self._above_grasp(yaw)
         held = around & self._firm()
         target = _where(held, self._carried(), target)
-        yaw = torch.where(held, self._heading(), yaw)
+        yaw = torch.where(held, self._carried_yaw(), yaw)
         press = around
         if self._stacking:
             place = self._place()
@@ -145,10 +152,32 @@ class Expert:
             free = (fingers.amax(dim=1) < OPEN + LET_GO).double()
             away = pinch.clone()
             away[:, 2] += free * (place[:, 2] + RETREAT - pinch[:, 2])
+            grasped = torch.zeros_like(lies)
+            if self._clearing:
+                away, grasped = self._both(free)
             target = _where(lies, away, target)
             yaw = torch.where(lies, self._heading(), yaw)
-            press = press & ~lies
+            press = (press & ~lies) | (lies & grasped)
         return target, yaw, press
+
+    def _both(self, free: Tensor) -> tuple[Tensor, Tensor]:
+        """With one block on the other: down to where they meet, to grasp both, and up with them.
+
+        free: (N,) 1 where the fingers are open. Returns where the pinch site goes (N, 3), and
+        whether the fingers press (N,).
+        """
+        pinch, lower = self._task.pinch_pos(), self._task.prop_pos(1)
+        half_edge = self._task.half_edges()[:, 1]
+        joint = lower.clone()
+        joint[:, 2] += half_edge + JOINT_DEPTH
+        offset = joint - pinch
+        there = (offset[:, :2].norm(dim=1) < AROUND[0]) & (offset[:, 2].abs() < JOINT_REACHED)
+        off_table = lower[:, 2] > half_edge + OFF_TABLE
+        press = there | (off_table & (offset.norm(dim=1) < STILL_HELD))
+        up = pinch.clone()
+        up[:, 2] += self._style.carry_height - lower[:, 2]
+        target = _where(there, joint, pinch + free.unsqueeze(1) * offset)
+        return _where(press & self._firm(), up, target), press
 
     def _above_grasp(self, yaw: Tensor) -> tuple[Tensor, Tensor]:
         """Where the pinch site goes to grasp the block (N, 3), and whether it is there (N,)."""
@@ -186,6 +215,16 @@ class Expert:
         clear = torch.where(across < FUNNEL[1], 1.0, clear)
         target[:, :2] += clear.unsqueeze(1) * (place - block)[:, :2]
         return target
+
+    def _carried_yaw(self) -> Tensor:
+        """(N,) rad: the hand's heading while it carries; to grasp both blocks afterwards it turns
+        them face to face."""
+        heading = self._heading()
+        if not self._clearing:
+            return heading
+        mats = [self._sim.data("xmat")[:, body].view(-1, 3, 3) for body in self._task.prop_body_ids]
+        upper, lower = (torch.atan2(mat[:, 1, 0], mat[:, 0, 0]) for mat in mats)
+        return heading + _wrap(4.0 * (lower - upper)) / 4.0  # the nearest of four faces
 
     def _place(self) -> Tensor:
         """(N, 3) m: where the block's centre comes to lie."""

@@ -89,7 +89,8 @@ def read_motion(env: VisuomotorEnv, demo: Demonstration) -> Motion:
         again = begin + int(np.flatnonzero(away)[-1]) if away.any() else begin
         segments.append(Segment(begin, end, prop, where[begin], again))
     ends = _phase_ends(press)
-    lets_go = np.minimum(ends + 1, len(path) - 1)
+    last = len(path) - 1
+    lets_go = np.minimum(ends + 1, last)
     steps = np.arange(len(path))
     by_hand = np.maximum(held, 0)
     across = where[steps, by_hand, :2] - where[steps, props, :2]
@@ -104,7 +105,7 @@ def read_motion(env: VisuomotorEnv, demo: Demonstration) -> Motion:
         aim=torch.cat(fingers).numpy()[ends],
         held=held,
         grip=grips[steps, by_hand],
-        until=np.where(press & (held >= 0) & (held != props), lets_go, FAR),
+        until=np.where(press & (held >= 0) & (held != props) & (ends < last), lets_go, FAR),
         lies=lies[lets_go],
         segments=segments,
     )

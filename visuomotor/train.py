@@ -377,7 +377,7 @@ def _open(argv: list[str]) -> Run:
     if "resume" in keys and not any(key in HELP_WORDS for key in keys):
         return _resume(argv)
     config = parse_overrides([a for a in argv if not a.startswith("resume=")], Config)
-    make_task(config.task)
+    config = replace(config, task=make_task(config.task).name)  # an alias is not kept
     device = resolve_device(config.device)
     if config.out is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")

@@ -8,12 +8,13 @@ import torch
 
 from visuomotor.config import Config
 from visuomotor.envs.environment import Observation, ResetSampler, StepResult, VisuomotorEnv
-from visuomotor.envs.tasks import TASKS, Task
+from visuomotor.envs.tasks import ALIASES, TASKS, Task
 from visuomotor.errors import UserError
 
 
 def make_task(name: str) -> Task:
-    """Raises UserError with the nearest names for an unknown one."""
+    """By its name or an alias. Raises UserError with the nearest names for an unknown one."""
+    name = ALIASES.get(name, name)
     if name not in TASKS:
         near = difflib.get_close_matches(name, TASKS, n=2, cutoff=0.4)
         hint = f" (did you mean {' or '.join(near)}?)" if near else ""

@@ -26,10 +26,10 @@ class Stacking(Task):
 
     name = "stacking"
     episode_steps = 200  # 10 s
-    stages = ("start", "reach", "lifted", "stacked")
-    stage_rewards = (0.0, 0.125, 0.25, 1.0)  # paper
+    stages: tuple[str, ...] = ("start", "reach", "lifted", "stacked")
+    stage_rewards: tuple[float, ...] = (0.0, 0.125, 0.25, 1.0)  # paper
     props = ("block_0", "block_1")
-    stage_props = (0, 0, 1, 1)
+    stage_props: tuple[int, ...] = (0, 0, 1, 1)
     prop_symmetry = (4, 4)
 
     def add_props(self, spec: mujoco.MjSpec) -> None:
@@ -43,13 +43,18 @@ class Stacking(Task):
                 break
         return np.concatenate((xy, rng.uniform(-np.pi / 4, np.pi / 4, size=(2, 1))), axis=1)
 
+    def on_top(self, across: float, height_tolerance: float) -> Tensor:
+        """(N,) bool: orange is over pink, the centres off by less than `across` [m] horizontally
+        and in height by half the sum of the edges, to within the tolerance [m]."""
+        offset = self.prop_pos(0) - self.prop_pos(1)
+        aligned = torch.linalg.vector_norm(offset[:, :2], dim=1) < across
+        height = (offset[:, 2] - self.half_edges().sum(dim=1)).abs() < height_tolerance
+        return aligned & height
+
     def stacked(self) -> Tensor:
         """(N,) bool: orange rests on pink, released."""
-        offset = self.prop_pos(0) - self.prop_pos(1)
-        half_edges = self.half_edges()
-        aligned = torch.linalg.vector_norm(offset[:, :2], dim=1) < STACK_OFFSET
-        height = (offset[:, 2] - half_edges.sum(dim=1)).abs() < STACK_HEIGHT_TOLERANCE
-        return aligned & height & (self.hand_contacts(0) == 0)
+        on_top = self.on_top(STACK_OFFSET, STACK_HEIGHT_TOLERANCE)
+        return on_top & (self.hand_contacts(0) == 0)
 
     def stage(self) -> Tensor:
         stage = self.reaching(0).long()
