@@ -1,4 +1,4 @@
-"""Pictures of every task for docs/tasks.md: its start and its success, by the scripted demonstrator.
+"""Pictures of every task for docs/tasks.md: start and success, by the scripted demonstrator.
 
     python benchmarks/pictures.py
 

@@ -414,6 +414,45 @@ def test_a_run_whose_checkpoints_are_all_damaged_says_so(
     assert "damaged" in capsys.readouterr().err
 
 
+def test_a_run_of_another_version_is_not_gone_on_with(
+    demonstrations: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert train([*SMALL, *RIL, demonstrations, f"out={tmp_path / 'run'}"]) == 0
+    monkeypatch.setattr("visuomotor.train.CHECKPOINT_FORMAT", 99)
+    assert run_command(train, [f"resume={tmp_path / 'run'}"]) == 2
+    said = capsys.readouterr().err
+    assert "another version" in said
+    assert f"start_from={tmp_path / 'run'}" in said
+
+
+def test_an_occupied_folder_is_refused_before_any_work(
+    demonstrations: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = [*SMALL, *RIL, demonstrations, f"out={tmp_path / 'run'}"]
+    assert train(argv) == 0
+    monkeypatch.setattr("visuomotor.train.replay_of", None)
+    assert run_command(train, argv) == 2
+
+
+def test_a_run_with_retargeted_demonstrations_goes_on_exactly(
+    demonstrations: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    # A whole episode, in which a block can be lifted.
+    changed = ("retargeted=", "env.episode_steps=")
+    small = [setting for setting in SMALL if not setting.startswith(changed)]
+    settings = [*small, *RIL, demonstrations, "retargeted=2"]
+    assert train([*settings, f"out={tmp_path / 'whole'}"]) == 0
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2, signal.SIGINT)
+        assert train([*settings, f"out={tmp_path / 'parts'}"]) == 130
+    assert train([f"resume={tmp_path / 'parts'}"]) == 0
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
 def test_help_names_resume_and_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         train(["resume=x", "--help"])
@@ -423,8 +462,9 @@ def test_help_names_resume_and_every_setting(capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize(("enabled", "made"), [(True, 4), (False, 2)])
 def test_demonstrations_are_carried_over_where_their_actions_may_be_used(
-    enabled: bool, made: int
+    enabled: bool, made: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     from visuomotor.config import CloningConfig, Config, EnvConfig
     from visuomotor.demonstrate import collect
     from visuomotor.train import replay_of
@@ -437,6 +477,5 @@ def test_demonstrations_are_carried_over_where_their_actions_may_be_used(
         cloning=CloningConfig(enabled=enabled),
     )
     demos, _ = collect(config, 2, seed=0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("visuomotor.train.demonstrations_for", lambda config: demos)
-        assert len(replay_of(config).demos) == made
+    monkeypatch.setattr("visuomotor.train.demonstrations_for", lambda config: demos)
+    assert len(replay_of(config).demos) == made

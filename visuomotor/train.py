@@ -50,6 +50,8 @@ PHASES = {"ril": ("start", "ril"), "distill": ("teacher", "dagger", "finetune")}
 # Settings that decide what an actor's weights fit.
 SHAPING = ("recurrent", "encoder", "reads", "visual_dim", "proprio_dim", "hidden_dim")
 START_SHARE = 0.25  # of ril's total_steps at most is spent on its start
+# Of what a checkpoint says about a learner; another number means that it cannot go on exactly.
+CHECKPOINT_FORMAT = 2
 # In every row of metrics.jsonl, besides env_steps, wall_s and fps.
 PROMISED_METRICS = (
     "success_rate",
@@ -276,6 +278,7 @@ class Run:
 
     def save(self) -> None:
         state: dict[str, Any] = {
+            "format": CHECKPOINT_FORMAT,
             "phase": self.phase,
             "learner": self.learner.state_dict(),
             "steps_before": self.steps_before,
@@ -294,10 +297,18 @@ class Run:
         self._since_checkpoint = time.monotonic()
 
     def load(self) -> None:
-        """Goes on from the newest sound checkpoint. Raises UserError if there is none."""
+        """Goes on from the newest sound checkpoint. Raises UserError if there is none, or one of
+        another version of this package."""
         state, step, notes = load_checkpoint(self.folder.checkpoints)
         for note in notes:
             print(note, file=sys.stderr)
+        written = state.get("format", 1)
+        if written != CHECKPOINT_FORMAT:
+            raise UserError(
+                f"{self.folder.path} was trained by another version of visuomotor (its checkpoints "
+                f"have format {written}, not {CHECKPOINT_FORMAT}); its policy can be evaluated and "
+                f"exported; to train on: start_from={self.folder.path} in a new run"
+            )
         self.carried = state["carried"]
         self.steps_before = int(state["steps_before"])
         self.start_phase(state["phase"], resuming=True)
