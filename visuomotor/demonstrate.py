@@ -26,7 +26,7 @@ from visuomotor.demonstrations import (
     Demonstrations,
     load_demonstrations,
     save_demonstrations,
-    successful_part,
+    successful_episode,
 )
 from visuomotor.envs import VisuomotorEnv, make_env, make_task
 from visuomotor.errors import UserError
@@ -159,28 +159,12 @@ def _episodes(
         columns["success"].append(result.success)
         observation = result.observation
     stacked = {name: torch.stack(values, dim=1).numpy() for name, values in columns.items()}
-    demos, failed = [], 0
-    for world in everyone.tolist():
-        length = successful_part(stacked["success"][world])
-        if length == 0:
-            failed += 1
-            continue
-        dones = np.zeros(length, dtype=bool)
-        dones[-1] = True
-        demos.append(
-            Demonstration(
-                states=stacked["states"][world, :length],
-                actions=stacked["actions"][world, :length],
-                rewards=stacked["rewards"][world, :length],
-                dones=dones,
-                stages=stacked["stages"][world, :length],
-                proprio=stacked["proprio"][world, :length],
-                features=stacked["features"][world, :length],
-                seed=seeds[world],
-                success=True,
-            )
-        )
-    return demos, failed
+    episodes = [
+        successful_episode({name: values[world] for name, values in stacked.items()}, seeds[world])
+        for world in range(env.num_envs)
+    ]
+    demos = [episode for episode in episodes if episode is not None]
+    return demos, len(episodes) - len(demos)
 
 
 def demonstrate(argv: list[str]) -> int:

@@ -307,6 +307,30 @@ def successful_part(success: np.ndarray) -> int:
     return min(lasting + STEPS_AFTER_SUCCESS, len(success))
 
 
+def successful_episode(columns: dict[str, np.ndarray], seed: int) -> Demonstration | None:
+    """The successful part of one episode as a demonstration; None if it does not end in success.
+
+    columns: (T, ...) of states, actions, rewards and success, and of what else a demonstration
+    holds; what is missing is left to be derived from the states.
+    """
+    length = successful_part(columns["success"])
+    if length == 0:
+        return None
+    dones = np.zeros(length, dtype=bool)
+    dones[-1] = True
+    part = {name: values[:length] for name, values in columns.items()}
+    return Demonstration(
+        states=part["states"],
+        actions=part["actions"],
+        rewards=part["rewards"],
+        dones=dones,
+        stages=part.get("stages"),
+        proprio=part.get("proprio"),
+        features=part.get("features"),
+        seed=seed,
+    )
+
+
 # --- what training draws from them ----------------------------------------------------------------
 
 

@@ -41,9 +41,8 @@ PLACED = (0.018, 0.0015)
 REACH_BEYOND = 0.003  # m under where a block will lie: the hand presses it down a little
 JOINT_DEPTH = -0.013  # m, pinch site relative to where two blocks meet, to grasp both
 JOINT_REACHED = 0.008  # m in height
-STILL_HELD = (
-    0.03  # m: two blocks in the hand are further from the pinch site once they have slipped
-)
+# m from the pinch site: two blocks in the hand are further off once they have slipped.
+STILL_HELD = 0.03
 OFF_TABLE = 0.004  # m of the lower one: it is in the hand, not on the table
 RETREAT = 0.09  # m, straight up from a block that was let go
 LET_GO = 0.15  # rad that a finger may still miss of OPEN when the hand goes up
@@ -99,10 +98,8 @@ class Expert:
     def _grasp_yaw(self) -> Tensor:
         """(N,) rad: heading of the closing axis, along a face normal of the block: the one that
         needs little turning and keeps the fingers away from a neighbour."""
-        mat = self._sim.data("xmat")[:, self._task.prop_body_ids[0]].view(-1, 3, 3)
-        block_yaw = torch.atan2(mat[:, 1, 0], mat[:, 0, 0])
         turns = torch.arange(4, dtype=torch.float64) * (torch.pi / 2)
-        candidates = block_yaw.unsqueeze(1) + turns  # (N, 4)
+        candidates = self._task.prop_yaw(0).unsqueeze(1) + turns  # (N, 4)
         turn = _wrap(candidates - self._heading().unsqueeze(1))
         cost = turn.abs()
         if self._stacking:
@@ -222,9 +219,8 @@ class Expert:
         heading = self._heading()
         if not self._clearing:
             return heading
-        mats = [self._sim.data("xmat")[:, body].view(-1, 3, 3) for body in self._task.prop_body_ids]
-        upper, lower = (torch.atan2(mat[:, 1, 0], mat[:, 0, 0]) for mat in mats)
-        return heading + _wrap(4.0 * (lower - upper)) / 4.0  # the nearest of four faces
+        turn = self._task.prop_yaw(1) - self._task.prop_yaw(0)
+        return heading + _wrap(4.0 * turn) / 4.0  # the nearest of four faces
 
     def _place(self) -> Tensor:
         """(N, 3) m: where the block's centre comes to lie."""

@@ -78,6 +78,7 @@ def read_motion(env: VisuomotorEnv, demo: Demonstration) -> Motion:
     heights = torch.cat(up).numpy()  # (T, P)
     moved = near & (np.abs(heights - heights[0]) > HELD[1])
     held = np.where(moved.any(axis=1), moved.argmax(axis=1), -1)
+    angles = torch.cat(fingers).numpy()
     fingers_asked = demo.actions[:, 6:].mean(axis=1)
     press = _steady(_pressing(fingers_asked))
     holding = press & (held >= 0)
@@ -101,8 +102,8 @@ def read_motion(env: VisuomotorEnv, demo: Demonstration) -> Motion:
         mat=torch.cat(mat).numpy(),
         press=press,
         hold=float(np.median(fingers_asked[holding])) if holding.any() else 1.0,
-        fingers=torch.cat(fingers).numpy(),
-        aim=torch.cat(fingers).numpy()[ends],
+        fingers=angles,
+        aim=angles[ends],
         held=held,
         grip=grips[steps, by_hand],
         until=np.where(press & (held >= 0) & (held != props) & (ends < last), lets_go, FAR),
@@ -175,9 +176,9 @@ def _smooth(path: np.ndarray) -> np.ndarray:
 
 def prop_places(env: VisuomotorEnv) -> Tensor:
     """(N, P, 3): x, y [m] and yaw [rad] of every prop."""
-    columns = []
-    for index, body in enumerate(env.task.prop_body_ids):
-        mat = env.sim.data("xmat")[:, body].view(-1, 3, 3)
-        yaw = torch.atan2(mat[:, 1, 0], mat[:, 0, 0]).unsqueeze(1)
-        columns.append(torch.cat((env.task.prop_pos(index)[:, :2], yaw), dim=1))
+    task = env.task
+    columns = [
+        torch.cat((task.prop_pos(index)[:, :2], task.prop_yaw(index).unsqueeze(1)), dim=1)
+        for index in range(len(task.props))
+    ]
     return torch.stack(columns, dim=1)

@@ -31,7 +31,7 @@ from visuomotor.demonstrations import (
     Demonstrations,
     load_demonstrations,
     save_demonstrations,
-    successful_part,
+    successful_episode,
 )
 from visuomotor.envs import VisuomotorEnv, make_env, make_task, robot
 from visuomotor.envs.kinematics import HandMotion
@@ -314,24 +314,12 @@ class _Retargeting:
         stacked = {name: torch.stack(values, dim=1).numpy() for name, values in columns.items()}
         made, failed = [], []
         for world in everyone.tolist():
-            length = successful_part(stacked["success"][world])
-            if length == 0 or _undone(stacked["success"][world]):
-                failed.append(stacked["states"][world, 0])
-                continue
-            dones = np.zeros(length, dtype=bool)
-            dones[-1] = True
-            made.append(
-                Demonstration(
-                    states=stacked["states"][world, :length],
-                    actions=stacked["actions"][world, :length],
-                    rewards=stacked["rewards"][world, :length],
-                    dones=dones,
-                    stages=None,
-                    proprio=None,
-                    features=None,
-                    seed=seeds[world],
-                )
-            )
+            part = {name: values[world] for name, values in stacked.items()}
+            episode = successful_episode(part, seeds[world])
+            if episode is None or _undone(part["success"]):
+                failed.append(part["states"][0])
+            else:
+                made.append(episode)
         return made, failed
 
     def _fumbled(self) -> Tensor:

@@ -10,9 +10,9 @@ from visuomotor.envs import scene
 from visuomotor.envs.tasks.stacking import LIFT_HEIGHT, STACK_HEIGHT_TOLERANCE, Stacking
 from visuomotor.envs.tasks.task import ORANGE, PINK
 
-# m; smaller than stacking's: the hand's palm is 58 mm above its pinch site, its fingertips end 10
-# below. Of two blocks of 45 mm the lower one is held by its rim alone and slips in half of the
-# worlds, of two of 36 mm in none of 200.
+# m; smaller than stacking's: the hand's palm is 58 mm above its pinch site. Of two blocks of 45 mm
+# the lower one is held by its rim alone and slips in about half of 48 worlds, of two of 36 mm in
+# none of 200.
 EDGE = 0.036
 MASS = 0.06  # kg
 STACK_OFFSET = EDGE / 2  # m, horizontal distance of the centres: beyond that the stack topples

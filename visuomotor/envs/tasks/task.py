@@ -159,6 +159,11 @@ class Task(ABC):
         """(N, 3) m, world frame."""
         return self.sim.data("xpos")[:, self.prop_body_ids[index]]
 
+    def prop_yaw(self, index: int) -> Tensor:
+        """(N,) rad: heading of the prop's x axis on the table."""
+        mat = self.sim.data("xmat")[:, self.prop_body_ids[index]].view(-1, 3, 3)
+        return torch.atan2(mat[:, 1, 0], mat[:, 0, 0])
+
     def pinch_pos(self) -> Tensor:
         """(N, 3) m, world frame: the point between the fingertips."""
         return self.sim.data("site_xpos")[:, self.jaco.pinch_site_id]
