@@ -15,7 +15,7 @@ import numpy as np
 
 from visuomotor.config import Config, RandomizationConfig
 from visuomotor.envs import TASKS, make_env
-from visuomotor.experts import Expert
+from visuomotor.experts import make_expert
 
 SIZE = 256  # pixels
 
@@ -27,7 +27,7 @@ def picture(task: str) -> np.ndarray:
     config = replace(config, camera=camera)
     env = make_env(config, num_envs=1, seed=3)
     seen = env.reset()
-    expert = Expert(env, seed=0)
+    expert = make_expert(env, seed=0)
     assert seen.pixels is not None
     shown = [seen.pixels[0].permute(1, 2, 0).numpy()]
     for step in range(env.episode_steps - 1):

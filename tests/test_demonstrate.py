@@ -31,7 +31,7 @@ from visuomotor.demonstrations import (
 )
 from visuomotor.envs import make_env
 from visuomotor.errors import UserError
-from visuomotor.experts import Expert
+from visuomotor.scripted.blocks import LiftingExpert
 
 LIFTING = Config(task="lifting", randomization=RandomizationConfig(strength=0.0))
 
@@ -195,7 +195,7 @@ def test_an_end_before_the_file_is_whole_leaves_the_old_one(error, tmp_path, mon
 # --- only successes -------------------------------------------------------------------------------
 
 
-class _Clumsy(Expert):
+class _Clumsy(LiftingExpert):
     """Stands still in world 0."""
 
     def act(self) -> torch.Tensor:
@@ -204,12 +204,12 @@ class _Clumsy(Expert):
         return action
 
 
-class _Idle(Expert):
+class _Idle(LiftingExpert):
     def act(self) -> torch.Tensor:
         return torch.zeros_like(super().act())
 
 
-class _Butterfingers(Expert):
+class _Butterfingers(LiftingExpert):
     """Opens the hand in some control steps."""
 
     drops = range(0)
@@ -223,7 +223,7 @@ class _Butterfingers(Expert):
 def test_an_episode_is_kept_until_the_success_that_lasts(monkeypatch):
     """The block is lifted, dropped and lifted again: the second time counts."""
     monkeypatch.setattr(_Butterfingers, "drops", range(80, 100))
-    monkeypatch.setattr(experts, "Expert", _Butterfingers)
+    monkeypatch.setitem(experts.EXPERTS, "lifting", _Butterfingers)
     long = replace(LIFTING, env=EnvConfig(episode_steps=300))
     demos, failures = collect(long, 2, 3, trembling=0.0)
     assert failures == 0
@@ -238,14 +238,14 @@ def test_an_episode_is_kept_until_the_success_that_lasts(monkeypatch):
 
 def test_a_success_that_does_not_last_is_a_failure(monkeypatch):
     monkeypatch.setattr(_Butterfingers, "drops", range(130, 150))
-    monkeypatch.setattr(experts, "Expert", _Butterfingers)
+    monkeypatch.setitem(experts.EXPERTS, "lifting", _Butterfingers)
     short = replace(LIFTING, env=EnvConfig(episode_steps=150))
     with pytest.raises(UserError, match="the scripted expert failed 10 times"):
         collect(short, 2, 3, trembling=0.0)
 
 
 def test_failures_are_left_out_and_counted(monkeypatch):
-    monkeypatch.setattr(experts, "Expert", _Clumsy)
+    monkeypatch.setitem(experts.EXPERTS, "lifting", _Clumsy)
     reported = []
     demos, failures = collect(LIFTING, 4, 3, lambda *counts: reported.append(counts), trembling=0)
     # Worlds 1, 2, 3 of the first four episodes, and the next world 1.
@@ -256,7 +256,7 @@ def test_failures_are_left_out_and_counted(monkeypatch):
 
 
 def test_an_expert_that_always_fails_is_an_error_and_no_file(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(experts, "Expert", _Idle)
+    monkeypatch.setitem(experts.EXPERTS, "lifting", _Idle)
     path = tmp_path / "demos.hdf5"
     assert _run("task=lifting", "episodes=1", f"out={path}") == 2
     assert "the scripted expert failed 5 times on task 'lifting'" in capsys.readouterr().err

@@ -302,7 +302,7 @@ def test_strength_alone_decides_how_far_worlds_are_randomized() -> None:
         rng = np.random.default_rng([EPISODES_APART + 5, 2, episode])
         assert np.array_equal(full.factors[episode], env.randomizer.draw(rng, 1.0))
     names = list(full.factor_names)
-    masses = full.factors[:, names.index("block_mass/block_0")]
+    masses = full.factors[:, names.index("prop_mass/block_0")]
     assert masses.min() < 0.9 and masses.max() > 1.1
 
 

@@ -96,7 +96,7 @@ def test_policy_json_states_joints_and_rates_of_the_model(facts: dict):
     assert facts["control"]["rate_hz"] == 20.0
     assert len(facts["proprio"]["entries"]) == facts["proprio"]["size"] == 24
     assert facts["latency"]["camera_delay_s"] == [0.0, 0.1]
-    assert facts["randomization"]["dynamics"]["block_mass"] == [0.5, 2.0]
+    assert facts["randomization"]["dynamics"]["prop_mass"] == [0.5, 2.0]
 
 
 def test_policy_json_states_a_camera_that_sees_what_the_simulated_one_saw(facts: dict):

@@ -61,10 +61,10 @@ def test_no_arguments_give_the_defaults() -> None:
 
 def test_values_land_in_their_groups_and_nowhere_else() -> None:
     parsed = parse_overrides(
-        ["task=lifting", "ppo.gamma=0.97", "randomization.dynamics.block_friction=[0.8,1.2]"],
+        ["task=lifting", "ppo.gamma=0.97", "randomization.dynamics.prop_friction=[0.8,1.2]"],
         Config,
     )
-    dynamics = DynamicsConfig(block_friction=(0.8, 1.2))
+    dynamics = DynamicsConfig(prop_friction=(0.8, 1.2))
     assert parsed == Config(
         task="lifting",
         ppo=PPOConfig(gamma=0.97),
@@ -104,7 +104,7 @@ def test_a_text_becomes_the_type_of_its_setting(text: str, key: str, value: obje
     [
         ("ppo.gama=0.9", ["'ppo.gama'", "ppo.gamma"]),
         ("gamma=0.9", ["'gamma'", "ppo.gamma"]),
-        ("block_frictoin=[1,1]", ["randomization.dynamics.block_friction"]),
+        ("block_frictoin=[1,1]", ["randomization.dynamics.prop_friction"]),
         ("--task=lifting", ["'--task'", "task"]),
         ("zzz=1", ["'zzz'", "num_envs", "ppo.*"]),
         ("ppo=1", ["'ppo' is a group", "ppo.gamma"]),
@@ -213,8 +213,8 @@ def test_every_number_of_a_run_has_a_limit() -> None:
         "camera.fovy=180",
         "camera.period=0",
         "randomization.strength=1.5",
-        "randomization.dynamics.block_mass=[0,1]",
-        "randomization.dynamics.block_mass=[2,1]",
+        "randomization.dynamics.prop_mass=[0,1]",
+        "randomization.dynamics.prop_mass=[2,1]",
         "randomization.appearance.hue=[-0.6,0]",
         "randomization.appearance.num_lights=[0,3]",
         "randomization.latency.action_drop=[0,1]",
@@ -234,7 +234,7 @@ def test_impossible_values_are_refused_with_key_and_range(argument: str) -> None
         "ppo.gamma=1",
         "ppo.gae_lambda=0",
         "gail.weight=1",
-        "randomization.dynamics.block_mass=[1,1]",
+        "randomization.dynamics.prop_mass=[1,1]",
         "randomization.strength=0",
         "env.num_threads=0",
         "device=cuda:1",
@@ -296,7 +296,7 @@ def test_a_saved_config_loads_as_the_same_config(tmp_path: Path) -> None:
 def test_a_saved_config_names_every_setting() -> None:
     written = to_yaml(Config())
     assert "  gamma: 0.98\n" in written
-    assert "    block_mass: [0.5, 2.0]\n" in written
+    assert "    prop_mass: [0.5, 2.0]\n" in written
     assert all(f"{key.rpartition('.')[2]}:" in written for key in leaf_types(Config))
 
 

@@ -35,7 +35,7 @@ GROUPS = {
         *("brightness", "contrast", "hue", "pixel_noise"),
     ),
     "dynamics": (
-        *("block_friction", "block_mass", "block_inertia", "block_size", "joint_damping"),
+        *("prop_friction", "prop_mass", "prop_inertia", "prop_size", "joint_damping"),
         *("joint_armature", "joint_friction", "actuator_gain", "gravity_tilt"),
     ),
     "latency": ("camera_delay", "action_delay", "action_drop", "proprio_noise"),
@@ -46,18 +46,35 @@ SENSOR = {
     **{"camera_delay": 0, "action_delay": 0, "action_drop": 0.0, "proprio_noise": 0.0},
 }
 LOG_UNIFORM = (
-    *("texture_repeat", "block_mass", "block_inertia", "joint_damping", "joint_armature"),
+    *("texture_repeat", "prop_mass", "prop_inertia", "joint_damping", "joint_armature"),
     *("joint_friction", "actuator_gain"),
 )
 INTEGER = ("num_lights", "texture", "camera_delay", "action_delay")
 
 
 def _spec():
-    """The stacking scene, uncompiled, and its task."""
+    """The stacking scene, uncompiled, with a toy of two geoms and two materials, and its task."""
     config, task = Config(), make_task("stacking")
     spec = scene.build_spec(config.env, config.camera)
     task.add_props(spec)
+    body = scene.Part(size=(0.03, 0.02, 0.012), mass=0.04, rgba=(0.2, 0.4, 0.6, 1.0))
+    wheel = scene.Part(
+        size=(0.01, 0.004),
+        mass=0.02,
+        rgba=(0.3, 0.3, 0.3, 1.0),
+        pos=(0.02, 0.025, -0.002),
+        quat=(0.8, 0.6, 0.0, 0.0),
+        type=mujoco.mjtGeom.mjGEOM_CYLINDER,
+        material="wheel",
+    )
+    scene.add_prop(spec, "toy", 0.012, [body, wheel])
+    spec.body("toy").pos = [0.3, 0.25, 0.012]  # out of the blocks' way
     return spec, task
+
+
+def _geoms(model, prop: str) -> list[int]:
+    body = model.body(prop)
+    return list(range(int(body.geomadr[0]), int(body.geomadr[0] + body.geomnum[0])))
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +147,8 @@ def _turn(vector: np.ndarray, axis: int, degrees: float) -> np.ndarray:
 
 
 def _materials(model, surface: str) -> list[int]:
-    if surface != "arm":
-        return [model.mat(surface).id]
-    return [i for i in range(model.nmat) if model.mat(i).name.startswith("jaco_arm/")]
+    name = "jaco_arm" if surface == "arm" else surface
+    return [i for i in range(model.nmat) if model.mat(i).name.split("/")[0] == name]
 
 
 def _joint_dof(model, name: str) -> int:
@@ -195,16 +211,19 @@ def _expected(model, name: str, value: float) -> dict[str, np.ndarray]:
         for rgba in field("mat_rgba"):
             hue, saturation, brightness = colorsys.rgb_to_hsv(*rgba[:3])
             rgba[:3] = colorsys.hsv_to_rgb((hue + value) % 1.0, saturation, brightness)
-    elif group == "block_friction":
-        field("geom_friction")[model.geom(part).id] *= value
-    elif group == "block_mass":
+    elif group == "prop_friction":
+        field("geom_friction")[_geoms(model, part)] *= value
+    elif group == "prop_mass":
         field("body_mass")[model.body(part).id] *= value
         field("body_inertia")[model.body(part).id] *= value
-    elif group == "block_inertia":
+    elif group == "prop_inertia":
         field("body_inertia")[model.body(part).id] *= value
-    elif group == "block_size":
-        for key in ("geom_size", "geom_rbound", "geom_aabb"):
-            field(key)[model.geom(part).id] *= value
+    elif group == "prop_size":
+        centred = len(_geoms(model, part)) == 1
+        for key in ("geom_size", "geom_rbound", "geom_aabb", *(() if centred else ("geom_pos",))):
+            field(key)[_geoms(model, part)] *= value
+        if not centred:
+            field("body_ipos")[model.body(part).id] *= value
         field("body_inertia")[model.body(part).id] *= value**2
     elif group in ("joint_damping", "joint_armature", "joint_friction"):
         key = {"joint_friction": "dof_frictionloss"}.get(group, group.replace("joint", "dof"))
@@ -254,7 +273,7 @@ def test_a_factor_changes_its_own_field_in_its_own_world_and_nothing_else(
                     assert not full or (group == "colour" and value > 0), (name, field)
 
 
-@pytest.mark.parametrize("group", [*SENSOR, "hue", "block_mass"])
+@pytest.mark.parametrize("group", [*SENSOR, "hue", "prop_mass"])
 def test_a_factor_of_a_sensor_changes_that_property_in_its_own_world_and_nothing_else(
     group, randomizer
 ):
@@ -425,7 +444,7 @@ def test_the_same_episode_has_the_same_values(randomizer):
 # Setting -> the factors that it bounds, where the names differ.
 BOUNDS = {
     "arm_colour": ("colour/arm",),
-    "block_colour": ("colour/block_0", "colour/block_1"),
+    "prop_colour": ("colour/block_0", "colour/block_1", "colour/toy"),
     "table_colour": ("colour/table",),
     "floor_colour": ("colour/floor",),
 }
@@ -531,7 +550,7 @@ def test_directions_stay_unit_vectors_and_the_camera_turns_by_degrees(randomizer
 
 
 def test_colours_stay_colours_at_the_largest_valid_ranges(model, build):
-    widest = {f"{name}_colour": (-1.0, 1.0) for name in ("arm", "block", "table", "floor")}
+    widest = {f"{name}_colour": (-1.0, 1.0) for name in ("arm", "prop", "table", "floor")}
     config = _with("appearance", hue=(-0.5, 0.5), **widest)
     randomizer = Randomizer(config, model)
     sim = build(200)
@@ -591,20 +610,31 @@ def test_turning_the_palette_is_turning_the_hue_of_the_image(model, randomizer, 
 @pytest.fixture(scope="module")
 def wide(model) -> Randomizer:
     """Sizes beyond the usual ones, so that a forgotten bound would show in collisions."""
-    return Randomizer(_with("dynamics", block_size=(0.7, 1.3), gravity_tilt=(-20, 20)), model)
+    return Randomizer(_with("dynamics", prop_size=(0.7, 1.3), gravity_tilt=(-20, 20)), model)
 
 
 def _compiled(randomizer: Randomizer, values: np.ndarray) -> mujoco.MjModel:
     """The scene with the factors of dynamics written into its description."""
     factor = dict(zip(randomizer.factor_names, values, strict=True))
     spec, task = _spec()
+    default = _spec()[0].compile()
+    for geom in (geom for geom in spec.geoms if geom.name.startswith("toy")):
+        geom.size = geom.size * factor["prop_size/toy"]
+        geom.pos = geom.pos * factor["prop_size/toy"]
+        geom.friction = geom.friction * factor["prop_friction/toy"]
+    toy, now = default.body("toy"), spec.body("toy")
+    now.explicitinertial = True
+    now.mass = toy.mass[0] * factor["prop_mass/toy"]
+    inertia = factor["prop_mass/toy"] * factor["prop_size/toy"] ** 2 * factor["prop_inertia/toy"]
+    now.inertia = toy.inertia * inertia
+    now.ipos, now.iquat = toy.ipos * factor["prop_size/toy"], toy.iquat
     for name in task.props:
         geom, body = spec.geom(name), spec.body(name)
-        mass = geom.mass * factor[f"block_mass/{name}"]
-        geom.size = geom.size * factor[f"block_size/{name}"]
-        geom.friction = geom.friction * factor[f"block_friction/{name}"]
+        mass = geom.mass * factor[f"prop_mass/{name}"]
+        geom.size = geom.size * factor[f"prop_size/{name}"]
+        geom.friction = geom.friction * factor[f"prop_friction/{name}"]
         # Of a solid cube: m a^2 / 6.
-        inertia = mass * (2 * geom.size[0]) ** 2 / 6 * factor[f"block_inertia/{name}"]
+        inertia = mass * (2 * geom.size[0]) ** 2 / 6 * factor[f"prop_inertia/{name}"]
         body.explicitinertial = True
         body.mass, body.inertia = mass, [inertia] * 3
         body.ipos, body.iquat = [0, 0, 0], [1, 0, 0, 0]
@@ -632,7 +662,7 @@ def test_fields_and_derived_constants_are_those_of_a_compiled_model(seed, wide, 
     wide.apply(sim, torch.tensor([1]), values[None])
     reference = _compiled(wide, values)
     dynamics = [f for f in wide.fields if not f.startswith(("cam_", "light_", "mat_"))]
-    assert len(dynamics) == 12
+    assert len(dynamics) == 14
     for name in (*dynamics, *DERIVED):
         found, wanted = sim.model_field(name)[1].numpy(), _default(reference, name)
         np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12, err_msg=name)
@@ -646,11 +676,14 @@ def test_a_randomized_world_moves_like_a_compiled_model(model, wide):
     wide.apply(sim, torch.arange(4), values)
     task = make_task("stacking")
     task.bind(sim)
-    half_edges = task.half_edges().numpy()
+    heights = task.rest_heights().numpy()
     one = torch.zeros(1, dtype=torch.int64)
     action = torch.rand(20, 9, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    starts = np.stack([task.start_state(np.random.default_rng(i), half_edges[i]) for i in range(4)])
+    starts = np.stack([task.start_state(np.random.default_rng(i), heights[i]) for i in range(4)])
     starts[:, task._prop_qpos_ids[0] + 2] += 0.01  # the orange block falls
+    toy = model.joint("toy_joint")  # tumbles, high up: rocking on its wheel it would be chaotic
+    starts[:, int(toy.qposadr[0]) + 2] += 6.0
+    starts[:, model.nq + int(toy.dofadr[0]) + 3 : model.nq + int(toy.dofadr[0]) + 6] = 3.0
     sim.reset(torch.arange(4), torch.from_numpy(starts))
     others = []
     for world in range(4):
@@ -678,8 +711,8 @@ def test_names_say_which_part_and_which_axis(randomizer):
     assert names == tuple(factor.name for factor in randomizer.factors)
     assert {
         *("camera_pos/x", "camera_rotation/z", "light_pos/light_2/y", "light_colour/light_0/g"),
-        *("colour/arm/r", "texture/table", "texture_repeat/floor", "block_friction/block_0"),
-        *("block_mass/block_1", "joint_damping/joint_6", "actuator_gain/finger_3"),
+        *("colour/arm/r", "texture/table", "texture_repeat/floor", "prop_friction/block_0"),
+        *("prop_mass/block_1", "joint_damping/joint_6", "actuator_gain/finger_3"),
         *("gravity_tilt/x", "camera_delay", "hue"),
     } <= set(names)
 
@@ -701,12 +734,12 @@ def test_the_values_of_every_episode_are_kept_and_are_those_of_the_worlds(make):
 
 
 def test_blocks_of_any_size_start_on_the_table(make):
-    config = Config(task="stacking", randomization=_with("dynamics", block_size=(0.7, 1.3)))
+    config = Config(task="stacking", randomization=_with("dynamics", prop_size=(0.7, 1.3)))
     env = make(config, num_envs=16)
     env.reset()
-    bottom = env.task.prop_pos(0)[:, 2] - env.task.half_edges()[:, 0]
+    bottom = env.task.prop_pos(0)[:, 2] - env.task.rest_heights()[:, 0]
     assert float(bottom.abs().max()) < 1e-9
-    assert float(env.task.half_edges().max() / env.task.half_edges().min()) > 1.5
+    assert float(env.task.rest_heights().max() / env.task.rest_heights().min()) > 1.5
 
 
 def test_a_new_strength_holds_from_the_next_episode_on(make):

@@ -20,11 +20,13 @@ def cached_path(name: str, *facts: object) -> Path:
 
 
 def revision(*modules: ModuleType) -> str:
-    """Of the code that makes a file: another one makes another file."""
+    """Of the code that makes a file, modules and whole packages: another one makes another file."""
     digest = hashlib.sha256()
     for module in modules:
         assert module.__file__ is not None
-        digest.update(Path(module.__file__).read_bytes())
+        path = Path(module.__file__)
+        for source in sorted(path.parent.rglob("*.py")) if hasattr(module, "__path__") else [path]:
+            digest.update(source.read_bytes())
     return digest.hexdigest()
 
 

@@ -47,7 +47,7 @@ class AppearanceConfig:
     light_direction: Range = (-20.0, 20.0)  # degrees, tilt about world x and y
     light_colour: Range = (0.7, 1.3)  # scale, each colour channel
     arm_colour: Range = (-0.12, 0.12)  # added to each colour channel (0-1)
-    block_colour: Range = (-0.12, 0.12)  # added to each colour channel (0-1)
+    prop_colour: Range = (-0.12, 0.12)  # added to each colour channel (0-1)
     table_colour: Range = (-0.25, 0.25)  # added to each colour channel (0-1)
     floor_colour: Range = (-0.3, 0.3)  # added to each colour channel (0-1)
     textures: bool = True  # choose the texture of table, floor, arm and blocks
@@ -63,10 +63,10 @@ class DynamicsConfig:
     """Ranges at strength 1; every factor is drawn per world and per episode."""
 
     enabled: bool = True
-    block_friction: Range = (0.7, 1.3)  # scale of sliding, torsional and rolling friction
-    block_mass: Range = (0.5, 2.0)  # scale of mass and inertia, log-uniform
-    block_inertia: Range = (0.8, 1.25)  # further scale of the inertia alone, log-uniform
-    block_size: Range = (0.95, 1.05)  # scale of the edge lengths
+    prop_friction: Range = (0.7, 1.3)  # scale of sliding, torsional and rolling friction
+    prop_mass: Range = (0.5, 2.0)  # scale of mass and inertia, log-uniform
+    prop_inertia: Range = (0.8, 1.25)  # further scale of the inertia alone, log-uniform
+    prop_size: Range = (0.95, 1.05)  # scale of the edge lengths
     joint_damping: Range = (0.5, 2.0)  # scale, log-uniform, per joint
     joint_armature: Range = (0.8, 1.25)  # scale, log-uniform, per joint
     joint_friction: Range = (0.7, 1.4)  # scale of frictionloss, log-uniform, per joint

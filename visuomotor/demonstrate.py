@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from visuomotor import __version__, experts
+from visuomotor import __version__, experts, scripted
 from visuomotor.cache import cached_path, check_cache, check_writable, revision
 from visuomotor.cli import run_command
 from visuomotor.config import Config
@@ -66,7 +66,7 @@ def demonstrations_for(config: Config) -> Demonstrations:
     path = cached_path(
         f"{config.task}-{DEFAULT_EPISODES}",
         *(__version__, config.env.control_dt, config.env.episode_steps, TREMBLING, xml),
-        revision(experts),
+        revision(experts, scripted),
     )
     if not path.exists():
         check_cache(path)
@@ -107,7 +107,7 @@ def collect(
     env.reset()
     demos: list[Demonstration] = []
     failures = 0
-    expert = experts.Expert(env, seed)
+    expert = experts.make_expert(env, seed)
     tremble = _Tremble(trembling, seed)
     while len(demos) < episodes:
         batch, failed = _episodes(env, expert, tremble)

@@ -135,7 +135,7 @@ def load_yaml(path: Path | str, cls: type[T]) -> T:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Groups as lines, lists in one: `block_mass: [0.5, 2.0]`."""
+    """Groups as lines, lists in one: `prop_mass: [0.5, 2.0]`."""
 
     def represent_sequence(
         self, tag: str, sequence: Sequence[Any], flow_style: bool | None = None

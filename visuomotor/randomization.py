@@ -108,8 +108,20 @@ class Randomizer:
             if model.body_jntnum[body] > 0
             and model.jnt_type[model.body_jntadr[body]] == mujoco.mjtJoint.mjJNT_FREE
         ]
-        self._prop_names = [model.body(body).name for body in self._props]
-        self._prop_geoms = [model.geom(name).id for name in self._prop_names]
+        groups = [model.body(body).name.split("/")[0] for body in self._props]
+        self._prop_names = list(dict.fromkeys(groups))  # props named <group>/<index> share factors
+        self._prop_columns = [self._prop_names.index(group) for group in groups]
+        self._prop_geoms = [
+            geom
+            for body in self._props
+            for geom in range(
+                model.body_geomadr[body], model.body_geomadr[body] + model.body_geomnum[body]
+            )
+        ]
+        self._geom_columns = [
+            self._prop_columns[self._props.index(int(model.geom_bodyid[geom]))]
+            for geom in self._prop_geoms
+        ]
         self._joints = [j for j in range(model.njnt) if model.joint(j).name.startswith(ARM_PREFIX)]
         self._dofs = [int(model.jnt_dofadr[j]) for j in self._joints]
         self._factors: list[Factor] = []
@@ -163,14 +175,17 @@ class Randomizer:
             "floor": [model.mat("floor").id],
             "arm": [i for i in range(model.nmat) if model.mat(i).name.startswith(ARM_PREFIX)],
         }
-        self._surfaces |= {name: [model.mat(name).id] for name in self._prop_names}
+        for name in self._prop_names:
+            self._surfaces[name] = [
+                i for i in range(model.nmat) if model.mat(i).name.split("/")[0] == name
+            ]
         ranges = {"table": c.table_colour, "floor": c.floor_colour, "arm": c.arm_colour}
         names = [model.tex(i).name for i in range(model.ntex)]
         self._textures = [names.index("plain")]
         self._textures += [i for i, name in enumerate(names) if name.startswith("texture_")]
         last = float(len(self._textures) - 1) if c.textures else 0.0
         for surface in self._surfaces:
-            bounds = ranges.get(surface, c.block_colour)
+            bounds = ranges.get(surface, c.prop_colour)
             self._add(f"colour/{surface}", list(CHANNELS), bounds, 0.0, on)
             self._add(f"texture/{surface}", [], (0.0, last), 0.0, on, "integer")
             self._add(f"texture_repeat/{surface}", [], c.texture_repeat, 1.0, on, "log_uniform")
@@ -183,10 +198,10 @@ class Randomizer:
         c, props = self._config.dynamics, self._prop_names
         on = c.enabled
         joints = [self._model.joint(j).name.rsplit("/", 1)[1] for j in self._joints]
-        self._add("block_friction", props, c.block_friction, 1.0, on)
-        self._add("block_mass", props, c.block_mass, 1.0, on, "log_uniform")
-        self._add("block_inertia", props, c.block_inertia, 1.0, on, "log_uniform")
-        self._add("block_size", props, c.block_size, 1.0, on)
+        self._add("prop_friction", props, c.prop_friction, 1.0, on)
+        self._add("prop_mass", props, c.prop_mass, 1.0, on, "log_uniform")
+        self._add("prop_inertia", props, c.prop_inertia, 1.0, on, "log_uniform")
+        self._add("prop_size", props, c.prop_size, 1.0, on)
         self._add("joint_damping", joints, c.joint_damping, 1.0, on, "log_uniform")
         self._add("joint_armature", joints, c.joint_armature, 1.0, on, "log_uniform")
         self._add("joint_friction", joints, c.joint_friction, 1.0, on, "log_uniform")
@@ -234,6 +249,14 @@ class Randomizer:
     def column(self, rows: Tensor, group: str) -> Tensor:
         """(n, number of factors in the group)."""
         return rows[:, self._columns[group]]
+
+    def of_props(self, rows: Tensor, group: str) -> Tensor:
+        """(n, bodies): a factor of every prop's."""
+        return self.column(rows, group)[:, self._prop_columns]
+
+    def of_geoms(self, rows: Tensor, group: str) -> Tensor:
+        """(n, geoms): the same for every geom of a prop."""
+        return self.column(rows, group)[:, self._geom_columns]
 
 
 # --- one function per model field: (randomizer, fresh defaults (n, ...), values (n, K)) -----------
@@ -303,30 +326,27 @@ def _mat_texrepeat(r: Randomizer, field: Tensor, rows: Tensor) -> None:
 
 
 def _geom_friction(r: Randomizer, field: Tensor, rows: Tensor) -> None:
-    field[:, r._prop_geoms] *= r.column(rows, "block_friction").unsqueeze(2)
+    field[:, r._prop_geoms] *= r.of_geoms(rows, "prop_friction").unsqueeze(2)
 
 
-def _geom_size(r: Randomizer, field: Tensor, rows: Tensor) -> None:
-    field[:, r._prop_geoms] *= r.column(rows, "block_size").unsqueeze(2)
-
-
-def _geom_rbound(r: Randomizer, field: Tensor, rows: Tensor) -> None:
-    field[:, r._prop_geoms] *= r.column(rows, "block_size")
-
-
-def _geom_aabb(r: Randomizer, field: Tensor, rows: Tensor) -> None:
-    scale = r.column(rows, "block_size")
+def _scale_geoms(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    """Every length of a prop's geoms, and where they are in its frame."""
+    scale = r.of_geoms(rows, "prop_size")
     field[:, r._prop_geoms] *= scale.view(*scale.shape, *([1] * (field.dim() - 2)))
 
 
+def _body_ipos(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    field[:, r._props] *= r.of_props(rows, "prop_size").unsqueeze(2)
+
+
 def _body_mass(r: Randomizer, field: Tensor, rows: Tensor) -> None:
-    field[:, r._props] *= r.column(rows, "block_mass")
+    field[:, r._props] *= r.of_props(rows, "prop_mass")
 
 
 def _body_inertia(r: Randomizer, field: Tensor, rows: Tensor) -> None:
     """Inertia of a solid body goes with its mass and with the square of its size."""
-    scale = r.column(rows, "block_mass") * r.column(rows, "block_size").square()
-    field[:, r._props] *= (scale * r.column(rows, "block_inertia")).unsqueeze(2)
+    scale = r.of_props(rows, "prop_mass") * r.of_props(rows, "prop_size").square()
+    field[:, r._props] *= (scale * r.of_props(rows, "prop_inertia")).unsqueeze(2)
 
 
 def _dof_damping(r: Randomizer, field: Tensor, rows: Tensor) -> None:
@@ -370,9 +390,11 @@ _FIELDS: dict[str, Callable[[Randomizer, Tensor, Tensor], None]] = {
     "mat_texid": _mat_texid,
     "mat_texrepeat": _mat_texrepeat,
     "geom_friction": _geom_friction,
-    "geom_size": _geom_size,
-    "geom_rbound": _geom_rbound,
-    "geom_aabb": _geom_aabb,
+    "geom_size": _scale_geoms,
+    "geom_pos": _scale_geoms,
+    "geom_rbound": _scale_geoms,
+    "geom_aabb": _scale_geoms,
+    "body_ipos": _body_ipos,
     "body_mass": _body_mass,
     "body_inertia": _body_inertia,
     "dof_damping": _dof_damping,

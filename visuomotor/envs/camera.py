@@ -7,6 +7,7 @@ belong to the sensor. Knows nothing of tasks or learning.
 
 from __future__ import annotations
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -130,7 +131,10 @@ class _Mirror:
         self.wp_device = wp.device_from_torch(device)
         self._staging: dict[str, Tensor] = {}
         with wp.ScopedDevice(self.wp_device):
-            self.model = mjw.put_model(sim.model)
+            # It collides nothing, and does not know every flag of those that do.
+            host = copy.copy(sim.model)
+            host.opt.disableflags &= ~int(mujoco.mjtDisableBit.mjDSBL_MIDPHASE)
+            self.model = mjw.put_model(host)
             # Only kinematics are mirrored here: contacts and constraints need no room.
             self.data = mjw.make_data(sim.model, nworld=capacity, nconmax=1, njmax=1)
             self.context = mjw.create_render_context(

@@ -211,13 +211,13 @@ class VisuomotorEnv:
         self.factors[ids] = factors
         self.randomizer.apply(self.sim, env_ids, factors)
         self._sensor = self.randomizer.sensor(self.factors)
-        half_edges = self.task.half_edges().expand(self.num_envs, -1)[env_ids].numpy()
+        heights = self.task.rest_heights().expand(self.num_envs, -1)[env_ids].numpy()
         states = []
         for i, (world, episode) in enumerate(zip(ids, episodes, strict=True)):
             rng = np.random.default_rng([self.seed, _START, episode])
             state = None if self.reset_sampler is None else self.reset_sampler(rng)
             self.from_initial[world] = state is None
-            states.append(self.task.start_state(rng, half_edges[i]) if state is None else state)
+            states.append(self.task.start_state(rng, heights[i]) if state is None else state)
         self.sim.reset(env_ids, torch.from_numpy(np.stack(states)))
         self.elapsed[env_ids] = 0
         self._actions[env_ids] = 0.0

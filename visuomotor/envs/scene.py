@@ -5,6 +5,9 @@ Knows nothing of learning. Every name that other modules look up is listed in do
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import cv2
 import mujoco
 import numpy as np
@@ -39,7 +42,7 @@ NUM_TEXTURES = 8
 def build_spec(env: EnvConfig, camera: CameraConfig) -> mujoco.MjSpec:
     """The scene without props. Physics options carry their reason here.
 
-    Returns an uncompiled MjSpec; a task adds its props with `add_block`, then `spec.compile()`.
+    Returns an uncompiled MjSpec; a task adds its props with `add_prop`, then `spec.compile()`.
     """
     spec = mujoco.MjSpec()
     spec.modelname = "visuomotor"
@@ -105,24 +108,57 @@ def add_block(
     mass: float,
     rgba: tuple[float, float, float, float],
 ) -> None:
-    """A cube with a free joint, and a sensor that counts its contacts with the hand.
+    """A cube of `edge` [m] and `mass` [kg] as a prop."""
+    add_prop(spec, name, edge / 2, [Part(size=(edge / 2,) * 3, mass=mass, rgba=rgba)])
 
-    edge: m; mass: kg. condim 4 adds torsional friction, so that a block pinched by two fingertips
-    does not spin; priority 1 makes the block's friction decide against the arm's and the table's.
+
+@dataclass(frozen=True)
+class Part:
+    """A geom of a prop, in the prop's own frame."""
+
+    size: tuple[float, ...]  # m, as MuJoCo's geom sizes
+    mass: float  # kg
+    rgba: tuple[float, float, float, float]
+    pos: tuple[float, float, float] = (0.0, 0.0, 0.0)  # m
+    quat: tuple[float, float, float, float] = (1.0, 0.0, 0.0, 0.0)  # w first
+    type: mujoco.mjtGeom = mujoco.mjtGeom.mjGEOM_BOX
+    # Parts of one material are drawn alike: "" or the word behind `<prop>/` in its name.
+    material: str = ""
+
+
+def add_prop(spec: mujoco.MjSpec, name: str, height: float, parts: Sequence[Part]) -> None:
+    """A body with a free joint, and a sensor that counts its contacts with the hand.
+
+    name: `<prop>`, or `<group>/<index>` for props that share materials and randomized factors.
+    height: m of the body's origin above the table when it lies there. condim 4 adds torsional
+    friction, so that a prop pinched by two fingertips does not spin; priority 1 makes its friction
+    decide against the arm's and the table's.
     """
-    _material(spec, name, rgba)
-    body = spec.worldbody.add_body(name=name, pos=[0.0, 0.0, edge / 2])
+    group = name.split("/")[0]
+    body = spec.worldbody.add_body(name=name, pos=[0.0, 0.0, height])
     body.add_joint(name=f"{name}_joint", type=mujoco.mjtJoint.mjJNT_FREE)
-    body.add_geom(
-        name=name,
-        type=mujoco.mjtGeom.mjGEOM_BOX,
-        size=[edge / 2] * 3,
-        mass=mass,
-        material=name,
-        condim=4,
-        friction=[1.0, 0.02, 0.0005],  # sliding, torsional [m], rolling [m]
-        priority=1,
-    )
+    known = {material.name for material in spec.materials}
+    for index, part in enumerate(parts):
+        material = f"{group}/{part.material}" if part.material else group
+        if material not in known:
+            _material(spec, material, part.rgba)
+            known.add(material)
+        body.add_geom(
+            name=name if index == 0 else f"{name}:{index}",
+            type=part.type,
+            size=list(part.size) + [0.0] * (3 - len(part.size)),
+            pos=list(part.pos),
+            quat=list(part.quat),
+            mass=part.mass,
+            material=material,
+            condim=4,
+            friction=[1.0, 0.02, 0.0005],  # sliding, torsional [m], rolling [m]
+            priority=1,
+        )
+    if len(parts) > 1:
+        # Boxes around groups of geoms are made for the sizes that were compiled; sizes differ
+        # between worlds.
+        spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_MIDPHASE
     sensor = spec.add_sensor(
         name=f"{HAND_CONTACT_SENSOR}{name}",
         type=mujoco.mjtSensor.mjSENS_CONTACT,

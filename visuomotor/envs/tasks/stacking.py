@@ -48,7 +48,7 @@ class Stacking(Task):
         and in height by half the sum of the edges, to within the tolerance [m]."""
         offset = self.prop_pos(0) - self.prop_pos(1)
         aligned = torch.linalg.vector_norm(offset[:, :2], dim=1) < across
-        height = (offset[:, 2] - self.half_edges().sum(dim=1)).abs() < height_tolerance
+        height = (offset[:, 2] - self.rest_heights().sum(dim=1)).abs() < height_tolerance
         return aligned & height
 
     def stacked(self) -> Tensor:

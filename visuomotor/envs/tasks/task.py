@@ -37,6 +37,7 @@ class Task(ABC):
     stage_props: tuple[int, ...]  # of each stage: the prop that the hand moves by
     # Turns about its vertical that leave a prop as it is: 4 for a cube; empty: 1 for every prop.
     prop_symmetry: tuple[int, ...] = ()
+    workspace: float = WORKSPACE  # m; props start within so much of the origin, in x and in y
 
     @abstractmethod
     def add_props(self, spec: mujoco.MjSpec) -> None:
@@ -63,7 +64,7 @@ class Task(ABC):
         model = sim.model
         self.jaco = robot.Jaco(model, sim.device)
         self.prop_body_ids = [int(model.body(p).id) for p in self.props]
-        self._prop_geom_ids = [int(model.geom(p).id) for p in self.props]
+        self._prop_geom_ids = [int(model.body(p).geomadr[0]) for p in self.props]
         joints = [model.joint(f"{p}_joint") for p in self.props]
         self._prop_qpos_ids = [int(j.qposadr[0]) for j in joints]
         self._prop_dof_ids = [int(j.dofadr[0]) for j in joints]
@@ -71,7 +72,13 @@ class Task(ABC):
             int(model.sensor(f"{HAND_CONTACT_SENSOR}{p}").adr[0]) for p in self.props
         ]
         self._rewards = torch.tensor(self.stage_rewards, device=sim.device)
-        self._default_half_edge = model.geom_size[self._prop_geom_ids, 2].copy()
+        # Every free joint of the scene: the props', in their order, then what else can move.
+        free = np.flatnonzero(model.jnt_type == mujoco.mjtJoint.mjJNT_FREE)
+        others = [j for j in free.tolist() if model.jnt_qposadr[j] not in self._prop_qpos_ids]
+        self._free_qpos_ids = self._prop_qpos_ids + model.jnt_qposadr[others].tolist()
+        self._free_dof_ids = self._prop_dof_ids + model.jnt_dofadr[others].tolist()
+        self._default_height = model.qpos0[[adr + 2 for adr in self._prop_qpos_ids]]
+        self._default_size = model.geom_size[self._prop_geom_ids, 0].copy()
 
     # What every task of this house shares.
 
@@ -85,18 +92,18 @@ class Task(ABC):
         return stage == len(self.stages) - 1
 
     def start_state(
-        self, rng: np.random.Generator, half_edges: np.ndarray | None = None
+        self, rng: np.random.Generator, heights: np.ndarray | None = None
     ) -> np.ndarray:
         """(nq + nv,) of one episode: the arm near its start pose, the props at rest on the table.
 
-        half_edges: (P,) m, of this world's props, where their size is randomized.
+        heights: (P,) m, of this world's props where they lie, if their size is randomized.
         """
         model = self.sim.model
         state = np.concatenate((model.qpos0, np.zeros(model.nv)))
         noise = np.array([robot.START_NOISE_ARM] * 6 + [robot.START_NOISE_FINGER] * 3)
         arm = np.asarray(robot.START_QPOS) + rng.uniform(-noise, noise)
         state[self.jaco.qpos_ids.cpu().numpy()] = arm
-        heights = self._default_half_edge if half_edges is None else half_edges
+        heights = self._default_height if heights is None else heights
         for (x, y, yaw), z, adr in zip(self.place(rng), heights, self._prop_qpos_ids, strict=True):
             state[adr : adr + 7] = (x, y, z, np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2))
         return state
@@ -108,7 +115,8 @@ class Task(ABC):
     def may_start(self, state: np.ndarray) -> bool:
         """Whether the props of a state (nq + nv,) stand where an episode may begin."""
         return all(
-            bool(np.abs(state[adr : adr + 2]).max() <= WORKSPACE) for adr in self._prop_qpos_ids
+            bool(np.abs(state[adr : adr + 2]).max() <= self.workspace)
+            for adr in self._prop_qpos_ids
         )
 
     def turned(self, states: np.ndarray, angle: float) -> np.ndarray:
@@ -124,9 +132,9 @@ class Task(ABC):
         rotation = np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
         base = np.asarray(robot.BASE_POS)
         for index, (adr, dof) in enumerate(
-            zip(self._prop_qpos_ids, self._prop_dof_ids, strict=True)
+            zip(self._free_qpos_ids, self._free_dof_ids, strict=True)
         ):
-            ways = self.symmetry(index)
+            ways = self.symmetry(index) if index < len(self.props) else 1
             position, quat = slice(adr, adr + 3), slice(adr + 3, adr + 7)
             linear = slice(model.nq + dof, model.nq + dof + 3)
             angular = slice(model.nq + dof + 3, model.nq + dof + 6)
@@ -145,10 +153,12 @@ class Task(ABC):
             turned[:, angular.start + 1] = cos_own * y - sin_own * x
         return turned
 
-    def half_edges(self) -> Tensor:
-        """(N, P) m: half the height of each prop."""
-        sizes = self._field("geom_size")
-        return sizes[:, self._prop_geom_ids, 2]
+    def rest_heights(self) -> Tensor:
+        """(N, P) m: of each prop's centre where it lies on the table, in this world's size."""
+        sizes = self._field("geom_size")[:, self._prop_geom_ids, 0]
+        default = torch.as_tensor(self._default_size, dtype=sizes.dtype, device=sizes.device)
+        heights = torch.as_tensor(self._default_height, dtype=sizes.dtype, device=sizes.device)
+        return heights * (sizes / default)
 
     def _field(self, name: str) -> Tensor:
         if name in self.sim.fields:
@@ -183,7 +193,7 @@ class Task(ABC):
 
     def lifted(self, index: int, height: float) -> Tensor:
         """(N,) bool: the prop's centre is `height` [m] above where it lies on the table."""
-        return self.prop_pos(index)[:, 2] > self.half_edges()[:, index] + height
+        return self.prop_pos(index)[:, 2] > self.rest_heights()[:, index] + height
 
     def state(self) -> Tensor:
         """(N, S) float32: the full physical state for critic and teacher; m, rad, s.
