@@ -9,12 +9,14 @@ from __future__ import annotations
 from visuomotor.envs.environment import VisuomotorEnv
 from visuomotor.errors import UserError
 from visuomotor.scripted.blocks import ClearingBlocksExpert, LiftingExpert, StackingExpert
+from visuomotor.scripted.box import ClearingBoxExpert
 from visuomotor.scripted.expert import Expert
 
 EXPERTS: dict[str, type[Expert]] = {
     "lifting": LiftingExpert,
     "stacking": StackingExpert,
     "clearing_blocks": ClearingBlocksExpert,
+    "clearing_box": ClearingBoxExpert,
 }
 
 __all__ = ["EXPERTS", "Expert", "make_expert"]
