@@ -6,7 +6,9 @@ from visuomotor.envs.tasks.pouring import Pouring
 from visuomotor.envs.tasks.stacking import Stacking
 from visuomotor.envs.tasks.task import Task
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Lifting, Stacking, ClearingBlocks, Pouring)}
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (Lifting, Stacking, ClearingBlocks, Pouring)
+}
 # Other names that a user may give; everything else speaks of the task by its own.
 ALIASES = {"clearing": ClearingBlocks.name}
 

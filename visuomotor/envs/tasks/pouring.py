@@ -20,14 +20,14 @@ GREEN = (0.15, 0.6, 0.3, 1.0)
 
 # Floors are thick: at 10 ms a sphere that falls from a hand into the container is 12 mm in its
 # floor before it turns back, a sphere in a mug that is dropped as much in the mug's.
-# The mug: walls around a floor, narrower than a hand opens, taller than the container is.
-MUG_SIDES = 8
+# The mug: four walls around a floor, narrower than a hand opens, taller than the container is.
+# Square, as wide as the two fingers of one side stand apart (5 cm): they pass an octagon's sides.
 MUG_HEIGHT = 0.07  # m
-MUG_INNER = 0.0215  # m from its axis to a wall: room for four of the largest spheres side by side
+MUG_INNER = 0.02  # m from its axis to a wall
 MUG_WALL = 0.005  # m
 MUG_FLOOR = 0.014  # m
 MUG_MASS = 0.08  # kg, empty; an enamel mug of that size
-# The container: four walls around a square floor; twice as wide as the mug.
+# The container: twice as wide as the mug.
 CONTAINER_HEIGHT = 0.042  # m
 CONTAINER_INNER = 0.045  # m from its centre to a wall
 CONTAINER_WALL = 0.006  # m
@@ -39,8 +39,12 @@ SPHERES = 10  # paper
 SPHERE_RADIUS = 0.008  # m; 2 pixels wide
 SPHERE_MASS = 0.004  # kg
 SPHERE_DRAG = 0.016  # N s/m; brings a sphere to rest in 0.25 s, frictionless as it is
-# How the spheres lie at first: rings of so many, one on the other, each turned by 45 degrees.
-RINGS = (4, 4, 2)
+# Where the spheres are put into the mug, one after the other, as shares of the way from its axis to
+# where they touch a wall: into the corners, then between them.
+INTO_MUG = (
+    *((-1, -1), (-1, 1), (1, -1), (1, 1)),
+    *((-1, 0), (1, 0), (0, -1), (0, 1), (-1, 0), (1, 0)),
+)
 LARGEST = 1.05  # of a sphere's size, as DynamicsConfig.prop_size allows
 
 MIN_DISTANCE = 0.115  # m between the axes of mug and container at the start
@@ -60,7 +64,7 @@ class Pouring(Task):
     stage_rewards = (0.0, 0.05, *(n / 10 for n in range(1, SPHERES + 1)))  # paper
     props = ("mug", "container")
     stage_props = (0, *[1] * (SPHERES + 1))
-    prop_symmetry = (MUG_SIDES, 4)
+    prop_symmetry = (4, 4)
     workspace = 0.1
 
     def add_props(self, spec: mujoco.MjSpec) -> None:
@@ -85,8 +89,7 @@ class Pouring(Task):
             xy = rng.uniform(-self.workspace, self.workspace, size=(2, 2))
             if np.linalg.norm(xy[0] - xy[1]) >= MIN_DISTANCE:
                 break
-        most = np.pi / np.array(self.prop_symmetry)
-        return np.concatenate((xy, rng.uniform(-most, most)[:, None]), axis=1)
+        return np.concatenate((xy, rng.uniform(-np.pi / 4, np.pi / 4, size=(2, 1))), axis=1)
 
     def start_state(
         self, rng: np.random.Generator, heights: np.ndarray | None = None
@@ -95,7 +98,10 @@ class Pouring(Task):
         state = super().start_state(rng, heights)
         adr = self._prop_qpos_ids[0]
         size = state[adr + 2] / (MUG_HEIGHT / 2)
-        inside = _at_rest(size, rng.uniform(0.0, 2.0 * np.pi))
+        inside = _at_rest(size)
+        yaw = 2.0 * np.arctan2(state[adr + 6], state[adr + 3])
+        cos, sin = np.cos(yaw), np.sin(yaw)
+        inside = inside @ np.array([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]])
         for pos, sphere in zip(inside, self._sphere_qpos_ids, strict=True):
             state[sphere : sphere + 3] = state[adr : adr + 3] + pos
         return state
@@ -120,18 +126,20 @@ class Pouring(Task):
 
     def in_mug(self) -> Tensor:
         """(N, SPHERES) bool: a sphere's centre is between the mug's walls, below its rim."""
-        pos, half = self._seen_from(0)
-        across = torch.linalg.vector_norm(pos[:, :, :2], dim=2)
-        size = half / (MUG_HEIGHT / 2)
-        return (across < MUG_INNER * size) & (pos[:, :, 2].abs() < half)
+        return self._inside(0, MUG_INNER, MUG_HEIGHT)
 
     def in_container(self) -> Tensor:
         """(N, SPHERES) bool: a sphere's centre is between the container's walls, below its rim, and
         not in the mug: to put the mug there is not to pour."""
-        pos, half = self._seen_from(1)
-        size = half / (CONTAINER_HEIGHT / 2)
-        inside = (pos[:, :, :2].abs() < (CONTAINER_INNER * size).unsqueeze(2)).all(dim=2)
-        return inside & (pos[:, :, 2].abs() < half) & ~self.in_mug()
+        return self._inside(1, CONTAINER_INNER, CONTAINER_HEIGHT) & ~self.in_mug()
+
+    def _inside(self, index: int, inner: float, height: float) -> Tensor:
+        """(N, SPHERES) bool: between a prop's walls, which are `inner` [m] from its axis, and below
+        its rim, at `height` [m] above its bottom; both at the size without randomization."""
+        pos, half = self._seen_from(index)
+        wall = inner / (height / 2) * half
+        between = (pos[:, :, :2].abs() < wall.unsqueeze(2)).all(dim=2)
+        return between & (pos[:, :, 2].abs() < half)
 
     def _seen_from(self, index: int) -> tuple[Tensor, Tensor]:
         """(N, SPHERES, 3) m: the spheres in a prop's frame; (N, 1) m: half of its height."""
@@ -173,9 +181,10 @@ class Pouring(Task):
         return torch.cat((*parts, mug - self.pinch_pos(), mug - container), dim=1).float()
 
     def state(self) -> Tensor:
-        """As every task's, and of the liquid what does not depend on the spheres' order: shares in
-        mug, container and elsewhere; mean place from mug and from container, spread, mean velocity
-        and spread of velocities; mean and furthest place along the mug's axis of what is in it."""
+        """(N, S): as every task's, and of the liquid what does not depend on the spheres' order:
+        shares in mug, container and elsewhere; mean place from mug and from container, spread,
+        mean velocity and spread of velocities; of what is in the mug the mean place in its frame
+        and the furthest along its axis."""
         spheres, velocity = self.sphere_pos(), self.sphere_velocity()
         in_mug, in_container = self.in_mug().double(), self.in_container().double()
         shares = [in_mug.mean(dim=1), in_container.mean(dim=1)]
@@ -197,51 +206,48 @@ class Pouring(Task):
 
 
 def _mug() -> list[Part]:
-    """A square floor under the walls, which are as many as a prism has sides."""
-    half, width = MUG_HEIGHT / 2, (MUG_INNER + MUG_WALL) * math.tan(math.pi / MUG_SIDES)
-    mass = MUG_MASS / (MUG_SIDES + 2)
-    floor = (MUG_INNER, MUG_INNER, MUG_FLOOR / 2)
-    parts = [Part(floor, 2 * mass, BLUE, pos=(0.0, 0.0, MUG_FLOOR / 2 - half))]
-    across = MUG_INNER + MUG_WALL / 2
-    size = (MUG_WALL / 2, width, half - LIFTED_WALLS / 2)
-    for side in range(MUG_SIDES):
-        angle = 2 * math.pi * side / MUG_SIDES
-        pos = (across * math.cos(angle), across * math.sin(angle), LIFTED_WALLS / 2)
-        quat = (math.cos(angle / 2), 0.0, 0.0, math.sin(angle / 2))
-        parts.append(Part(size, mass, BLUE, pos, quat))
-    return parts
+    return _vessel(MUG_HEIGHT, MUG_INNER, MUG_WALL, MUG_FLOOR, MUG_MASS, BLUE)
 
 
 def _container() -> list[Part]:
-    half, outer = CONTAINER_HEIGHT / 2, CONTAINER_INNER + CONTAINER_WALL
-    mass = CONTAINER_MASS / 8
-    floor = (outer, outer, CONTAINER_FLOOR / 2)
-    parts = [Part(floor, 4 * mass, GREEN, pos=(0.0, 0.0, CONTAINER_FLOOR / 2 - half))]
-    across, height = CONTAINER_INNER + CONTAINER_WALL / 2, half - LIFTED_WALLS / 2
+    size = (CONTAINER_HEIGHT, CONTAINER_INNER, CONTAINER_WALL, CONTAINER_FLOOR)
+    return _vessel(*size, CONTAINER_MASS, GREEN)
+
+
+def _vessel(
+    height: float,
+    inner: float,
+    wall: float,
+    floor: float,
+    mass: float,
+    rgba: tuple[float, float, float, float],
+) -> list[Part]:
+    """A square floor and four walls of that height, open at the top; m and kg. inner: from the axis
+    to a wall. The floor has half of the mass."""
+    half, outer = height / 2, inner + wall
+    parts = [Part((outer, outer, floor / 2), mass / 2, rgba, pos=(0.0, 0.0, floor / 2 - half))]
+    across, up, high = inner + wall / 2, LIFTED_WALLS / 2, half - LIFTED_WALLS / 2
     for sign in (-1.0, 1.0):
-        for pos, size in (
-            ((sign * across, 0.0, LIFTED_WALLS / 2), (CONTAINER_WALL / 2, outer, height)),
-            ((0.0, sign * across, LIFTED_WALLS / 2), (outer, CONTAINER_WALL / 2, height)),
-        ):
-            parts.append(Part(size, mass, GREEN, pos))
+        parts += [
+            Part((wall / 2, outer, high), mass / 8, rgba, pos=(sign * across, 0.0, up)),
+            Part((outer, wall / 2, high), mass / 8, rgba, pos=(0.0, sign * across, up)),
+        ]
     return parts
 
 
-def _at_rest(size: float, turn: float) -> np.ndarray:
-    """(SPHERES, 3) m from the mug's centre: rings along its walls, each in the gaps of the one
-    below. With room for the largest spheres; smaller ones settle by some millimetres.
+def _at_rest(size: float) -> np.ndarray:
+    """(SPHERES, 3) m from the mug's centre, in its frame: each sphere lies on those before it.
 
-    size: scale of the mug. turn: rad, of the whole arrangement.
+    size: scale of the mug. There is room for the largest spheres; smaller ones settle.
     """
     radius = LARGEST * SPHERE_RADIUS
-    ring = size * MUG_INNER - radius  # m, from the axis to a sphere's centre
-    gap = math.pi / RINGS[0]  # rad between a sphere and those below
-    step = math.sqrt((2 * radius) ** 2 - (2 * ring * math.sin(gap / 2)) ** 2)
-    bottom = size * (MUG_FLOOR - MUG_HEIGHT / 2) + radius
-    spheres = []
-    for layer, count in enumerate(RINGS):
-        for index in range(count):
-            angle = turn + gap * layer + 2 * math.pi * index / count
-            across = (ring * math.cos(angle), ring * math.sin(angle))
-            spheres.append((*across, bottom + step * layer))
+    spheres: list[np.ndarray] = []
+    for share in INTO_MUG:
+        x, y = (size * MUG_INNER - radius) * np.array(share)
+        height = size * (MUG_FLOOR - MUG_HEIGHT / 2) + radius
+        for other in spheres:
+            across = float(np.hypot(x - other[0], y - other[1]))
+            if across < 2 * radius:
+                height = max(height, other[2] + math.sqrt((2 * radius) ** 2 - across**2))
+        spheres.append(np.array([x, y, height]))
     return np.array(spheres)
