@@ -177,11 +177,14 @@ def add_sphere(
     radius: float,
     mass: float,
     rgba: tuple[float, float, float, float],
+    *,
     drag: float,
+    solref: tuple[float, float],
 ) -> None:
     """A small sphere, a drop of what is poured: a free body that no hand deals with on its own.
 
     name: `<group>/<index>`, as of a prop. drag: N s/m, through the air and along what it lies on.
+    solref: of its contacts with anything, as MuJoCo's.
     It has no friction (condim 1, and priority 2 makes that hold against props too): a heap of ten
     is solved 2 to 10 times as fast as with friction, and flows as a liquid does.
     """
@@ -199,6 +202,7 @@ def add_sphere(
         material=group,
         condim=1,
         priority=2,
+        solref=list(solref),
     )
 
 
