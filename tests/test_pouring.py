@@ -70,25 +70,25 @@ def test_a_grasped_mug_is_off_the_table():
     assert not bool(task.grasped()[0])
 
 
-@pytest.mark.parametrize(
-    ("offset", "inside"),
-    [
+def test_in_the_container_is_between_its_walls_and_below_its_rim():
+    cases = [
         ((0.0, 0.0, 0.0), True),
         ((0.044, 0.0, 0.0), True),
         ((0.046, 0.0, 0.0), False),  # in the wall
         ((0.0, -0.046, 0.0), False),
         ((0.0, 0.0, 0.020), True),
         ((0.0, 0.0, 0.022), False),  # above the rim
-    ],
-)
-def test_in_the_container_is_between_its_walls_and_below_its_rim(offset, inside):
-    env, task = _env(1)
+    ]
+    env, task = _env(len(cases))
     turn = (np.cos(0.4), 0.0, 0.0, np.sin(0.4))  # the frame is the container's
-    _place(env, task._prop_qpos_ids[1], 0, (0.0, 0.1, 0.021), turn)
-    mat = env.sim.data("xmat")[0, task.prop_body_ids[1]].view(3, 3).numpy()
-    pos = np.array([0.0, 0.1, 0.021]) + mat @ np.array(offset)
-    _place(env, task._sphere_qpos_ids[3], 0, pos.tolist())
-    assert task.in_container()[0].tolist() == [i == 3 and inside for i in range(SPHERES)]
+    for world, (offset, _) in enumerate(cases):
+        _place(env, task._prop_qpos_ids[1], world, (0.0, 0.1, 0.021), turn)
+        mat = env.sim.data("xmat")[world, task.prop_body_ids[1]].view(3, 3).numpy()
+        pos = np.array([0.0, 0.1, 0.021]) + mat @ np.array(offset)
+        _place(env, task._sphere_qpos_ids[3], world, pos.tolist())
+    expected = torch.zeros(len(cases), SPHERES, dtype=torch.bool)
+    expected[:, 3] = torch.tensor([inside for _, inside in cases])
+    assert torch.equal(task.in_container(), expected)
 
 
 def test_a_mug_put_into_the_container_is_not_poured():
@@ -167,19 +167,20 @@ def test_starts_are_without_penetration_on_the_table_in_sight_and_settle():
     assert float(speed.quantile(0.8)) < STILL
 
 
-@pytest.mark.parametrize("mug", [0.95, 1.05])
-@pytest.mark.parametrize("sphere", [0.95, 1.05])
-def test_no_sphere_gets_through_a_wall(mug, sphere):
+def test_no_sphere_gets_through_a_wall():
     """At the ends of the sizes, and of the masses: a mug that falls, that is thrown, that is spun;
     spheres that fall into the container from as high as a hand pours, and from twice as high."""
-    env, task = _env(12, replace(POURING, env=replace(POURING.env, control_dt=pouring.PHYSICS_DT)))
+    sizes = [(mug, sphere) for mug in (0.95, 1.05) for sphere in (0.95, 1.05)]
+    env, task = _env(48, replace(POURING, env=replace(POURING.env, control_dt=pouring.PHYSICS_DT)))
     factors = np.tile(env.randomizer.default(), (env.num_envs, 1))
-    names = list(env.randomizer.factor_names)
-    factors[:, names.index("prop_size/mug")] = mug
-    factors[:, names.index("prop_size/container")] = mug
-    factors[:, names.index("prop_size/liquid")] = sphere
-    factors[::2, names.index("prop_mass/liquid")] = 2.0
-    factors[1::2, names.index("prop_mass/mug")] = 0.5
+    column = env.randomizer.factor_names.index
+    for group, (mug, sphere) in enumerate(sizes):
+        worlds = slice(12 * group, 12 * group + 12)
+        factors[worlds, column("prop_size/mug")] = mug
+        factors[worlds, column("prop_size/container")] = mug
+        factors[worlds, column("prop_size/liquid")] = sphere
+    factors[::2, column("prop_mass/liquid")] = 2.0
+    factors[1::2, column("prop_mass/mug")] = 0.5
     everyone = torch.arange(env.num_envs)
     env.randomizer.apply(env.sim, everyone, factors)
     heights = task.rest_heights().numpy()
@@ -187,24 +188,24 @@ def test_no_sphere_gets_through_a_wall(mug, sphere):
     states, nq = np.stack(starts), env.sim.model.nq
     bodies = [*task._prop_qpos_ids[:1], *task._sphere_qpos_ids]
     speeds = [task._prop_dof_ids[0], *task._sphere_dof_ids[:, 0].tolist()]
+    case = np.arange(env.num_envs) % 12
     for adr, dof in zip(bodies, speeds, strict=True):
-        states[0:6, adr + 2] += 0.15  # falls from where it is carried
-        states[2:6, nq + dof] = 0.8  # thrown, faster than the hand moves
-        states[6:8, nq + dof] = 0.8  # along the table
-    states[4:6, nq + speeds[0] + 3] = 6.0  # spun, rad/s
-    for world, speed in ((8, 0.0), (9, 0.0), (10, 1.5), (11, 1.5)):
+        states[case < 6, adr + 2] += 0.15  # falls from where it is carried
+        states[(case >= 2) & (case < 8), nq + dof] = 0.8  # thrown, faster than the hand moves
+    states[(case >= 4) & (case < 6), nq + speeds[0] + 3] = 6.0  # spun, rad/s
+    for world in np.flatnonzero(case >= 8):
         middle = states[world, task._prop_qpos_ids[1] :][:2]
         for index, adr in enumerate(task._sphere_qpos_ids):
             across = 0.02 * np.array([index % 4 - 1.5, index // 4 - 1])
             states[world, adr : adr + 3] = (*(middle + across), 0.15)
-            states[world, nq + speeds[1 + index] + 2] = -speed
+            states[world, nq + speeds[1 + index] + 2] = 0.0 if case[world] < 10 else -1.5
     env.sim.reset(everyone, torch.from_numpy(states))
     watch = _Walls(task)
     for _ in range(250):
         env.sim.step()
         watch.look()
-    # What fell into the container is there, if it did not bounce out.
-    assert int(task.in_container()[8:].sum()) >= 38
+    # What fell into the container is there, but for what bounced out.
+    assert float(task.in_container()[case >= 8].double().mean()) > 0.95
 
 
 @pytest.mark.slow
