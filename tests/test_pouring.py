@@ -46,6 +46,21 @@ def _pour(env: VisuomotorEnv, world: int, count: int) -> None:
         _place(env, task._sphere_qpos_ids[index], world, (x, y, 0.025))
 
 
+@pytest.mark.parametrize(
+    ("control_dt", "physics_dt", "substeps"),
+    [(0.05, 0.01, 10), (0.05, 0.0025, 20), (0.012, 0.012, 3)],
+)
+def test_its_physics_steps_are_short_enough_and_fill_a_control_step(
+    control_dt, physics_dt, substeps
+):
+    changed = replace(POURING.env, control_dt=control_dt, physics_dt=physics_dt)
+    env, _ = _env(1, replace(POURING, env=changed))
+    timestep = env.sim.model.opt.timestep
+    assert timestep <= pouring.PHYSICS_DT
+    assert timestep * substeps == pytest.approx(control_dt)
+    assert env.sim._substeps == substeps
+
+
 def test_stages_rewards_and_success():
     env, task = _env(SPHERES + 2)
     everyone = torch.arange(env.num_envs)
