@@ -166,7 +166,7 @@ def benchmark(argv: list[str]) -> int:
     }
     train_fps = n * steps / statistics.median(train)
     limit_fps = 1.0 / sum(per_step.values())
-    substeps = round(config.env.control_dt / config.env.physics_dt)
+    substeps = round(config.env.control_dt / learner.env.sim.model.opt.timestep)
     result = {
         "train_fps": train_fps,
         "limit_fps": limit_fps,

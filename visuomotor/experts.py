@@ -11,12 +11,14 @@ from visuomotor.errors import UserError
 from visuomotor.scripted.blocks import ClearingBlocksExpert, LiftingExpert, StackingExpert
 from visuomotor.scripted.box import ClearingBoxExpert
 from visuomotor.scripted.expert import Expert
+from visuomotor.scripted.pouring import PouringExpert
 
 EXPERTS: dict[str, type[Expert]] = {
     "lifting": LiftingExpert,
     "stacking": StackingExpert,
     "clearing_blocks": ClearingBlocksExpert,
     "clearing_box": ClearingBoxExpert,
+    "pouring": PouringExpert,
 }
 
 __all__ = ["EXPERTS", "Expert", "make_expert"]

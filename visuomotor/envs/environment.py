@@ -7,6 +7,8 @@ observe. Knows no learner.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -100,6 +102,9 @@ class VisuomotorEnv:
         env = config.env
         self.episode_steps = task.episode_steps if env.episode_steps is None else env.episode_steps
         self.control_dt = env.control_dt
+        if env.physics_dt > task.longest_physics_dt:
+            substeps = math.ceil(env.control_dt / task.longest_physics_dt - 1e-9)
+            env = replace(env, physics_dt=env.control_dt / substeps)
         spec = scene.build_spec(env, config.camera)
         task.add_props(spec)
         model = spec.compile()

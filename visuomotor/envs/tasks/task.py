@@ -6,6 +6,7 @@ tensors of a Simulation.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import mujoco
@@ -37,6 +38,7 @@ class Task(ABC):
     stage_props: tuple[int, ...]  # of each stage: the prop that the hand moves by
     # Turns about its vertical that leave a prop as it is: 4 for a cube; empty: 1 for every prop.
     prop_symmetry: tuple[int, ...] = ()
+    longest_physics_dt: float = math.inf  # s; where the configured one is longer, this one is used
     workspace: float = WORKSPACE  # m; props start within so much of the origin, in x and in y
 
     @abstractmethod
