@@ -9,7 +9,7 @@ from torch import Tensor
 
 from visuomotor.envs import robot
 from visuomotor.envs.tasks.pouring import Pouring
-from visuomotor.scripted.expert import FIRM, Expert, Goal, down, rise, rows, wrap
+from visuomotor.scripted.expert import Expert, Goal, down, rise, rows, wrap
 
 # m, pinch site above the mug's centre, along its axis: the palm stays 4 cm off the rim, and the
 # liquid leaves between the two.
@@ -52,10 +52,9 @@ class PouringExpert(Expert):
         target = rows(over, self._away(place[:, 2]), target)
         return Goal(target, mat, around & ~over)
 
-    def _firm(self) -> Tensor:
-        """(N,) bool: the fingers have closed and stand; a mug is wider than a block."""
-        speed = self._sim.data("qvel")[:, self._jaco.dof_ids[6:]].abs()
-        return (self._fingers().mean(dim=1) > CLOSED) & (speed.amax(dim=1) < FIRM[1])
+    def _firm(self, closed: float = CLOSED) -> Tensor:
+        """A mug is wider than a block."""
+        return super()._firm(closed)
 
     def _pour_heading(self) -> Tensor:
         """(N,) rad: of the closing axis, the same as seen from the arm's base everywhere."""
