@@ -10,11 +10,13 @@ from visuomotor.envs.environment import VisuomotorEnv
 from visuomotor.errors import UserError
 from visuomotor.scripted.blocks import ClearingBlocksExpert, LiftingExpert, StackingExpert
 from visuomotor.scripted.expert import Expert
+from visuomotor.scripted.order import OrderFulfillmentExpert
 
 EXPERTS: dict[str, type[Expert]] = {
     "lifting": LiftingExpert,
     "stacking": StackingExpert,
     "clearing_blocks": ClearingBlocksExpert,
+    "order_fulfillment": OrderFulfillmentExpert,
 }
 
 __all__ = ["EXPERTS", "Expert", "make_expert"]

@@ -29,12 +29,18 @@ WALL = 0.004  # thickness
 RIM = 0.03  # height of the walls above the table
 FLOOR = 0.003  # thickness of a box's floor
 BOX_MASS = 0.4  # kg; a toy or a finger that runs against it hardly moves it
-# x, y [m]; seen from the camera green stands at the left, behind the toys, red at the right. As far
-# from there, and turned by so much (rad), at the start of an episode:
-BOX_PLACES = ((-0.13, 0.10), (0.13, 0.10))
-BOX_SPREAD, BOX_TURN = 0.012, 0.15
-TOY_AREA = ((-0.14, -0.10), (0.14, -0.02))  # m, corners in x, y: before the boxes
-MIN_DISTANCE = 0.09  # m between toys' centres at the start: no two touch, and a finger fits between
+# x, y [m]; seen from the camera green stands at the left, behind the toys, red at the right; nearer
+# to the arm's base (y = 0.1) its wrist is singular where a toy is let go. As far from there in x and
+# in y, and turned by so much (rad), at the start of an episode:
+BOX_PLACES = ((-0.135, 0.075), (0.135, 0.075))
+BOX_SPREAD, BOX_TURN = 0.01, 0.12
+TOY_AREA = ((-0.15, -0.108), (0.15, -0.042))  # m, corners in x, y: before the boxes
+MIN_DISTANCE = 0.09  # m between toys' centres at the start: no two touch
+# Room for fingers at the start: on both sides of a toy, so far from its centre (m), nothing else has
+# its centre nearer than so much (m), and no box stands: their front is behind y = 0.005.
+FINGERS = (0.06, 0.038)
+FINGERS_Y = -0.012  # m, the furthest back
+TRIES = 40  # places tried for a set of toys before it is begun anew
 # Absent toys lie on a shelf under the table and below the floor, which hides them.
 SHELF_Z = -1.0  # m
 PARKING = ((-0.15, 0.0), (0.15, 0.0), (-0.15, 0.2), (0.15, 0.2))  # m, x, y of each toy
@@ -49,11 +55,11 @@ class OrderFulfillment(Task):
     Which are present is part of the physical state, and what a demonstration does not keep, the
     shapes, makes no difference of more than some mm where a toy is grasped. What is told about toys
     is sorted and never depends on the slot. The paper's episode has 1000 steps (recalled, not
-    certain); a demonstration takes about 90 a toy, and 500 leave time to fetch one again.
+    certain); a demonstration takes about 100 a toy, and 600 leave time to fetch some again.
     """
 
     name = "order_fulfillment"
-    episode_steps = 500  # 25 s
+    episode_steps = 600  # 30 s
     stages = ("none", "one", "two", "three", "all")
     stage_rewards = (0.0, 1.0, 2.0, 3.0, 4.0)  # of an episode with four; see `reward`
     props = ("toy_0", "toy_1", "toy_2", "toy_3", "green_box", "red_box")
@@ -98,13 +104,13 @@ class OrderFulfillment(Task):
         places[list(TOYS), :2] = PARKING
         places[GREEN_BOX:, :2] = BOX_PLACES + rng.uniform(-BOX_SPREAD, BOX_SPREAD, (2, 2))
         places[GREEN_BOX:, 2] = rng.uniform(-BOX_TURN, BOX_TURN, 2)
-        places[present, 2] = rng.uniform(-np.pi, np.pi, count)
-        while True:
-            xy = rng.uniform(*TOY_AREA, size=(count, 2))
-            apart = np.linalg.norm(xy[:, None] - xy[None], axis=2)[np.triu_indices(count, 1)]
-            if (apart >= MIN_DISTANCE).all():
-                break
-        places[present, :2] = xy
+        toys_at: list[np.ndarray] = []
+        while len(toys_at) < count:
+            toys_at = []
+            for new in _before_the_boxes(rng):
+                if len(toys_at) < count and all(_apart(new, toy) for toy in toys_at):
+                    toys_at.append(new)
+        places[present] = rng.permutation(toys_at)
         return places
 
     def start_state(
@@ -332,6 +338,33 @@ class OrderFulfillment(Task):
 
 def _shape(index: int) -> toys.Shape:
     return toys.plane if index in PLANES else toys.car
+
+
+def _fingers(place: np.ndarray) -> np.ndarray:
+    """(..., 3) x, y [m], yaw [rad] of toys -> (..., 2 sides, 2) m: where fingers take them."""
+    across = np.stack((-np.sin(place[..., 2]), np.cos(place[..., 2])), axis=-1)
+    sides = np.array([[-FINGERS[0]], [FINGERS[0]]])
+    fingers: np.ndarray = place[..., None, :2] + sides * across[..., None, :]
+    return fingers
+
+
+def _before_the_boxes(rng: np.random.Generator) -> np.ndarray:
+    """(up to TRIES, 3) x, y [m], yaw [rad] where a toy and fingers on both of its sides have room
+    before the boxes."""
+    xy = rng.uniform(*TOY_AREA, size=(TRIES, 2))
+    place = np.concatenate((xy, rng.uniform(-np.pi, np.pi, (TRIES, 1))), axis=1)
+    free: np.ndarray = place[(_fingers(place)[:, :, 1] < FINGERS_Y).all(axis=1)]
+    return free
+
+
+def _apart(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether neither of two toys is in the way of the other or of fingers that take it."""
+    if np.hypot(*(first - second)[:2]) < MIN_DISTANCE:
+        return False
+    for one, other in ((first, second), (second, first)):
+        if np.linalg.norm(_fingers(one) - other[:2], axis=1).min() < FINGERS[1]:
+            return False
+    return True
 
 
 def _height(index: int) -> float:
