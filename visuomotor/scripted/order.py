@@ -14,7 +14,7 @@ GRASP_HEIGHT = {"plane": 0.006, "car": 0.002}
 SIDE = 0.032  # m from the middle of a box, along its longer edge, at which a toy is put
 LETS_GO = 0.012  # m of the pinch site above the rim: closed fingertips reach down by 9 mm
 PLACED = (0.008, 0.004, 0.15)  # m across, m in height, rad of turn: a toy there is let go
-LOW = (0.07, 0.09)  # m of the pinch site: from below the first the hand goes up before sideways
+LOW = (0.05, 0.07)  # m of the pinch site: from below the first the hand goes up before sideways
 
 
 class OrderFulfillmentExpert(Expert):

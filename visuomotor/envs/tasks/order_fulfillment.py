@@ -149,6 +149,29 @@ class OrderFulfillment(Task):
                 turned[:, dof : dof + 6] = states[:, dof : dof + 6]
         return turned
 
+    def grasp_symmetry(self, index: int) -> int:
+        """A toy is taken across, from either side."""
+        return 2 if index in TOYS else 1
+
+    def props_present(self, state: np.ndarray) -> np.ndarray:
+        absent = [index in TOYS and self._lies_parked(state, index) for index in range(len(self.props))]
+        return ~np.array(absent)
+
+    def exchanged(self, states: np.ndarray) -> list[np.ndarray]:
+        """Toys of a kind that are both present."""
+        ways, nq = [states], self.sim.model.nq
+        for first, second in (PLANES, CARS):
+            if self._lies_parked(states[0], first) or self._lies_parked(states[0], second):
+                continue
+            for way in list(ways):
+                other = way.copy()
+                for ids, count in ((self._prop_qpos_ids, 7), (self._prop_dof_ids, 6)):
+                    offset = 0 if count == 7 else nq
+                    a, b = (slice(offset + ids[i], offset + ids[i] + count) for i in (first, second))
+                    other[:, a], other[:, b] = way[:, b], way[:, a]
+                ways.append(other)
+        return ways
+
     def _lies_parked(self, state: np.ndarray, index: int) -> bool:
         adr = self._prop_qpos_ids[index]
         away = np.linalg.norm(state[adr : adr + 3] - self._parking[index].numpy())
@@ -250,10 +273,6 @@ class OrderFulfillment(Task):
         last = torch.linalg.vector_norm(last - self.pinch_pos().unsqueeze(1), dim=2).argmin(dim=1)
         by = torch.where(carried, self._box_ids[toy], toy)
         return torch.where(left, by, boxes[last])[:n]
-
-    def props_present(self) -> Tensor:
-        everywhere = torch.ones(self.sim.num_envs, len(self.props) - len(TOYS), dtype=torch.bool)
-        return torch.cat((self.present(), everywhere), dim=1)
 
     # --- stages, reward, views ------------------------------------------------------------------
 

@@ -126,9 +126,13 @@ class Task(ABC):
         hand moves by, index into `props`."""
         return torch.tensor(self.stage_props)[stage]
 
-    def props_present(self) -> Tensor:
-        """(N, P) bool: the props that take part in the episode."""
-        return torch.ones(self.sim.num_envs, len(self.props), dtype=torch.bool)
+    def props_present(self, state: np.ndarray) -> np.ndarray:
+        """state (nq + nv,) -> (P,) bool: the props that take part in the episode."""
+        return np.ones(len(self.props), dtype=bool)
+
+    def exchanged(self, states: np.ndarray) -> list[np.ndarray]:
+        """(T, nq + nv) of an episode -> the same, and with props exchanged that are alike."""
+        return [states]
 
     def may_start(self, state: np.ndarray) -> bool:
         """Whether the props of a state (nq + nv,) stand where an episode may begin."""
