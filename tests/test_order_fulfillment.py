@@ -115,16 +115,20 @@ def test_in_the_right_box_means_inside_its_walls_and_below_its_rim(env, box, off
     assert int(env.task.stage()[0]) == (4 if inside else 0)
 
 
-def test_a_toy_that_the_hand_touches_is_not_delivered(env):
-    """The box is held up under a toy between the fingers."""
+def test_a_toy_that_the_hand_holds_is_not_delivered(env):
+    """The box is held up under a toy between the fingers, and under one at a fingertip."""
     state = _start(env, (2,))
+    state[env.jaco.qpos_ids[6:].numpy()] = 1.2
     _set(env, state)
-    tip = env.task.fingertip_pos()[0, 0].numpy()
-    state = _put(env, state, RED_BOX, tip - (0.0, 0.0, 0.02))
-    _set(env, _put(env, state, 2, tip))
-    assert float(env.task.hand_contacts(2)[0]) > 0.0
-    assert bool(env.task.in_box()[0, 2])
-    assert int(env.task.stage()[0]) == 0
+    places = env.task.pinch_pos()[0].numpy(), env.task.fingertip_pos()[0, 0].numpy()
+    rows = []
+    for place in places:
+        rows.append(_put(env, state, RED_BOX, place - (0.0, 0.0, 0.02)))
+        rows[-1] = _put(env, rows[-1], 2, place)
+    _set(env, *rows)
+    assert float(env.task.hand_contacts(2)[:2].min()) > 0.0
+    assert env.task.in_box()[:2, 2].tolist() == [True, True]
+    assert env.task.stage()[:2].tolist() == [0, 4]
 
 
 def test_a_toy_that_fell_off_the_table_is_not_an_absent_one(env):

@@ -96,8 +96,9 @@ def read_motion(env: VisuomotorEnv, demo: Demonstration) -> Motion:
     lets_go = np.minimum(ends + 1, last)
     steps = np.arange(len(path))
     by_hand = np.maximum(held, 0)
-    across = where[steps, by_hand, :2] - where[steps, props, :2]
-    height = heights[steps, by_hand] - heights[steps, props]
+    # Of what is held now, when it is let go.
+    across = where[lets_go, by_hand, :2] - where[lets_go, props, :2]
+    height = heights[lets_go, by_hand] - heights[lets_go, props]
     lies = np.stack((np.linalg.norm(across, axis=1), height), axis=1)
     return Motion(
         pos=path,
@@ -109,7 +110,7 @@ def read_motion(env: VisuomotorEnv, demo: Demonstration) -> Motion:
         held=held,
         grip=grips[steps, by_hand],
         until=np.where(press & (held >= 0) & (held != props) & (ends < last), lets_go, FAR),
-        lies=lies[lets_go],
+        lies=lies,
         segments=segments,
         present=task.props_present(demo.states[0]),
     )

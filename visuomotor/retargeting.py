@@ -242,9 +242,7 @@ class _Retargeting:
             draw -= FUMBLES[kind][0]
         return "", len(motion.pos)
 
-    def _turn(
-        self, segment: Segment, now: np.ndarray, present: np.ndarray
-    ) -> tuple[float, float]:
+    def _turn(self, segment: Segment, now: np.ndarray, present: np.ndarray) -> tuple[float, float]:
         """The turn (rad) by which a motion by a prop serves where the props are `now` (P, 3), and
         how unlike the two places are: a symmetric prop can be taken in several ways, and a close
         neighbour stands in the way of some of them. present: (P,) bool, who may be a neighbour."""

@@ -7,7 +7,17 @@ from torch import Tensor
 
 from visuomotor.envs.tasks.order_fulfillment import GREEN_BOX, PLANES, RED_BOX, RIM, TOYS
 from visuomotor.envs.tasks.order_fulfillment import OrderFulfillment
-from visuomotor.scripted.expert import AROUND, FUNNEL, NEIGHBOUR, Expert, Goal, down, rise, rows, wrap
+from visuomotor.scripted.expert import (
+    AROUND,
+    FUNNEL,
+    NEIGHBOUR,
+    Expert,
+    Goal,
+    down,
+    rise,
+    rows,
+    wrap,
+)
 
 # m of the pinch site relative to a toy's origin when grasping: planes are held above their wings.
 GRASP_HEIGHT = {"plane": 0.006, "car": 0.002}

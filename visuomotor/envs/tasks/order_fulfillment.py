@@ -45,6 +45,9 @@ TRIES = 40  # places tried for a set of toys before it is begun anew
 SHELF_Z = -1.0  # m
 PARKING = ((-0.15, 0.0), (0.15, 0.0), (-0.15, 0.2), (0.15, 0.2))  # m, x, y of each toy
 PARKED = 0.05  # m from its parking place: the toy is absent; what falls off the table cannot get so
+# m from the pinch site to a toy that the hand touches: nearer it holds it, further off it brushes it
+# on its way up.
+HELD = 0.025
 CARRIED = (0.01, 0.05)  # m above where it lies, m from the pinch site: the hand has a toy
 
 
@@ -154,7 +157,9 @@ class OrderFulfillment(Task):
         return 2 if index in TOYS else 1
 
     def props_present(self, state: np.ndarray) -> np.ndarray:
-        absent = [index in TOYS and self._lies_parked(state, index) for index in range(len(self.props))]
+        absent = [
+            index in TOYS and self._lies_parked(state, index) for index in range(len(self.props))
+        ]
         return ~np.array(absent)
 
     def exchanged(self, states: np.ndarray) -> list[np.ndarray]:
@@ -167,7 +172,9 @@ class OrderFulfillment(Task):
                 other = way.copy()
                 for ids, count in ((self._prop_qpos_ids, 7), (self._prop_dof_ids, 6)):
                     offset = 0 if count == 7 else nq
-                    a, b = (slice(offset + ids[i], offset + ids[i] + count) for i in (first, second))
+                    a, b = (
+                        slice(offset + ids[i], offset + ids[i] + count) for i in (first, second)
+                    )
                     other[:, a], other[:, b] = way[:, b], way[:, a]
                 ways.append(other)
         return ways
@@ -249,8 +256,10 @@ class OrderFulfillment(Task):
         return inside & self.present()
 
     def delivered(self) -> Tensor:
-        """(N, toys) bool: in the right box, and the hand does not touch it."""
-        return self.in_box() & (self.sim.data("sensordata")[:, self._toy_contacts] == 0)
+        """(N, toys) bool: in the right box, and the hand does not hold it."""
+        touched = self.sim.data("sensordata")[:, self._toy_contacts] > 0
+        near = torch.linalg.vector_norm(self.toy_pos() - self.pinch_pos().unsqueeze(1), dim=2)
+        return self.in_box() & ~(touched & (near < HELD))
 
     def next_toy(self) -> tuple[Tensor, Tensor]:
         """The toy nearest to the pinch site of those that are not in their box: (N,) its index, and
