@@ -5,12 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from visuomotor.envs.tasks.order_fulfillment import GREEN_BOX, PLANES, RED_BOX, RIM, TOYS
-from visuomotor.envs.tasks.order_fulfillment import OrderFulfillment
+from visuomotor.envs.tasks.order_fulfillment import (
+    GREEN_BOX,
+    PLANES,
+    RED_BOX,
+    RIM,
+    TOYS,
+    OrderFulfillment,
+)
 from visuomotor.scripted.expert import (
-    AROUND,
     FUNNEL,
-    NEIGHBOUR,
     Expert,
     Goal,
     down,
@@ -23,8 +27,14 @@ from visuomotor.scripted.expert import (
 GRASP_HEIGHT = {"plane": 0.006, "car": 0.002}
 SIDE = 0.032  # m from the middle of a box, along its longer edge, at which a toy is put
 LETS_GO = 0.012  # m of the pinch site above the rim: closed fingertips reach down by 9 mm
-PLACED = (0.008, 0.004, 0.15)  # m across, m in height, rad of turn: a toy there is let go
-LOW = (0.05, 0.07)  # m of the pinch site: from below the first the hand goes up before sideways
+PLACED = (0.010, 0.010, 0.25)  # m across, m in height, rad of turn: a toy there is let go
+# rad: the hand's heading stays within a quarter of a turn of it. A toy is put into its box about
+# there; on the other side of 0 the arm's wrist is singular over the boxes, near its base.
+HEADING = -torch.pi / 2
+# Of the hand's way up, with fingers that are not open yet: a wall or a toy may be in their way.
+OPENING = 0.06
+REST = 0.16  # m of the pinch site when nothing is left to be done
+LOW = (0.06, 0.08)  # m of the pinch site: from below the first the hand goes up before sideways
 
 
 class OrderFulfillmentExpert(Expert):
@@ -39,42 +49,43 @@ class OrderFulfillmentExpert(Expert):
         plane = torch.isin(toy, torch.tensor(PLANES))
         grasp = pos + self._style.grasp_offset
         grasp[:, 2] += torch.where(plane, GRASP_HEIGHT["plane"], GRASP_HEIGHT["car"])
-        mat = down(self._toy_yaw(toy))
-        target, around = self._above_grasp(grasp, mat)
-        target = self._first_up(target)
+        yaw = self._toy_yaw(toy)
+        target, around = self._above_grasp(grasp, down(yaw))
+        clear = self._clear(pos)
+        free = torch.where(clear < 1.0, self._free().clamp(min=OPENING), 1.0)
+        target[:, 2] = pinch[:, 2] + free * (target[:, 2] - pinch[:, 2])
+        target[:, :2] = pinch[:, :2] + (free * clear).unsqueeze(1) * (target - pinch)[:, :2]
+        mat = down(self._heading() + clear * wrap(yaw - self._heading()))
         held = around & self._firm()
         place, yaw = self._place(toy)
-        turn = wrap(2.0 * (yaw - task.prop_yaw(toy))) / 2.0  # either end first
+        turn = wrap(_heading_along(self._heading() + yaw - task.prop_yaw(toy)) - self._heading())
         low = RIM + LETS_GO + pos[:, 2] - pinch[:, 2]
         across = (place - pos)[:, :2].norm(dim=1)
-        carried = self._carried(toy, place, low + RIM * rise(turn.abs(), (0.1, 0.4)))
+        carried = self._carried(
+            toy, place, low + RIM * rise(turn.abs(), (PLACED[2], 2.0 * PLACED[2]))
+        )
         target = rows(held, carried, target)
         mat = rows(held, down(self._heading() + turn), mat)
         over = (across < PLACED[0]) & (pos[:, 2] - low < PLACED[1]) & (turn.abs() < PLACED[2])
         lets_go = (around & over) | ~left
-        target = rows(lets_go, self._away(torch.full_like(low, self._rest_height())), target)
+        away = pinch.clone()
+        away[:, 2] += self._free().clamp(min=OPENING) * (REST - pinch[:, 2])
+        target = rows(lets_go, away, target)
         mat = rows(lets_go, down(self._heading()), mat)
         return Goal(target, mat, around & ~lets_go)
 
-    def _rest_height(self) -> float:
-        return 0.16  # m of the pinch site when nothing is left to be done
-
-    def _first_up(self, target: Tensor) -> Tensor:
-        """(N, 3) m: the same; straight up where the hand is low and the target is not below."""
+    def _clear(self, pos: Tensor) -> Tensor:
+        """(N,) how freely the hand moves sideways to a toy at pos (N, 3), and turns: 0 where it is
+        low and not above it. Straight up it goes back the way by which it came down, over a box
+        near singular postures of the wrist."""
         pinch = self._task.pinch_pos()
-        offset = target - pinch
-        far = offset[:, :2].norm(dim=1) > FUNNEL[1]
-        clear = torch.where(far, rise(pinch[:, 2], LOW), 1.0).unsqueeze(1)
-        free = torch.where(far & (pinch[:, 2] < LOW[1]), self._free(), 1.0).unsqueeze(1)
-        step = torch.cat((clear * offset[:, :2], offset[:, 2:]), dim=1)
-        return pinch + free * step
+        far = (pos - pinch)[:, :2].norm(dim=1) > FUNNEL[1]
+        return torch.where(far, rise(pinch[:, 2], LOW), 1.0)
 
     def _toy_yaw(self, toy: Tensor) -> Tensor:
-        """(N,) rad: heading of the closing axis, across the toy: the one of two that needs less
-        turning."""
+        """(N,) rad: heading of the closing axis, across the toy."""
         across = self._task.prop_yaw(toy) + torch.pi / 2
-        missing = wrap(2.0 * (across - self._heading())) / 2.0
-        return self._heading() + missing + self._style.yaw_offset
+        return _heading_along(across) + self._style.yaw_offset
 
     def _place(self, toy: Tensor) -> tuple[Tensor, Tensor]:
         """Where a toy is put (N, 3), as if it lay there, and its yaw (N,): along the box's shorter
@@ -92,3 +103,8 @@ class OrderFulfillmentExpert(Expert):
         place[:, 0] += side * SIDE * yaw.cos()
         place[:, 1] += side * SIDE * yaw.sin()
         return place, yaw + torch.pi / 2
+
+
+def _heading_along(axis: Tensor) -> Tensor:
+    """(N,) rad -> the heading of the two along this axis that a hand should have."""
+    return HEADING + wrap(2.0 * (axis - HEADING)) / 2.0

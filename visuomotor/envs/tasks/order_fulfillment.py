@@ -29,11 +29,11 @@ WALL = 0.004  # thickness
 RIM = 0.03  # height of the walls above the table
 FLOOR = 0.003  # thickness of a box's floor
 BOX_MASS = 0.4  # kg; a toy or a finger that runs against it hardly moves it
-# x, y [m]; seen from the camera green stands at the left, behind the toys, red at the right; nearer
-# to the arm's base (y = 0.1) its wrist is singular where a toy is let go. As far from there in x and
-# in y, and turned by so much (rad), at the start of an episode:
-BOX_PLACES = ((-0.135, 0.075), (0.135, 0.075))
-BOX_SPREAD, BOX_TURN = 0.01, 0.12
+# x, y [m], yaw [rad]; seen from the camera green stands at the left, behind the toys, red at the
+# right, with their longer edges in the line of sight. At the start of an episode they stand as far
+# from there (m, in x and in y), and are turned by so much (rad).
+BOX_PLACES = ((-0.14, 0.09, np.pi / 2), (0.14, 0.09, np.pi / 2))
+BOX_SPREAD = (0.01, 0.12)
 TOY_AREA = ((-0.15, -0.108), (0.15, -0.042))  # m, corners in x, y: before the boxes
 MIN_DISTANCE = 0.09  # m between toys' centres at the start: no two touch
 # Room for fingers at the start: on both sides of a toy, so far from its centre (m), nothing else has
@@ -58,11 +58,11 @@ class OrderFulfillment(Task):
     Which are present is part of the physical state, and what a demonstration does not keep, the
     shapes, makes no difference of more than some mm where a toy is grasped. What is told about toys
     is sorted and never depends on the slot. The paper's episode has 1000 steps (recalled, not
-    certain); a demonstration takes about 100 a toy, and 600 leave time to fetch some again.
+    certain); a demonstration takes about 130 a toy, and 800 leave time to fetch some again.
     """
 
     name = "order_fulfillment"
-    episode_steps = 600  # 30 s
+    episode_steps = 800  # 40 s
     stages = ("none", "one", "two", "three", "all")
     stage_rewards = (0.0, 1.0, 2.0, 3.0, 4.0)  # of an episode with four; see `reward`
     props = ("toy_0", "toy_1", "toy_2", "toy_3", "green_box", "red_box")
@@ -105,8 +105,8 @@ class OrderFulfillment(Task):
         present = [*PLANES[:planes], *CARS[: count - planes]]
         places = np.zeros((len(self.props), 3))
         places[list(TOYS), :2] = PARKING
-        places[GREEN_BOX:, :2] = BOX_PLACES + rng.uniform(-BOX_SPREAD, BOX_SPREAD, (2, 2))
-        places[GREEN_BOX:, 2] = rng.uniform(-BOX_TURN, BOX_TURN, 2)
+        spread = np.array([BOX_SPREAD[0], BOX_SPREAD[0], BOX_SPREAD[1]])
+        places[GREEN_BOX:] = BOX_PLACES + spread * rng.uniform(-1.0, 1.0, (2, 3))
         toys_at: list[np.ndarray] = []
         while len(toys_at) < count:
             toys_at = []
@@ -132,8 +132,8 @@ class OrderFulfillment(Task):
             if index not in TOYS:
                 w, x, y, z = state[adr + 3 : adr + 7]
                 yaw = np.arctan2(2.0 * (w * z + x * y), 1.0 - 2.0 * (y * y + z * z))
-                moved = np.abs(at[:2] - BOX_PLACES[index - GREEN_BOX]).max()
-                if moved > BOX_SPREAD or abs(yaw) > BOX_TURN:
+                moved = np.abs((*at[:2], yaw) - np.array(BOX_PLACES[index - GREEN_BOX]))
+                if moved[:2].max() > BOX_SPREAD[0] or moved[2] > BOX_SPREAD[1]:
                     return False
             elif not self._lies_parked(state, index):
                 low, high = np.asarray(TOY_AREA)
