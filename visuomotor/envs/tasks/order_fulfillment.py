@@ -36,15 +36,15 @@ BOX_PLACES = ((-0.14, 0.09, np.pi / 2), (0.14, 0.09, np.pi / 2))
 BOX_SPREAD = (0.01, 0.12)
 TOY_AREA = ((-0.15, -0.108), (0.15, -0.042))  # m, corners in x, y: before the boxes
 MIN_DISTANCE = 0.09  # m between toys' centres at the start: no two touch
-# Room for fingers at the start: on both sides of a toy, so far from its centre (m), nothing else has
-# its centre nearer than so much (m), and no box stands: their front is behind y = 0.005.
+# Room for fingers at the start: on both sides of a toy, so far from its centre (m), no other toy
+# has its centre nearer than so much (m), and no box stands: their fronts are behind y = 0.005.
 FINGERS = (0.06, 0.038)
 FINGERS_Y = -0.012  # m, the furthest back
 TRIES = 40  # places tried for a set of toys before it is begun anew
 # Absent toys lie on a shelf under the table and below the floor, which hides them.
 SHELF_Z = -1.0  # m
 PARKING = ((-0.15, 0.0), (0.15, 0.0), (-0.15, 0.2), (0.15, 0.2))  # m, x, y of each toy
-PARKED = 0.05  # m from its parking place: the toy is absent; what falls off the table cannot get so
+PARKED = 0.05  # m from its place there: a toy is absent; one that falls off the table gets not near
 # m from the pinch site to a toy that the hand touches: nearer it holds it, further off it brushes it
 # on its way up.
 HELD = 0.025

@@ -108,7 +108,9 @@ class Task(ABC):
             state[adr : adr + 7] = (x, y, z, np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2))
         return state
 
-    def vary(self, env_ids: Tensor, rngs: list[np.random.Generator]) -> None:
+    def vary(  # noqa: B027  (a hook: most tasks have nothing to draw)
+        self, env_ids: Tensor, rngs: list[np.random.Generator]
+    ) -> None:
         """Draws what else differs between episodes of the task itself, such as shapes, into the
         model fields of these worlds (n,), one generator each. The factors of randomization have
         just been applied, which start from the model's defaults; the start states come after."""
