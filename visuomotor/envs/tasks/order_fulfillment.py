@@ -45,8 +45,8 @@ TRIES = 40  # places tried for a set of toys before it is begun anew
 SHELF_Z = -1.0  # m
 PARKING = ((-0.15, 0.0), (0.15, 0.0), (-0.15, 0.2), (0.15, 0.2))  # m, x, y of each toy
 PARKED = 0.05  # m from its place there: a toy is absent; one that falls off the table gets not near
-# m from the pinch site to a toy that the hand touches: nearer it holds it, further off it brushes it
-# on its way up.
+# m from the pinch site to a toy that the hand touches: nearer it holds it, further off it brushes
+# it on its way up.
 HELD = 0.025
 CARRIED = (0.01, 0.05)  # m above where it lies, m from the pinch site: the hand has a toy
 
