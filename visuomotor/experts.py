@@ -11,6 +11,7 @@ from visuomotor.errors import UserError
 from visuomotor.scripted.blocks import ClearingBlocksExpert, LiftingExpert, StackingExpert
 from visuomotor.scripted.box import ClearingBoxExpert
 from visuomotor.scripted.expert import Expert
+from visuomotor.scripted.order import OrderFulfillmentExpert
 from visuomotor.scripted.pouring import PouringExpert
 
 EXPERTS: dict[str, type[Expert]] = {
@@ -19,6 +20,7 @@ EXPERTS: dict[str, type[Expert]] = {
     "clearing_blocks": ClearingBlocksExpert,
     "clearing_box": ClearingBoxExpert,
     "pouring": PouringExpert,
+    "order_fulfillment": OrderFulfillmentExpert,
 }
 
 __all__ = ["EXPERTS", "Expert", "make_expert"]

@@ -51,27 +51,29 @@ class Motion:
     until: np.ndarray  # (T,)
     lies: np.ndarray  # (T, 2)
     segments: list[Segment]
+    present: np.ndarray  # (P,) bool, the props that take part
 
 
 def read_motion(env: VisuomotorEnv, demo: Demonstration) -> Motion:
     """Reads poses and stages off the simulator."""
     assert demo.actions is not None
     hand, task = HandMotion(env.sim, env.jaco), env.task
-    pos, mat, stage, places, offsets, up, fingers = [], [], [], [], [], [], []
+    pos, mat, by, places, offsets, up, fingers = [], [], [], [], [], [], []
+    furthest = torch.zeros(1, dtype=torch.int64)  # stage
     for part in torch.from_numpy(demo.states).split(env.num_envs):
         n = len(part)
         env.sim.reset(torch.arange(n), part)
         pos.append(hand.pos()[:n].clone())
         mat.append(hand.mat()[:n].clone())
-        stage.append(task.stage()[:n].clone())
+        furthest = torch.cat((furthest[-1:], task.stage()[:n])).cummax(dim=0).values[1:]
+        by.append(task.moved_by(furthest).clone())
         places.append(prop_places(env)[:n].clone())
         offsets.append(prop_grips(env)[:n].clone())
         up.append(prop_heights(env)[:n].clone())
         fingers.append(env.sim.data("qpos")[:n, env.jaco.qpos_ids[6:]].clone())
     where = torch.cat(places).numpy()  # (T, P, 3)
     path = _smooth(torch.cat(pos).numpy())
-    furthest = np.maximum.accumulate(torch.cat(stage).numpy())
-    props = np.asarray(task.stage_props)[furthest]
+    props = _steady(torch.cat(by).numpy())
     begins = [0, *(np.flatnonzero(np.diff(props)) + 1).tolist()]
     grips = torch.cat(offsets).numpy()  # (T, P, 3)
     apart = np.linalg.norm(grips, axis=2)
@@ -95,8 +97,9 @@ def read_motion(env: VisuomotorEnv, demo: Demonstration) -> Motion:
     lets_go = np.minimum(ends + 1, last)
     steps = np.arange(len(path))
     by_hand = np.maximum(held, 0)
-    across = where[steps, by_hand, :2] - where[steps, props, :2]
-    height = heights[steps, by_hand] - heights[steps, props]
+    # Of what is held now, when it is let go.
+    across = where[lets_go, by_hand, :2] - where[lets_go, props, :2]
+    height = heights[lets_go, by_hand] - heights[lets_go, props]
     lies = np.stack((np.linalg.norm(across, axis=1), height), axis=1)
     return Motion(
         pos=path,
@@ -108,8 +111,9 @@ def read_motion(env: VisuomotorEnv, demo: Demonstration) -> Motion:
         held=held,
         grip=grips[steps, by_hand],
         until=np.where(holding & (held != props) & (ends < last), lets_go, FAR),
-        lies=lies[lets_go],
+        lies=lies,
         segments=segments,
+        present=task.props_present(demo.states[0]),
     )
 
 
@@ -138,7 +142,7 @@ def _pressing(action: np.ndarray) -> np.ndarray:
 
 
 def _steady(press: np.ndarray) -> np.ndarray:
-    """(T,) bool -> the same without changes that last less than BRIEF steps."""
+    """(T,) of any kind -> the same without changes that last less than BRIEF steps."""
     steady = press.copy()
     begin = 0
     for end in [*(np.flatnonzero(press[1:] != press[:-1]) + 1).tolist(), len(press)]:

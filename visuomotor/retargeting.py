@@ -131,9 +131,13 @@ def _make(
 ) -> list[Demonstration]:
     # Starts of their own: neither those of training nor those of an evaluation.
     env.seed = int(np.random.SeedSequence([SEED, _STARTS]).generate_state(1)[0])
-    played = [read_motion(env, demo) for demo in demos]
+    played = [
+        read_motion(env, replace(demo, states=states))
+        for demo in demos
+        for states in env.task.exchanged(demo.states)
+    ]
     agree(played)
-    starts = _Starts(env)
+    starts = _Starts(env, played)
     env.reset_sampler = starts
     made: list[Demonstration] = []
     rng = np.random.default_rng([SEED, _NOISE])
@@ -149,11 +153,13 @@ def _make(
 
 
 class _Starts:
-    """The task's own starts, in half of the episodes with a hand that is not open. Where an episode
-    failed another motion has its turn: what is hard stays among what is shown."""
+    """The task's own starts with props that one of the motions knows, in half of the episodes with
+    a hand that is not open. Where an episode failed another motion has its turn: what is hard stays
+    among what is shown."""
 
-    def __init__(self, env: VisuomotorEnv):
+    def __init__(self, env: VisuomotorEnv, motions: list[Motion]):
         self._env = env
+        self._known = {motion.present.tobytes() for motion in motions}
         self._again: list[np.ndarray] = []
         self._tried: dict[bytes, int] = {}
 
@@ -162,6 +168,8 @@ class _Starts:
         if self._again:
             return self._again.pop(0)
         state = self._env.task.start_state(rng)
+        while self._env.task.props_present(state).tobytes() not in self._known:
+            state = self._env.task.start_state(rng)
         if rng.random() < 0.5:
             fingers = self._env.jaco.qpos_ids[6:].numpy()
             state[fingers] = rng.uniform(*START_FINGERS) + rng.uniform(0, 0.1, 3)
@@ -234,17 +242,17 @@ class _Retargeting:
             draw -= FUMBLES[kind][0]
         return "", len(motion.pos)
 
-    def _turn(self, segment: Segment, now: np.ndarray) -> tuple[float, float]:
+    def _turn(self, segment: Segment, now: np.ndarray, present: np.ndarray) -> tuple[float, float]:
         """The turn (rad) by which a motion by a prop serves where the props are `now` (P, 3), and
         how unlike the two places are: a symmetric prop can be taken in several ways, and a close
-        neighbour stands in the way of some of them."""
-        prop, ways = segment.prop, self.env.task.symmetry(segment.prop)
+        neighbour stands in the way of some of them. present: (P,) bool, who may be a neighbour."""
+        prop, ways = segment.prop, self.env.task.grasp_symmetry(segment.prop)
         turns = now[prop, 2] - segment.places[prop, 2] + np.arange(ways) * (2.0 * np.pi / ways)
         turns = (turns + np.pi) % (2.0 * np.pi) - np.pi
         costs = []
         for turn in turns:
             cost = YAW_WEIGHT * abs(turn)
-            for other in range(len(now)):
+            for other in np.flatnonzero(present).tolist():
                 if other != prop:
                     apart = now[other, :2] - now[prop, :2]
                     then = segment.places[other, :2] - segment.places[prop, :2]
@@ -256,16 +264,19 @@ class _Retargeting:
         return float(turns[best]), float(costs[best])
 
     def _chosen(self, motions: list[Motion]) -> list[Motion]:
-        """For every world one of the motions whose first prop stood most alike."""
+        """For every world one of the motions by the same props whose first one stood most alike."""
         chosen = []
-        for now in prop_places(self.env).numpy():
+        states = self.env.sim.get_state(torch.arange(self.env.num_envs)).numpy()
+        for state, now in zip(states, prop_places(self.env).numpy(), strict=True):
+            present = self.env.task.props_present(state)
+            known = [motion for motion in motions if (motion.present == present).all()]
             costs = []
-            for motion in motions:
+            for motion in known:
                 first = motion.segments[0]
                 across = np.linalg.norm(now[first.prop, :2] - first.places[first.prop, :2])
-                costs.append(float(across) + self._turn(first, now)[1])
+                costs.append(float(across) + self._turn(first, now, present)[1])
             order = np.argsort(costs)[:NEAREST]
-            chosen.append(motions[int(self.rng.choice(order))])
+            chosen.append(known[int(self.rng.choice(order))])
         return chosen
 
     def _bend(self, world: int, begin: int) -> None:
@@ -274,7 +285,7 @@ class _Retargeting:
         segment = motion.segments[int(self.segment[world, begin])]
         rows = slice(begin, segment.end)
         places = prop_places(self.env)[world].numpy()
-        turn, _ = self._turn(segment, places)
+        turn, _ = self._turn(segment, places, motion.present)
         now, then = places[segment.prop, :2], segment.places[segment.prop, :2]
         path = motion.pos[rows]
         there = path.copy()

@@ -23,7 +23,7 @@ from visuomotor.envs.tasks import Task
 from visuomotor.randomization import Randomizer
 
 # Concerns of the random streams of an episode: default_rng([seed, concern, episode_id]).
-_START, _FACTORS = 1, 2
+_START, _FACTORS, _TASK = 1, 2, 3
 # Concerns of the streams drawn every step.
 _PIXELS, _PROPRIO, _DROPS = 11, 12, 13
 
@@ -174,6 +174,7 @@ class VisuomotorEnv:
         self.sim.step()
         self.elapsed += 1
         stage = self.task.stage()
+        reward = self.task.reward(stage)
         truncated = self.elapsed >= self.episode_steps
         terminated = torch.zeros_like(truncated)
         features = self.task.object_features()
@@ -184,7 +185,7 @@ class VisuomotorEnv:
             self._start_episodes(ended)
         return StepResult(
             observation=self._observe(ended),
-            reward=self.task.reward(stage).to(self.device),
+            reward=reward.to(self.device),
             success=self.task.success(stage).to(self.device),
             stage=stage.to(self.device),
             features=features.to(self.device),
@@ -216,6 +217,7 @@ class VisuomotorEnv:
         self.factors[ids] = factors
         self.randomizer.apply(self.sim, env_ids, factors)
         self._sensor = self.randomizer.sensor(self.factors)
+        self.task.vary(env_ids, [np.random.default_rng([self.seed, _TASK, e]) for e in episodes])
         heights = self.task.rest_heights().expand(self.num_envs, -1)[env_ids].numpy()
         states = []
         for i, (world, episode) in enumerate(zip(ids, episodes, strict=True)):

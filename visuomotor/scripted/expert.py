@@ -179,9 +179,9 @@ class Expert(ABC):
         target[:, 2] += self._style.carry_height - self._task.prop_pos(prop)[:, 2]
         return target
 
-    def _carried(self, prop: int, place: Tensor, low: Tensor) -> Tensor:
-        """(N, 3) m: where the pinch site goes with a prop in the hand: up, over `place` (N, 3), and
-        down until the prop's centre is at the height `low` (N,)."""
+    def _carried(self, prop: int | Tensor, place: Tensor, low: Tensor) -> Tensor:
+        """(N, 3) m: where the pinch site goes with a prop (one, or of each world) in the hand: up,
+        over `place` (N, 3), and down until the prop's centre is at the height `low` (N,)."""
         pinch, pos = self._task.pinch_pos(), self._task.prop_pos(prop)
         target = pinch.clone()
         across = (place - pos)[:, :2].norm(dim=1)

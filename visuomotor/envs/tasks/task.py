@@ -110,9 +110,33 @@ class Task(ABC):
             state[adr : adr + 7] = (x, y, z, np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2))
         return state
 
+    def vary(  # noqa: B027  (a hook: most tasks have nothing to draw)
+        self, env_ids: Tensor, rngs: list[np.random.Generator]
+    ) -> None:
+        """Draws what else differs between episodes of the task itself, such as shapes, into the
+        model fields of these worlds (n,), one generator each. The factors of randomization have
+        just been applied, which start from the model's defaults; the start states come after."""
+
     def symmetry(self, index: int) -> int:
         """Turns about its vertical that leave a prop as it is."""
         return self.prop_symmetry[index] if self.prop_symmetry else 1
+
+    def grasp_symmetry(self, index: int) -> int:
+        """Turns about its vertical after which a hand can take a prop as before."""
+        return self.symmetry(index)
+
+    def moved_by(self, stage: Tensor) -> Tensor:
+        """stage (n,), the furthest so far, of the first n worlds -> (n,) int64: the prop that the
+        hand moves by, index into `props`."""
+        return torch.tensor(self.stage_props)[stage]
+
+    def props_present(self, state: np.ndarray) -> np.ndarray:
+        """state (nq + nv,) -> (P,) bool: the props that take part in the episode."""
+        return np.ones(len(self.props), dtype=bool)
+
+    def exchanged(self, states: np.ndarray) -> list[np.ndarray]:
+        """(T, nq + nv) of an episode -> the same, and with props exchanged that are alike."""
+        return [states]
 
     def may_start(self, state: np.ndarray) -> bool:
         """Whether the props of a state (nq + nv,) stand where an episode may begin."""
@@ -167,13 +191,20 @@ class Task(ABC):
             return self.sim.model_field(name)
         return self.sim.default_field(name).unsqueeze(0)
 
-    def prop_pos(self, index: int) -> Tensor:
-        """(N, 3) m, world frame."""
-        return self.sim.data("xpos")[:, self.prop_body_ids[index]]
+    def _of_prop(self, name: str, index: int | Tensor) -> Tensor:
+        """(N, ...) of a prop; a tensor (N,) names another one in each world."""
+        values = self.sim.data(name)
+        if isinstance(index, int):
+            return values[:, self.prop_body_ids[index]]
+        return values[torch.arange(len(index)), torch.tensor(self.prop_body_ids)[index]]
 
-    def prop_yaw(self, index: int) -> Tensor:
+    def prop_pos(self, index: int | Tensor) -> Tensor:
+        """(N, 3) m, world frame."""
+        return self._of_prop("xpos", index)
+
+    def prop_yaw(self, index: int | Tensor) -> Tensor:
         """(N,) rad: heading of the prop's x axis on the table."""
-        mat = self.sim.data("xmat")[:, self.prop_body_ids[index]].view(-1, 3, 3)
+        mat = self._of_prop("xmat", index).view(-1, 3, 3)
         return torch.atan2(mat[:, 1, 0], mat[:, 0, 0])
 
     def pinch_pos(self) -> Tensor:
@@ -211,28 +242,10 @@ class Task(ABC):
         prop is turned against the hand and against each other prop, as cosine and sine of the angle
         times the prop's symmetry, so that faces that are alike read alike; and the stage, one-hot.
         """
-        sim, jaco = self.sim, self.jaco
-        n = sim.num_envs
-        qpos, qvel = sim.data("qpos"), sim.data("qvel")
-        pinch = self.pinch_pos()
-        tips = self.fingertip_pos()
-        parts = [
-            jaco.proprio(qpos, qvel).double(),
-            qvel[:, jaco.dof_ids[6:]],
-            pinch,
-            sim.data("site_xmat")[:, jaco.pinch_site_id].view(n, 9)[:, :6],
-        ]
-        for i, dof in enumerate(self._prop_dof_ids):
-            pos = self.prop_pos(i)
-            parts += [
-                pos,
-                sim.data("xmat")[:, self.prop_body_ids[i]].view(n, 9)[:, :6],
-                qvel[:, dof : dof + 6],
-                pos - pinch,
-                (pos.unsqueeze(1) - tips).reshape(n, -1),
-                self.hand_contacts(i).unsqueeze(1).clamp(max=4.0),
-            ]
-            parts += [self.prop_pos(j) - pos for j in range(i)]
+        parts = self._robot_state()
+        for i in range(len(self.props)):
+            parts += self._prop_state(i)
+            parts += [self.prop_pos(j) - self.prop_pos(i) for j in range(i)]
             turns = [(self.prop_yaw(i) - self._heading(), self.symmetry(i))]
             for j in range(i):
                 ways = min(self.symmetry(i), self.symmetry(j))
@@ -241,6 +254,27 @@ class Task(ABC):
         stage = torch.nn.functional.one_hot(self.stage(), len(self.stages))
         parts.append(stage.double())
         return torch.cat(parts, dim=1).float()
+
+    def _robot_state(self) -> list[Tensor]:
+        sim, jaco = self.sim, self.jaco
+        qpos, qvel = sim.data("qpos"), sim.data("qvel")
+        return [
+            jaco.proprio(qpos, qvel).double(),
+            qvel[:, jaco.dof_ids[6:]],
+            self.pinch_pos(),
+            sim.data("site_xmat")[:, jaco.pinch_site_id].view(-1, 9)[:, :6],
+        ]
+
+    def _prop_state(self, index: int) -> list[Tensor]:
+        sim, pos, dof = self.sim, self.prop_pos(index), self._prop_dof_ids[index]
+        return [
+            pos,
+            sim.data("xmat")[:, self.prop_body_ids[index]].view(-1, 9)[:, :6],
+            sim.data("qvel")[:, dof : dof + 6],
+            pos - self.pinch_pos(),
+            (pos.unsqueeze(1) - self.fingertip_pos()).flatten(1),
+            self.hand_contacts(index).unsqueeze(1).clamp(max=4.0),
+        ]
 
 
 def _about_z(angle: float) -> np.ndarray:

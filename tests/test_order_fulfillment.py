@@ -1,0 +1,409 @@
+"""Order fulfilment: states placed by hand, toys in no order, shapes by the seed, starts."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from itertools import pairwise
+
+import mujoco
+import numpy as np
+import pytest
+import torch
+
+from visuomotor.config import Config, EnvConfig, RandomizationConfig
+from visuomotor.demonstrate import collect
+from visuomotor.envs import VisuomotorEnv, make_env, scene
+from visuomotor.envs.tasks import order_fulfillment as order
+from visuomotor.envs.tasks import toys
+from visuomotor.envs.tasks.order_fulfillment import CARS, GREEN_BOX, PLANES, RED_BOX, TOYS
+from visuomotor.motions import read_motion
+
+PENETRATION = 1e-3  # m
+
+
+def _config(strength: float = 0.0) -> Config:
+    randomization = RandomizationConfig(strength=strength)
+    return Config(
+        task="order_fulfillment", randomization=randomization, env=EnvConfig(num_threads=1)
+    )
+
+
+def _env(num_envs: int, strength: float = 0.0, seed: int = 0, render: bool = False, **changes):
+    config = _config(strength)
+    config = replace(config, env=replace(config.env, **changes))
+    env = make_env(config, num_envs=num_envs, seed=seed, render=render)
+    env.reset()
+    return env
+
+
+@pytest.fixture(scope="module")
+def env() -> VisuomotorEnv:
+    """Eight worlds; tests put them where they want them."""
+    return _env(8)
+
+
+def _start(env: VisuomotorEnv, present: tuple[int, ...]) -> np.ndarray:
+    """A start state with these toys."""
+    wanted = [index in present for index in TOYS]
+    for seed in range(1000):
+        state = env.task.start_state(np.random.default_rng(seed))
+        if env.task.props_present(state)[:4].tolist() == wanted:
+            return state
+    raise AssertionError(present)
+
+
+def _put(env: VisuomotorEnv, state: np.ndarray, prop: int, pos: np.ndarray) -> np.ndarray:
+    adr = env.task._prop_qpos_ids[prop]
+    moved = state.copy()
+    moved[adr : adr + 3] = pos
+    return moved
+
+
+def _into(env: VisuomotorEnv, state: np.ndarray, toy: int, box: int, offset=(0.0, 0.0, 0.02)):
+    adr = env.task._prop_qpos_ids[box]
+    w, z = state[adr + 3], state[adr + 6]
+    yaw = 2.0 * np.arctan2(z, w)
+    turn = np.array([[np.cos(yaw), -np.sin(yaw), 0], [np.sin(yaw), np.cos(yaw), 0], [0, 0, 1]])
+    return _put(env, state, toy, state[adr : adr + 3] + turn @ np.asarray(offset))
+
+
+def _set(env: VisuomotorEnv, *states: np.ndarray) -> None:
+    """The worlds in these states, the last one in all that are left."""
+    rows = [*states, *[states[-1]] * (env.num_envs - len(states))]
+    env.sim.reset(torch.arange(env.num_envs), torch.from_numpy(np.stack(rows)))
+
+
+# --- stages and reward ----------------------------------------------------------------------------
+
+
+def test_a_stage_is_the_number_of_toys_in_the_right_box(env):
+    states, state = [], _start(env, TOYS)
+    states.append(state)
+    for toy, side in ((0, -0.03), (1, 0.03), (2, -0.03), (3, 0.03)):
+        state = _into(env, state, toy, order.BOX_OF[toy], (side, 0.0, 0.02))
+        states.append(state)
+    _set(env, *states)
+    stage = env.task.stage()
+    assert stage[:5].tolist() == [0, 1, 2, 3, 4]
+    assert env.task.reward(stage)[:5].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert env.task.success(stage)[:5].tolist() == [False] * 4 + [True]
+
+
+def test_with_fewer_toys_all_of_them_are_success_and_the_reward_is_their_number(env):
+    one, two = _start(env, (2,)), _start(env, (0, 2))
+    two = _into(env, two, 0, GREEN_BOX)
+    both = _into(env, two, 2, RED_BOX)
+    _set(env, one, _into(env, one, 2, RED_BOX), two, both)
+    stage = env.task.stage()
+    assert stage[:4].tolist() == [0, 4, 1, 4]
+    assert env.task.reward(stage)[:4].tolist() == [0.0, 1.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("box", "offset", "inside"),
+    [
+        (GREEN_BOX, (0.0, 0.0, 0.02), True),
+        (GREEN_BOX, (0.063, 0.047, 0.02), True),
+        (GREEN_BOX, (0.065, 0.0, 0.02), False),
+        (GREEN_BOX, (0.0, 0.049, 0.02), False),
+        (GREEN_BOX, (0.0, 0.0, 0.031), False),  # over the rim
+        (RED_BOX, (0.0, 0.0, 0.02), False),  # a plane
+    ],
+)
+def test_in_the_right_box_means_inside_its_walls_and_below_its_rim(env, box, offset, inside):
+    _set(env, _into(env, _start(env, (0,)), 0, box, offset))
+    assert bool(env.task.in_box()[0, 0]) == inside
+    assert int(env.task.stage()[0]) == (4 if inside else 0)
+
+
+def test_a_toy_that_the_hand_holds_is_not_delivered(env):
+    """The box is held up under a toy between the fingers, and under one at a fingertip."""
+    state = _start(env, (2,))
+    state[env.jaco.qpos_ids[6:].numpy()] = 1.2
+    _set(env, state)
+    places = env.task.pinch_pos()[0].numpy(), env.task.fingertip_pos()[0, 0].numpy()
+    rows = []
+    for place in places:
+        rows.append(_put(env, state, RED_BOX, place - (0.0, 0.0, 0.02)))
+        rows[-1] = _put(env, rows[-1], 2, place)
+    _set(env, *rows)
+    assert float(env.task.hand_contacts(2)[:2].min()) > 0.0
+    assert env.task.in_box()[:2, 2].tolist() == [True, True]
+    assert env.task.stage()[:2].tolist() == [0, 4]
+
+
+def test_a_toy_that_fell_off_the_table_is_not_an_absent_one(env):
+    state = _start(env, (0,))
+    for pos in ((0.7, 0.0, order.SHELF_Z), (-0.15, -0.45, -0.98), (0.0, 0.1, -0.9)):
+        _set(env, _put(env, state, 0, np.array(pos)))
+        assert env.task.present()[0].tolist() == [True, False, False, False]
+        assert int(env.task.stage()[0]) == 0
+
+
+# --- no order among toys --------------------------------------------------------------------------
+
+_GEOM_FIELDS = ("geom_size", "geom_pos", "geom_rbound", "geom_aabb")
+
+
+def _views(env: VisuomotorEnv) -> list[torch.Tensor]:
+    task = env.task
+    stage = task.stage()
+    views = (task.state(), task.object_features(), task.aux_targets(), stage, task.reward(stage))
+    return [view.clone() for view in views]
+
+
+@pytest.mark.parametrize("kinds", [(PLANES,), (CARS,), (PLANES, CARS)])
+@pytest.mark.parametrize("delivered", [False, True])
+def test_toys_of_a_kind_may_be_exchanged_to_the_last_bit(kinds, delivered):
+    env = _env(4, strength=1.0)
+    rng = np.random.default_rng(1)
+    states = []
+    for _ in range(4):
+        state = _start(env, TOYS)
+        state[: env.sim.model.nq] += rng.normal(0.0, 1e-3, env.sim.model.nq)
+        state[env.sim.model.nq :] = rng.normal(0.0, 0.1, env.sim.model.nv)
+        states.append(_into(env, state, 1, GREEN_BOX) if delivered else state)
+    before = np.stack(states)
+    after = before.copy()
+    for first, second in kinds:
+        for ids, width, offset in (
+            (env.task._prop_qpos_ids, 7, 0),
+            (env.task._prop_dof_ids, 6, env.sim.model.nq),
+        ):
+            a, b = (slice(offset + ids[i], offset + ids[i] + width) for i in (first, second))
+            after[:, a], after[:, b] = before[:, b], before[:, a]
+    everyone = torch.arange(4)
+    env.sim.reset(everyone, torch.from_numpy(before))
+    wanted = _views(env)
+    for first, second in kinds:
+        for name in _GEOM_FIELDS:
+            field = env.sim.model_field(name)
+            a, b = list(env.task._toy_geoms[first]), list(env.task._toy_geoms[second])
+            field[:, a], field[:, b] = field[:, b].clone(), field[:, a].clone()
+    env.sim.reset(everyone, torch.from_numpy(after))
+    for found, expected in zip(_views(env), wanted, strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_exchanged_episodes_are_all_the_ways_to_name_the_toys(env):
+    for present, ways in (((0,), 1), ((0, 2), 1), ((0, 1), 2), ((0, 1, 2), 2), (TOYS, 4)):
+        found = env.task.exchanged(np.tile(_start(env, present), (3, 1)))
+        assert len(found) == ways == len({states.tobytes() for states in found})
+        assert all(states.shape == found[0].shape for states in found)
+
+
+# --- absent toys ----------------------------------------------------------------------------------
+
+
+def test_absent_toys_are_neither_seen_nor_told_of():
+    env = _env(1, strength=1.0, render=True)
+    state = _start(env, (0,))
+    views, pictures = [], []
+    for shift in (0.0, 0.02):
+        moved = state.copy()
+        for toy in (1, 2, 3):
+            adr, dof = env.task._prop_qpos_ids[toy], env.task._prop_dof_ids[toy]
+            moved[adr : adr + 2] += shift
+            moved[env.sim.model.nq + dof : env.sim.model.nq + dof + 6] = 5.0 * shift
+        _set(env, moved)
+        views.append(_views(env))
+        pictures.append(env.camera.caster.render(torch.tensor([0])))
+    for first, second in zip(*views, strict=True):
+        assert torch.equal(first, second)
+    assert torch.equal(*pictures)
+    # A toy on the table is seen.
+    _set(env, _put(env, state, 2, np.array([0.1, -0.06, 0.018])))
+    assert not torch.equal(env.camera.caster.render(torch.tensor([0])), pictures[0])
+
+
+def test_absent_toys_stay_on_their_shelf():
+    env = _env(6, strength=1.0)
+    before, present = env.task.toy_pos().clone(), env.task.present().clone()
+    for _ in range(100):
+        env.step(torch.zeros(6, 9))
+    moved = (env.task.toy_pos() - before).norm(dim=2)[~present]
+    assert float(moved.max()) < 2e-3
+    assert torch.equal(env.task.present(), present)
+
+
+def test_a_turned_episode_has_the_same_toys(env):
+    state = _start(env, (0, 2))
+    turned = env.task.turned(np.tile(state, (2, 1)), 0.3)[0]
+    assert env.task.props_present(turned).tolist() == env.task.props_present(state).tolist()
+    assert not env.task.may_start(turned)
+    assert env.task.may_start(state)
+
+
+# --- shapes ---------------------------------------------------------------------------------------
+
+
+def test_shapes_follow_from_seed_and_episode_alone():
+    names = (*_GEOM_FIELDS, "body_inertia", "body_ipos", "mat_rgba")
+    four, two = _env(4, 1.0, seed=5, episode_steps=2), _env(2, 1.0, seed=5, episode_steps=2)
+    other = _env(4, 1.0, seed=6)
+    fields = {name: four.sim.model_field(name).clone() for name in names}
+    for name in names:
+        assert torch.equal(two.sim.model_field(name), fields[name][:2])
+        assert not torch.equal(other.sim.model_field(name), fields[name])
+    two.reset_sampler = lambda rng: _start(two, (0,))  # wherever an episode starts
+    for _ in range(2):
+        two.step(torch.rand(2, 9))
+    for name in names:
+        assert torch.equal(two.sim.model_field(name), fields[name][2:])
+    sizes = fields["geom_size"][:, list(four.task._toy_geoms[0])]
+    assert not torch.equal(sizes[0], sizes[1])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_drawn_toy_is_the_one_that_a_compiler_makes(seed):
+    derived = ("body_subtreemass", "body_invweight0", "dof_invweight0", "dof_M0")
+    env = _env(1, seed=seed)
+    rng = np.random.default_rng([seed, 3, 0])
+    spec = scene.build_spec(env.config.env, env.config.camera)
+    shapes = {index: order._shape(index)(rng.random(toys.NUMBERS)) for index in TOYS}
+    for index in TOYS:
+        scene.add_prop(spec, env.task.props[index], order._height(index), shapes[index])
+    scene.add_prop(spec, "green_box", order.FLOOR / 2, order._box(order.GREEN))
+    scene.add_prop(spec, "red_box", order.FLOOR / 2, order._box(order.RED))
+    compiled = spec.compile()
+    model = _world(env, 0)
+    for body in env.task.props[:4]:
+        a, b = model.body(body), compiled.body(body)
+        for name in ("mass", "inertia", "ipos", "iquat"):
+            np.testing.assert_allclose(getattr(a, name), getattr(b, name), atol=1e-12)
+        for name in derived[:2]:
+            found = getattr(model, name)[a.id]
+            np.testing.assert_allclose(found, getattr(compiled, name)[b.id], rtol=1e-9)
+        for i in range(int(a.geomnum[0])):
+            g, h = int(a.geomadr[0]) + i, int(b.geomadr[0]) + i
+            for name in (*_GEOM_FIELDS, "geom_quat", "geom_type"):
+                found, wanted = getattr(model, name)[g], getattr(compiled, name)[h]
+                np.testing.assert_allclose(found, wanted, atol=1e-12, err_msg=name)
+            found = model.mat_rgba[model.geom_matid[g]]
+            np.testing.assert_allclose(found, compiled.mat_rgba[compiled.geom_matid[h]], atol=1e-6)
+
+
+def test_every_shape_can_be_grasped_and_is_as_small_as_it_says():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        for shape, held in ((toys.plane, 2), (toys.car, 2)):
+            parts = shape(rng.random(toys.NUMBERS))
+            assert 0.028 <= 2 * parts[held].size[1] <= 0.036
+            for part in parts:
+                reach = np.abs(np.asarray(part.pos)[:2]) + toys.bounds(part)[1][:2]
+                if part.type == mujoco.mjtGeom.mjGEOM_BOX:
+                    assert np.hypot(*reach) < toys.MAX_RADIUS
+
+
+def test_resume_goes_on_bit_for_bit_with_the_same_shapes():
+    kept, other = _env(3, 1.0, episode_steps=6), _env(3, 1.0, seed=5, episode_steps=6)
+    action = torch.rand(9, 3, 9, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for step in range(4):
+        kept.step(action[step])
+    saved = kept.state_dict()
+    other.load_state_dict(saved)
+    other.seed = kept.seed
+    for step in range(9):  # into the next episode
+        a, b = kept.step(action[step]), other.step(action[step])
+        for name in ("proprio", "state", "features", "aux_targets", "stage"):
+            assert torch.equal(getattr(a.observation, name), getattr(b.observation, name)), name
+        assert torch.equal(a.reward, b.reward)
+    for name in kept.sim.fields:
+        assert torch.equal(kept.sim.model_field(name), other.sim.model_field(name)), name
+
+
+def test_the_reward_of_an_episodes_last_step_is_that_of_its_last_state():
+    env = _env(2, episode_steps=1)
+    one = _start(env, (2,))
+    _set(env, _into(env, one, 2, RED_BOX, (0.0, 0.0, 0.0195)))
+    result = env.step(torch.zeros(2, 9))
+    assert result.truncated.all()
+    assert result.success.all()
+    assert result.reward.tolist() == [1.0, 1.0]
+
+
+# --- starts ---------------------------------------------------------------------------------------
+
+
+def _world(env: VisuomotorEnv, world: int) -> mujoco.MjModel:
+    """The model as it is in one of the worlds."""
+    model = copy.copy(env.sim.model)
+    for name in env.sim.fields:
+        values = env.sim.model_field(name)[world].numpy()
+        if name == "opt.gravity":
+            model.opt.gravity[:] = values
+        else:
+            getattr(model, name)[:] = values
+    mujoco.mj_setConst(model, mujoco.MjData(model))
+    return model
+
+
+def _corners(env: VisuomotorEnv, prop: int, half: tuple[float, float]) -> torch.Tensor:
+    signs = torch.tensor([[-1, -1, 0], [-1, 1, 0], [1, -1, 0], [1, 1, 0]], dtype=torch.float64)
+    local = signs * torch.tensor([*half, 0.0], dtype=torch.float64)
+    mat = env.sim.data("xmat")[:, env.task.prop_body_ids[prop]].view(-1, 3, 3)
+    return env.task.prop_pos(prop).unsqueeze(1) + local @ mat.transpose(1, 2)
+
+
+def _in_image(env: VisuomotorEnv, points: torch.Tensor) -> torch.Tensor:
+    """points (N, K, 3) m -> (N, K) bool."""
+    camera = env.sim.model.camera("front").id
+    mat = env.sim.data("cam_xmat")[:, camera].view(-1, 3, 3)
+    seen = (points - env.sim.data("cam_xpos")[:, camera].unsqueeze(1)) @ mat
+    half = torch.tan(torch.deg2rad(env.sim.model_field("cam_fovy")[:, camera]) / 2).unsqueeze(1)
+    return (seen[..., :2].abs().amax(dim=2) / -seen[..., 2]) < half
+
+
+def test_starts_have_room_are_seen_and_come_in_every_number():
+    env = _env(64, strength=1.0)
+    task = env.task
+    present = task.present()
+    assert set(present.sum(dim=1).tolist()) == {1, 2, 3, 4}
+    # The first ones of a kind.
+    assert not bool((present[:, 1] & ~present[:, 0]).any() | (present[:, 3] & ~present[:, 2]).any())
+    assert (task.stage() == 0).all()
+    for toy in TOYS:
+        seen = _in_image(env, task.prop_pos(toy).unsqueeze(1)).squeeze(1)
+        assert torch.equal(seen & present[:, toy], present[:, toy])
+        height = task.prop_pos(toy)[:, 2] - task.rest_heights()[:, toy]
+        assert float(height[present[:, toy]].abs().max()) < 1e-9
+        assert float(task.hand_contacts(toy).max()) == 0.0
+    for box in (GREEN_BOX, RED_BOX):
+        assert bool(_in_image(env, _corners(env, box, order.INNER_HALF)).all())
+    states = env.sim.get_state(torch.arange(64)).numpy()
+    for world in range(64):
+        assert task.may_start(states[world])
+        model = _world(env, world)
+        data = mujoco.MjData(model)
+        data.qpos[:] = states[world, : model.nq]
+        mujoco.mj_forward(model, data)
+        assert data.contact.dist.min() > -PENETRATION
+        for one, other in data.contact.geom:
+            bodies = {model.geom_bodyid[one], model.geom_bodyid[other]}
+            assert 0 in bodies or not bodies & set(task.prop_body_ids)
+
+
+def test_random_actions_leave_every_number_finite():
+    env = _env(4, strength=1.0)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        result = env.step(torch.rand(4, 9, generator=generator) * 2 - 1)
+        for part in (result.observation.state, result.features, result.observation.aux_targets):
+            assert bool(part.isfinite().all())
+
+
+# --- retargeting ----------------------------------------------------------------------------------
+
+
+def test_a_demonstration_is_cut_into_toy_and_box_by_turns():
+    demos, _ = collect(_config(), 2, seed=1)
+    env = _env(8)
+    for demo in demos.demos:
+        motion = read_motion(env, demo)
+        assert motion.present.tolist() == env.task.props_present(demo.states[0]).tolist()
+        by = [segment.prop for segment in motion.segments]
+        taken = [prop for prop in by if prop in TOYS]
+        assert set(taken) == {toy for toy in TOYS if motion.present[toy]}
+        for prop, after in pairwise(by):
+            assert prop not in TOYS or after in (*TOYS, order.BOX_OF[prop])
