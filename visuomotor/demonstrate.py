@@ -66,7 +66,7 @@ def demonstrations_for(config: Config) -> Demonstrations:
     path = cached_path(
         f"{config.task}-{DEFAULT_EPISODES}",
         *(__version__, config.env.control_dt, config.env.episode_steps, TREMBLING, xml),
-        revision(experts, scripted),
+        revision(experts, scripted, *experts.source_of(config.task)),
     )
     if not path.exists():
         check_cache(path)

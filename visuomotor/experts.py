@@ -6,6 +6,9 @@ They see the full state and make demonstrations; they never act or label during 
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+
 from visuomotor.envs.environment import VisuomotorEnv
 from visuomotor.errors import UserError
 from visuomotor.scripted.blocks import ClearingBlocksExpert, LiftingExpert, StackingExpert
@@ -23,7 +26,16 @@ EXPERTS: dict[str, type[Expert]] = {
     "order_fulfillment": OrderFulfillmentExpert,
 }
 
-__all__ = ["EXPERTS", "Expert", "make_expert"]
+__all__ = ["EXPERTS", "Expert", "make_expert", "register"]
+
+
+def register(task: str, expert: type[Expert]) -> None:
+    """The demonstrator of a task from outside (visuomotor.envs.register). Raises UserError where
+    the task has one."""
+    taken = EXPERTS.get(task, expert)
+    if taken.__qualname__ != expert.__qualname__:
+        raise UserError(f"task '{task}' has a demonstrator already: {taken.__qualname__}")
+    EXPERTS[task] = expert
 
 
 def make_expert(env: VisuomotorEnv, seed: int) -> Expert:
@@ -34,3 +46,9 @@ def make_expert(env: VisuomotorEnv, seed: int) -> Expert:
             f"{', '.join(EXPERTS)}; give demonstrations=<file.hdf5>"
         )
     return EXPERTS[env.task.name](env, seed)
+
+
+def source_of(task: str) -> list[ModuleType]:
+    """The module of a task's demonstrator, where it is not this package's."""
+    name = EXPERTS[task].__module__ if task in EXPERTS else __name__
+    return [] if name.startswith("visuomotor.") else [sys.modules[name]]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+from importlib.metadata import entry_points
+from typing import TypeVar
 
 import torch
 
@@ -11,10 +13,45 @@ from visuomotor.envs.environment import Observation, ResetSampler, StepResult, V
 from visuomotor.envs.tasks import ALIASES, TASKS, Task
 from visuomotor.errors import UserError
 
+_TaskType = TypeVar("_TaskType", bound=type[Task])
+
+PLUGINS = "visuomotor.tasks"  # group of entry points: modules that register tasks when imported
+
+
+def register(task: _TaskType) -> _TaskType:
+    """Makes a task known by its name to every command; also as a decorator.
+
+    Raises UserError where the name is taken, or where stages, rewards and props do not agree.
+    """
+    taken = TASKS.get(task.name, task)
+    if task.name in ALIASES or taken.__qualname__ != task.__qualname__:
+        raise UserError(f"a task '{task.name}' is there already; give yours another name")
+    for what, length in (
+        ("stage_rewards", len(task.stage_rewards)),
+        ("stage_props", len(task.stage_props)),
+    ):
+        if length != len(task.stages):
+            raise UserError(
+                f"task '{task.name}' has {len(task.stages)} stages and {length} {what}; one each"
+            )
+    if not set(task.stage_props) <= set(range(len(task.props))):
+        raise UserError(
+            f"task '{task.name}': stage_props={task.stage_props} names a prop beyond the "
+            f"{len(task.props)} in props"
+        )
+    TASKS[task.name] = task
+    return task
+
 
 def make_task(name: str) -> Task:
-    """By its name or an alias. Raises UserError with the nearest names for an unknown one."""
+    """By its name or an alias; one that is unknown is looked for in the installed plugins.
+
+    Raises UserError with the nearest names for an unknown one.
+    """
     name = ALIASES.get(name, name)
+    if name not in TASKS:
+        for plugin in entry_points(group=PLUGINS):
+            plugin.load()
     if name not in TASKS:
         near = difflib.get_close_matches(name, TASKS, n=2, cutoff=0.4)
         hint = f" (did you mean {' or '.join(near)}?)" if near else ""
@@ -45,4 +82,13 @@ def make_env(
     )
 
 
-__all__ = ["TASKS", "Observation", "StepResult", "Task", "VisuomotorEnv", "make_env", "make_task"]
+__all__ = [
+    "TASKS",
+    "Observation",
+    "StepResult",
+    "Task",
+    "VisuomotorEnv",
+    "make_env",
+    "make_task",
+    "register",
+]
