@@ -2,7 +2,7 @@ r"""What carries the method: trains variants on one budget and draws their curve
 
     python benchmarks/ablations.py phase=teacher seeds=0,1 steps=1500000
     python benchmarks/ablations.py phase=dagger seeds=0,1 steps=250000 \
-        teacher=visuomotor/pretrained/teachers/stacking
+        teacher=runs/<a run with a finished teacher>
     python benchmarks/ablations.py phase=ril seeds=0,1 steps=1000000
     python benchmarks/ablations.py task=lifting name=lifting-without-actions steps=400000 \
         variants=full,no-imitation-reward settings="cloning.enabled=false curriculum.enabled=false"

@@ -12,8 +12,8 @@ import torch
 
 from visuomotor import experts
 from visuomotor.config import Config, RandomizationConfig
-from visuomotor.envs import TASKS, make_env
-from visuomotor.envs.kinematics import DAMPING
+from visuomotor.envs import TASKS, make_env, robot
+from visuomotor.envs.kinematics import DAMPING, POSTURE_GAIN, POSTURE_JOINT
 from visuomotor.experts import make_expert
 
 PACKAGE = Path(experts.__file__).parent
@@ -201,9 +201,13 @@ def test_inverse_kinematics_is_damped_least_squares_on_mujocos_jacobian():
         linear, angular = np.zeros((3, model.nv)), np.zeros((3, model.nv))
         mujoco.mj_jacSite(model, data, linear, angular, env.jaco.pinch_site_id)
         jacobian = np.concatenate((linear, angular))[:, env.jaco.dof_ids[:6].numpy()]
-        # The minimum of |J q - v|^2 + d^2 |q|^2, as one ordinary least squares problem.
+        # The minimum of |J q - v|^2 + d^2 |q - u|^2, as one ordinary least squares problem.
+        posture = np.zeros(6)
+        angle = data.qpos[int(env.jaco.qpos_ids[POSTURE_JOINT])]
+        posture[POSTURE_JOINT] = POSTURE_GAIN * (robot.START_QPOS[POSTURE_JOINT] - angle)
         tall = np.concatenate((jacobian, DAMPING * np.eye(6)))
-        wanted = np.linalg.lstsq(tall, np.concatenate((twist[world].numpy(), np.zeros(6))))[0]
+        goal = np.concatenate((twist[world].numpy(), DAMPING * posture))
+        wanted = np.linalg.lstsq(tall, goal)[0]
         np.testing.assert_allclose(found[world].numpy(), wanted, rtol=1e-6, atol=1e-9)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from visuomotor.envs import make_task
-from visuomotor.envs.tasks import clearing_blocks
+from visuomotor.envs.tasks import clearing_blocks, clearing_box
 from visuomotor.envs.tasks.lifting import LIFT_HEIGHT
 from visuomotor.envs.tasks.stacking import MIN_DISTANCE
 from visuomotor.envs.tasks.task import BLOCK_EDGE, WORKSPACE
@@ -73,6 +73,57 @@ def test_cleared_means_both_off_the_table_and_one_of_them_held(nominal, make):
     _put(env, 2, 0, fingertip)
     assert env.task.stage().tolist() == [3, 3, 4]
     assert env.task.reward(torch.tensor([3, 4])).tolist() == [1.0, 2.0]
+
+
+def test_in_the_box_means_between_its_walls_under_its_rim_and_released(nominal, make):
+    env = make(replace(nominal, task="clearing_box"), num_envs=5)
+    env.reset()
+    width, _, height = clearing_box.BOX_SIZE
+    places = [
+        (0.0, 0.0, 0.0),
+        (0.0, 0.0, height / 2 + 0.001),  # above the rim
+        (width / 2 + 0.001, 0.0, 0.0),  # beside it
+        (0.02, 0.04, 0.01),
+    ]
+    for world, (x, y, z) in enumerate(places):
+        _put(env, world, 1, (0.0, -0.05, height / 2))
+        _put(env, world, 0, (x, -0.05 + y, height / 2 + z))
+    tip = env.task.fingertip_pos()[4, 0].tolist()
+    _put(env, 4, 1, tip)
+    _put(env, 4, 0, tip)  # in the box, and touched
+    assert env.task.in_box().tolist() == [True, False, False, True, False]
+    assert env.task.stage()[:4].tolist() == [3, 0, 0, 3]
+
+
+def test_the_box_counts_as_lifted_with_the_car_in_it(nominal, make):
+    env = make(replace(nominal, task="clearing_box"), num_envs=4)
+    env.reset()
+    half, height = clearing_box.BOX_SIZE[2] / 2, clearing_box.LIFT_HEIGHT
+    for world, up in enumerate((height - 0.001, height + 0.001)):
+        _put(env, world, 1, (0.0, -0.05, half + up))
+        _put(env, world, 0, (0.0, -0.05, half + up))
+    _put(env, 2, 1, (0.0, -0.05, half + height + 0.001))  # without the car
+    _put(env, 2, 0, (0.08, 0.08, clearing_box.CAR_SIZE[2] / 2))
+    tip = env.task.fingertip_pos()[3, 0].tolist()
+    _put(env, 3, 1, (0.08, -0.05, half))
+    _put(env, 3, 0, tip)  # the hand has the car
+    assert env.task.stage().tolist() == [3, 4, 0, 2]
+    assert env.task.reward(torch.arange(5)).tolist() == [0.0, 0.125, 0.25, 1.0, 2.0]
+
+
+def test_car_and_box_start_with_room_for_the_fingers(nominal, make):
+    env = make(replace(nominal, task="clearing_box"), num_envs=1)
+    rng = np.random.default_rng(0)
+    box = np.array(clearing_box.BOX_SIZE[:2]) / 2
+    for _ in range(500):
+        car, place = env.task.place(rng)
+        assert np.abs((car[:2], place[:2])).max() <= clearing_box.PLACES
+        for side in (-1, 1):
+            finger = car[:2] + side * 0.065 * np.array([np.cos(car[2]), np.sin(car[2])])
+            away = finger - place[:2]
+            cos, sin = np.cos(place[2]), np.sin(place[2])
+            own = np.abs([cos * away[0] + sin * away[1], cos * away[1] - sin * away[0]])
+            assert (own - box).max() >= clearing_box.MARGIN
 
 
 def test_clearing_is_another_name_of_clearing_blocks():

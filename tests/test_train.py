@@ -157,6 +157,27 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     assert_same_end(whole, parts)
 
 
+def test_a_run_stopped_while_a_phase_begins_ends_as_one_that_was_not(
+    demonstrations: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Learning to see takes minutes: it is not waited for."""
+    settings = [*SMALL, *DISTILL, demonstrations]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train([*settings, f"out={whole}"]) == 0
+    with monkeypatch.context() as patch:
+        original = Distillation.vision_start
+
+        def stopped(self: Any, progress: Any) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            original(self, progress)
+            pytest.fail("the run went on")
+
+        patch.setattr(Distillation, "vision_start", stopped)
+        assert train([*settings, f"out={parts}"]) == 143
+    assert train([f"resume={parts}"]) == 0
+    assert_same_end(whole, parts)
+
+
 def test_ril_starts_with_the_clones_labels_unless_told_not_to(
     demonstrations: str, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from visuomotor.envs.environment import VisuomotorEnv
 from visuomotor.errors import UserError
 from visuomotor.scripted.blocks import ClearingBlocksExpert, LiftingExpert, StackingExpert
+from visuomotor.scripted.box import ClearingBoxExpert
 from visuomotor.scripted.expert import Expert
 from visuomotor.scripted.pouring import PouringExpert
 
@@ -16,6 +17,7 @@ EXPERTS: dict[str, type[Expert]] = {
     "lifting": LiftingExpert,
     "stacking": StackingExpert,
     "clearing_blocks": ClearingBlocksExpert,
+    "clearing_box": ClearingBoxExpert,
     "pouring": PouringExpert,
 }
 

@@ -74,14 +74,15 @@ def read_motion(env: VisuomotorEnv, demo: Demonstration) -> Motion:
     props = np.asarray(task.stage_props)[furthest]
     begins = [0, *(np.flatnonzero(np.diff(props)) + 1).tolist()]
     grips = torch.cat(offsets).numpy()  # (T, P, 3)
-    near = np.linalg.norm(grips, axis=2) < HELD[0]
+    apart = np.linalg.norm(grips, axis=2)
     heights = torch.cat(up).numpy()  # (T, P)
-    moved = near & (np.abs(heights - heights[0]) > HELD[1])
-    held = np.where(moved.any(axis=1), moved.argmax(axis=1), -1)
+    moved = (apart < HELD[0]) & (np.abs(heights - heights[0]) > HELD[1])
+    nearest = np.where(moved, apart, np.inf).argmin(axis=1)  # what a held prop carries moves, too
     angles = torch.cat(fingers).numpy()
     fingers_asked = demo.actions[:, 6:].mean(axis=1)
     press = _steady(_pressing(fingers_asked))
-    holding = press & (held >= 0)
+    held = np.where(moved.any(axis=1) & press, nearest, -1)
+    holding = held >= 0
     segments = []
     for begin, end in zip(begins, [*begins[1:], len(path)], strict=True):
         prop = int(props[begin])
@@ -106,7 +107,7 @@ def read_motion(env: VisuomotorEnv, demo: Demonstration) -> Motion:
         aim=angles[ends],
         held=held,
         grip=grips[steps, by_hand],
-        until=np.where(press & (held >= 0) & (held != props) & (ends < last), lets_go, FAR),
+        until=np.where(holding & (held != props) & (ends < last), lets_go, FAR),
         lies=lies[lets_go],
         segments=segments,
     )

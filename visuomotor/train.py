@@ -51,7 +51,7 @@ PHASES = {"ril": ("start", "ril"), "distill": ("teacher", "dagger", "finetune")}
 SHAPING = ("recurrent", "encoder", "reads", "visual_dim", "proprio_dim", "hidden_dim")
 START_SHARE = 0.25  # of ril's total_steps at most is spent on its start
 # Of what a checkpoint says about a learner; another number means that it cannot go on exactly.
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 # In every row of metrics.jsonl, besides env_steps, wall_s and fps.
 PROMISED_METRICS = (
     "success_rate",
@@ -62,6 +62,10 @@ PROMISED_METRICS = (
     "explained_variance",
 )
 EVALUATION_SEED = 1_000_003  # of evaluations inside a run, not the one that a user would take
+
+
+class _StopRequested(Exception):
+    """In the middle of what begins a phase."""
 
 
 class Run:
@@ -194,6 +198,8 @@ class Run:
         with tqdm(total=total, unit="update", desc=label, disable=None) as bar:
 
             def progress(metrics: dict[str, float]) -> None:
+                if self.stop.requested:
+                    raise _StopRequested
                 bar.update(int(metrics.pop("step")) - bar.n)
                 bar.set_postfix({name: f"{value:.4f}" for name, value in metrics.items()})
 
@@ -213,8 +219,12 @@ class Run:
             following = tuple(p for p in following if self.total_steps(p) > 0)
             if not following:
                 break
+            self.save()  # the phase as it ended: a resumed run begins the next one again
             self._hand_over()
-            self.start_phase(following[0])
+            try:
+                self.start_phase(following[0])
+            except _StopRequested:
+                return self._stopped()
             self.save()
         self.save()
         self._final_evaluation()
@@ -234,14 +244,18 @@ class Run:
                 progress.update(learner.env_steps, metrics)
                 if self.stop.requested:
                     self.save()
-                    print(
-                        f"saved; go on with: python -m visuomotor.train resume={self.folder.path}",
-                        file=sys.stderr,
-                    )
-                    return self.stop.exit_code
+                    return self._stopped()
                 if time.monotonic() - self._since_checkpoint > self.config.run.checkpoint_seconds:
                     self.save()
         return None
+
+    def _stopped(self) -> int:
+        """The exit code of a run that was asked to stop, and has saved."""
+        print(
+            f"saved; go on with: python -m visuomotor.train resume={self.folder.path}",
+            file=sys.stderr,
+        )
+        return self.stop.exit_code
 
     def _teacher_is_done(self) -> bool:
         enough = self.config.distill.teacher.enough_success

@@ -13,6 +13,11 @@ from visuomotor.envs.simulation import Simulation
 
 DAMPING = 0.05  # of the least squares, on Jacobians in m/rad and rad/rad; bounds joint speed at
 # singularities at the price of some lag
+# Where the forearm points straight down, the fourth joint and the last turn the hand about the same
+# axis, and what the fourth takes over the fifth then lacks: the hand stands still before a goal. So
+# as far as the hand's motion leaves it free, the fourth joint returns to where it starts.
+POSTURE_JOINT = 3
+POSTURE_GAIN = 2.0  # 1/s
 
 
 class HandMotion:
@@ -40,13 +45,20 @@ class HandMotion:
         return 0.5 * torch.linalg.cross(self.mat(), goal, dim=1).sum(dim=2)
 
     def joint_velocity(self, twist: Tensor) -> Tensor:
-        """twist (N, 6) m/s, rad/s of the site -> (N, 6) rad/s: J^T (J J^T + d^2 I)^-1 v."""
+        """twist (N, 6) m/s, rad/s of the site -> (N, 6) rad/s: J+ v + (I - J+ J) u, where J+ is
+        J^T (J J^T + d^2 I)^-1 and u draws one joint to its posture."""
         axis = self._sim.data("xaxis")[:, self._joint_ids]
         lever = self.pos().unsqueeze(1) - self._sim.data("xanchor")[:, self._joint_ids]
         jacobian = torch.cat((torch.linalg.cross(axis, lever), axis), dim=2).transpose(1, 2)
         gram = jacobian @ jacobian.transpose(1, 2)
         gram = gram + DAMPING**2 * torch.eye(6, dtype=gram.dtype)
-        return (jacobian.transpose(1, 2) @ torch.linalg.solve(gram, twist.unsqueeze(2))).squeeze(2)
+        free = torch.zeros(len(twist), 6, 1, dtype=gram.dtype)
+        angle = self._sim.data("qpos")[:, self._jaco.qpos_ids[POSTURE_JOINT]]
+        away = (robot.START_QPOS[POSTURE_JOINT] - angle + torch.pi) % (2 * torch.pi) - torch.pi
+        free[:, POSTURE_JOINT, 0] = POSTURE_GAIN * away
+        wanted = twist.unsqueeze(2) - jacobian @ free
+        solved = jacobian.transpose(1, 2) @ torch.linalg.solve(gram, wanted)
+        return (solved + free).squeeze(2)
 
     def arm_action(self, twist: Tensor) -> Tensor:
         """twist (N, 6) m/s, rad/s -> (N, 6) in [-1, 1]; where a joint cannot go so fast all of them

@@ -23,6 +23,7 @@ POSITION_GAIN = 4.0  # 1/s, proportional; tuned: no overshoot at 20 Hz
 ROTATION_GAIN = 3.0  # 1/s
 OPEN = 0.3  # rad, finger angle of an open hand: lets a block pass with 2 cm to spare on each side
 FINGER_GAIN = 5.0  # 1/s
+PRESHAPE = 0.4  # of a finger's action, at most, where it closes and does not press
 # Of a finger's action once it holds: the drive gives all its torque for a tenth of its speed. A
 # clone that is not sure yet whether to let go then opens the hand, and does not stop half way.
 HOLD = 0.5
@@ -61,6 +62,7 @@ class Goal(NamedTuple):
     pos: Tensor  # (N, 3) m, of the pinch site
     mat: Tensor  # (N, 3, 3), its axes: x closes, z points out of the hand
     press: Tensor  # (N,) bool: the fingers close, else they open
+    opening: Tensor | float = OPEN  # (N, 1) rad: to which angle
 
 
 class Expert(ABC):
@@ -107,7 +109,8 @@ class Expert(ABC):
         linear = linear * (style.max_speed.unsqueeze(1) / speed.clamp(min=1e-9)).clamp(max=1.0)
         angular = ROTATION_GAIN * self._hand.rotation_to(goal.mat)
         arm = self._hand.arm_action(torch.cat((linear, angular), dim=1))
-        opening = (FINGER_GAIN * (OPEN - self._fingers()) / robot.FINGER_MAX_VELOCITY).clamp(-1, 1)
+        opening = FINGER_GAIN * (goal.opening - self._fingers()) / robot.FINGER_MAX_VELOCITY
+        opening = opening.clamp(-1, PRESHAPE)
         closing = torch.where(self._firm(), HOLD, 1.0).unsqueeze(1).expand_as(opening)
         finger_action = torch.where(goal.press.unsqueeze(1), closing, opening)
         return torch.cat((arm, finger_action), dim=1).float()
@@ -118,14 +121,14 @@ class Expert(ABC):
         """(N, 3) rad."""
         return self._sim.data("qpos")[:, self._jaco.qpos_ids[6:]]
 
-    def _firm(self) -> Tensor:
-        """(N,) bool: the fingers have closed and stand."""
+    def _firm(self, closed: float = FIRM[0]) -> Tensor:
+        """(N,) bool: the fingers have closed, beyond an angle [rad], and stand."""
         speed = self._sim.data("qvel")[:, self._jaco.dof_ids[6:]].abs()
-        return (self._fingers().mean(dim=1) > FIRM[0]) & (speed.amax(dim=1) < FIRM[1])
+        return (self._fingers().mean(dim=1) > closed) & (speed.amax(dim=1) < FIRM[1])
 
-    def _free(self) -> Tensor:
-        """(N,) 1.0 where the fingers are open."""
-        return (self._fingers().amax(dim=1) < OPEN + LET_GO).double()
+    def _free(self, opening: float = OPEN) -> Tensor:
+        """(N,) 1.0 where the fingers are open, to an angle [rad]."""
+        return (self._fingers().amax(dim=1) < opening + LET_GO).double()
 
     def _heading(self) -> Tensor:
         """(N,) rad: direction of the hand's closing axis, the pinch site's x, on the table."""

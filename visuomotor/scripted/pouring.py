@@ -9,13 +9,12 @@ from torch import Tensor
 
 from visuomotor.envs import robot
 from visuomotor.envs.tasks.pouring import Pouring
-from visuomotor.scripted.expert import FIRM, Expert, Goal, down, rise, rows, wrap
+from visuomotor.scripted.expert import Expert, Goal, down, rise, rows, wrap
 
 # m, pinch site above the mug's centre, along its axis: the palm stays 4 cm off the rim, and the
 # liquid leaves between the two.
 GRASP = 0.015
 HELD = 0.025  # m from there to the pinch site, of a mug in the hand
-CLOSED = 0.4  # rad that fingers are closed at least around a mug
 # rad, heading of the closing axis while pouring, where the container is straight in front of the
 # arm's base. The hand tilts about that axis and comes to lie with its wrist on the right, from the
 # camera: the elbow leaves room for that from -75 to -45 degrees, at every place of the workspace.
@@ -51,11 +50,6 @@ class PouringExpert(Expert):
         over = ~task.in_mug().any(dim=1) & ~held
         target = rows(over, self._away(place[:, 2]), target)
         return Goal(target, mat, around & ~over)
-
-    def _firm(self) -> Tensor:
-        """(N,) bool: the fingers have closed and stand; a mug is wider than a block."""
-        speed = self._sim.data("qvel")[:, self._jaco.dof_ids[6:]].abs()
-        return (self._fingers().mean(dim=1) > CLOSED) & (speed.amax(dim=1) < FIRM[1])
 
     def _pour_heading(self) -> Tensor:
         """(N,) rad: of the closing axis, the same as seen from the arm's base everywhere."""

@@ -47,3 +47,12 @@ class ClearingBlocks(Stacking):
         stage = torch.where(self.lifted(0, LIFT_HEIGHT), 2, stage)
         stage = torch.where(self.on_top(STACK_OFFSET, STACK_HEIGHT_TOLERANCE), 3, stage)
         return torch.where(self.cleared(), 4, stage)
+
+    def aux_targets(self) -> Tensor:
+        """(N, 16): as in stacking; of both blocks, half an edge along four times the heading [m]:
+        to be lifted together they must lie face to face."""
+        parts = [super().aux_targets()]
+        for index in range(2):
+            turn = 4.0 * self.prop_yaw(index)
+            parts.append((EDGE / 2 * torch.stack((turn.cos(), turn.sin()), dim=1)).float())
+        return torch.cat(parts, dim=1)

@@ -180,6 +180,11 @@ class Task(ABC):
         """(N, 3) m, world frame: the point between the fingertips."""
         return self.sim.data("site_xpos")[:, self.jaco.pinch_site_id]
 
+    def _heading(self) -> Tensor:
+        """(N,) rad: direction on the table of the axis along which the hand closes."""
+        mat = self.sim.data("site_xmat")[:, self.jaco.pinch_site_id].view(-1, 3, 3)
+        return torch.atan2(mat[:, 1, 0], mat[:, 0, 0])
+
     def fingertip_pos(self) -> Tensor:
         """(N, 3 fingers, 3) m, world frame."""
         return self.sim.data("xpos")[:, self.jaco.fingertip_body_ids]
@@ -202,8 +207,9 @@ class Task(ABC):
 
         Joints (as proprioception, without noise), finger velocities, pinch pose, and for each prop
         position, orientation (two columns of its rotation), velocities, position relative to the
-        pinch site and to every fingertip, contacts with the hand; then pairwise prop offsets and
-        the stage, one-hot.
+        pinch site and to every fingertip, contacts with the hand; pairwise prop offsets; how each
+        prop is turned against the hand and against each other prop, as cosine and sine of the angle
+        times the prop's symmetry, so that faces that are alike read alike; and the stage, one-hot.
         """
         sim, jaco = self.sim, self.jaco
         n = sim.num_envs
@@ -227,6 +233,11 @@ class Task(ABC):
                 self.hand_contacts(i).unsqueeze(1).clamp(max=4.0),
             ]
             parts += [self.prop_pos(j) - pos for j in range(i)]
+            turns = [(self.prop_yaw(i) - self._heading(), self.symmetry(i))]
+            for j in range(i):
+                ways = min(self.symmetry(i), self.symmetry(j))
+                turns.append((self.prop_yaw(i) - self.prop_yaw(j), ways))
+            parts += [torch.stack(((w * t).cos(), (w * t).sin()), dim=1) for t, w in turns]
         stage = torch.nn.functional.one_hot(self.stage(), len(self.stages))
         parts.append(stage.double())
         return torch.cat(parts, dim=1).float()
