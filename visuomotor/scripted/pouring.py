@@ -15,7 +15,6 @@ from visuomotor.scripted.expert import Expert, Goal, down, rise, rows, wrap
 # liquid leaves between the two.
 GRASP = 0.015
 HELD = 0.025  # m from there to the pinch site, of a mug in the hand
-CLOSED = 0.4  # rad that fingers are closed at least around a mug
 # rad, heading of the closing axis while pouring, where the container is straight in front of the
 # arm's base. The hand tilts about that axis and comes to lie with its wrist on the right, from the
 # camera: the elbow leaves room for that from -75 to -45 degrees, at every place of the workspace.
@@ -51,10 +50,6 @@ class PouringExpert(Expert):
         over = ~task.in_mug().any(dim=1) & ~held
         target = rows(over, self._away(place[:, 2]), target)
         return Goal(target, mat, around & ~over)
-
-    def _firm(self, closed: float = CLOSED) -> Tensor:
-        """A mug is wider than a block."""
-        return super()._firm(closed)
 
     def _pour_heading(self) -> Tensor:
         """(N,) rad: of the closing axis, the same as seen from the arm's base everywhere."""

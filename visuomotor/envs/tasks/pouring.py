@@ -30,7 +30,7 @@ MUG_INNER = 0.02  # m from its axis to a wall
 MUG_WALL = 0.005  # m
 MUG_FLOOR = 0.014  # m
 # kg, empty. With 0.08 the demonstrator failed in 10 of 200 randomized episodes, all with a mug of
-# 0.04 to 0.06; with this in 2.
+# 0.04 to 0.06; with this in 1.
 MUG_MASS = 0.14
 # The container: twice as wide as the mug.
 CONTAINER_HEIGHT = 0.042  # m
