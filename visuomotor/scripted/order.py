@@ -25,9 +25,12 @@ from visuomotor.scripted.expert import (
 
 # m of the pinch site relative to a toy's origin when grasping: planes are held above their wings.
 GRASP_HEIGHT = {"plane": 0.006, "car": 0.002}
-SIDE = 0.032  # m from the middle of a box, along its longer edge, at which a toy is put
+SIDE = 0.033  # m from the middle of a box, along its longer edge, at which a toy is put
 LETS_GO = 0.012  # m of the pinch site above the rim: closed fingertips reach down by 9 mm
 PLACED = (0.010, 0.010, 0.25)  # m across, m in height, rad of turn: a toy there is let go
+# The same, as a multiple, where the fingers already open, faster than this (rad/s): what is begun is
+# done.
+BEGUN = (2.0, 0.05)
 # rad: the hand's heading stays within a quarter of a turn of it. A toy is put into its box about
 # there; on the other side of 0 the arm's wrist is singular over the boxes, near its base.
 HEADING = -torch.pi / 2
@@ -56,7 +59,8 @@ class OrderFulfillmentExpert(Expert):
         target[:, 2] = pinch[:, 2] + free * (target[:, 2] - pinch[:, 2])
         target[:, :2] = pinch[:, :2] + (free * clear).unsqueeze(1) * (target - pinch)[:, :2]
         mat = down(self._heading() + clear * wrap(yaw - self._heading()))
-        held = around & self._firm()
+        firm = self._firm()
+        held = around & firm
         place, yaw = self._place(toy)
         turn = wrap(_heading_along(self._heading() + yaw - task.prop_yaw(toy)) - self._heading())
         low = RIM + LETS_GO + pos[:, 2] - pinch[:, 2]
@@ -66,13 +70,21 @@ class OrderFulfillmentExpert(Expert):
         )
         target = rows(held, carried, target)
         mat = rows(held, down(self._heading() + turn), mat)
-        over = (across < PLACED[0]) & (pos[:, 2] - low < PLACED[1]) & (turn.abs() < PLACED[2])
-        lets_go = (around & over) | ~left
+        opens = self._opening()
+        slack = torch.where(opens, BEGUN[0], 1.0)
+        over = (across < slack * PLACED[0]) & (pos[:, 2] - low < slack * PLACED[1])
+        over &= turn.abs() < slack * PLACED[2]
+        lets_go = (around & over & (firm | opens)) | ~left
         away = pinch.clone()
         away[:, 2] += self._free().clamp(min=OPENING) * (REST - pinch[:, 2])
         target = rows(lets_go, away, target)
         mat = rows(lets_go, down(self._heading()), mat)
         return Goal(target, mat, around & ~lets_go)
+
+    def _opening(self) -> Tensor:
+        """(N,) bool: the fingers are on their way."""
+        speed = self._sim.data("qvel")[:, self._jaco.dof_ids[6:]].mean(dim=1)
+        return speed < -BEGUN[1]
 
     def _clear(self, pos: Tensor) -> Tensor:
         """(N,) how freely the hand moves sideways to a toy at pos (N, 3), and turns: 0 where it is

@@ -34,7 +34,7 @@ def plane(numbers: np.ndarray) -> list[Part]:
     their radius is the same in every shape."""
     u = iter(numbers.tolist())
     length, width = _between(next(u), 0.032, 0.039), _between(next(u), 0.014, 0.016)
-    span, chord = _between(next(u), 0.025, 0.030), _between(next(u), 0.008, 0.011)
+    span, chord = _between(next(u), 0.022, 0.027), _between(next(u), 0.009, 0.012)
     wing_x = _between(next(u), -0.002, 0.010)
     tail_span, fin = _between(next(u), 0.013, 0.018), _between(next(u), 0.006, 0.009)
     body, wing = _colours(u)
