@@ -8,7 +8,7 @@ from torch import Tensor
 
 from visuomotor.envs import scene
 from visuomotor.envs.tasks.stacking import LIFT_HEIGHT, STACK_HEIGHT_TOLERANCE, Stacking
-from visuomotor.envs.tasks.task import ORANGE, PINK
+from visuomotor.envs.tasks.task import ORANGE, PINK, along
 
 # m; smaller than stacking's: the hand's palm is 58 mm above its pinch site. Of two blocks of 45 mm
 # the lower one is held by its rim alone and slips in about half of 48 worlds, of two of 36 mm in
@@ -49,10 +49,7 @@ class ClearingBlocks(Stacking):
         return torch.where(self.cleared(), 4, stage)
 
     def aux_targets(self) -> Tensor:
-        """(N, 16): as in stacking; of both blocks, half an edge along four times the heading [m]:
+        """(N, 18): as in stacking; of both blocks, half an edge along four times the heading [m]:
         to be lifted together they must lie face to face."""
-        parts = [super().aux_targets()]
-        for index in range(2):
-            turn = 4.0 * self.prop_yaw(index)
-            parts.append((EDGE / 2 * torch.stack((turn.cos(), turn.sin()), dim=1)).float())
-        return torch.cat(parts, dim=1)
+        turns = [along(4.0 * self.prop_yaw(index), EDGE / 2) for index in range(2)]
+        return torch.cat((super().aux_targets(), *turns), dim=1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from visuomotor.envs.scene import Part, add_prop
-from visuomotor.envs.tasks.task import Task
+from visuomotor.envs.tasks.task import Task, along
 
 # m; full lengths of the car along x (the way the hand closes), y and z, wheels included.
 CAR_SIZE = (0.030, 0.056, 0.032)
@@ -93,14 +93,14 @@ class ClearingBox(Task):
         return torch.cat((car, box, car - box, car - pinch, box - pinch, tips), dim=1).float()
 
     def aux_targets(self) -> Tensor:
-        """(N, 16): car; box; car - pinch site; box - pinch site; of both, half their length along
+        """(N, 18): car; box; car - pinch site; box - pinch site; of both, half their length along
         twice their heading [m], which is the same for either end."""
         car, box, pinch = self.prop_pos(0), self.prop_pos(1), self.pinch_pos()
-        parts = [car, box, car - pinch, box - pinch]
-        for index, length in enumerate((CAR_SIZE[1], BOX_SIZE[1])):
-            twice = 2.0 * self.prop_yaw(index)
-            parts.append(length / 2 * torch.stack((twice.cos(), twice.sin()), dim=1))
-        return torch.cat(parts, dim=1).float()
+        lengths = (CAR_SIZE[1], BOX_SIZE[1])
+        turns = [along(2.0 * self.prop_yaw(i), length / 2) for i, length in enumerate(lengths)]
+        return torch.cat(
+            (car.float(), box.float(), (car - pinch).float(), (box - pinch).float(), *turns), dim=1
+        )
 
 
 def _room(car: np.ndarray, box: np.ndarray) -> bool:

@@ -59,7 +59,8 @@ class Task(ABC):
 
     @abstractmethod
     def aux_targets(self) -> Tensor:
-        """(N, K) float32 in m: what the auxiliary heads predict from pixels."""
+        """(N, K) float32 in m: points that the auxiliary heads tell from pixels, K a multiple of
+        3."""
 
     def bind(self, sim: Simulation) -> None:
         self.sim = sim
@@ -275,6 +276,11 @@ class Task(ABC):
             (pos.unsqueeze(1) - self.fingertip_pos()).flatten(1),
             self.hand_contacts(index).unsqueeze(1).clamp(max=4.0),
         ]
+
+
+def along(angle: Tensor, length: float) -> Tensor:
+    """(N,) rad, length in m -> (N, 3) float32 m: a point, for heads that tell places."""
+    return length * torch.stack((angle.cos(), angle.sin(), torch.zeros_like(angle)), dim=1).float()
 
 
 def _about_z(angle: float) -> np.ndarray:
