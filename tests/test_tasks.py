@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from visuomotor.envs import make_task
+from visuomotor.envs import TASKS, make_task
 from visuomotor.envs.tasks import clearing_blocks, clearing_box
 from visuomotor.envs.tasks.lifting import LIFT_HEIGHT
 from visuomotor.envs.tasks.stacking import MIN_DISTANCE
@@ -124,6 +124,19 @@ def test_car_and_box_start_with_room_for_the_fingers(nominal, make):
             cos, sin = np.cos(place[2]), np.sin(place[2])
             own = np.abs([cos * away[0] + sin * away[1], cos * away[1] - sin * away[0]])
             assert (own - box).max() >= clearing_box.MARGIN
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_networks_input_is_finite_and_auxiliary_targets_are_points(task, nominal, make):
+    env = make(replace(nominal, task=task), num_envs=2)
+    seen = env.reset()
+    assert seen.aux_targets.shape[1] % 3 == 0
+    for part in (seen.state, seen.features, seen.aux_targets):
+        assert part.dtype == torch.float32
+        assert part.shape[0] == 2
+        assert bool(part.isfinite().all())
+    assert 0 <= min(env.task.stage_props) <= max(env.task.stage_props) < len(env.task.props)
+    assert len(env.task.stages) == len(env.task.stage_rewards) == len(env.task.stage_props)
 
 
 def test_clearing_is_another_name_of_clearing_blocks():
