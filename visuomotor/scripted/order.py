@@ -28,8 +28,8 @@ GRASP_HEIGHT = {"plane": 0.006, "car": 0.002}
 SIDE = 0.033  # m from the middle of a box, along its longer edge, at which a toy is put
 LETS_GO = 0.012  # m of the pinch site above the rim: closed fingertips reach down by 9 mm
 PLACED = (0.010, 0.010, 0.25)  # m across, m in height, rad of turn: a toy there is let go
-# The same, as a multiple, where the fingers already open, faster than this (rad/s): what is begun is
-# done.
+# The same, as a multiple, where the fingers already open, faster than this (rad/s): what is begun
+# is done.
 BEGUN = (2.0, 0.05)
 # rad: the hand's heading stays within a quarter of a turn of it. A toy is put into its box about
 # there; on the other side of 0 the arm's wrist is singular over the boxes, near its base.
