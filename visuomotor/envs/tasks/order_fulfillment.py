@@ -309,7 +309,7 @@ class OrderFulfillment(Task):
         return [self.prop_pos(box) for box in (GREEN_BOX, RED_BOX)]
 
     def object_features(self) -> Tensor:
-        """(N, 60) m and 0 or 1. Of each toy: where it is, relative to the pinch site and to its
+        """(N, 65) m and 0 or 1. Of each toy: where it is, relative to the pinch site and to its
         box; present, in its box. Both boxes. The next toy relative to each fingertip."""
         pos, pinch = self.toy_pos(), self.pinch_pos()
         box = self.sim.data("xpos")[:, self._box_body_ids]
