@@ -10,7 +10,6 @@ everything that is observed stays finite.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import sys
 from dataclasses import replace
@@ -20,24 +19,11 @@ import numpy as np
 import torch
 
 from visuomotor.config import Config
-from visuomotor.envs import TASKS, VisuomotorEnv, make_env
+from visuomotor.envs import TASKS, make_env
 from visuomotor.envs.scene import TABLE_CENTRE, TABLE_HALF_SIZE
 
 STARTS, WORLDS = 1000, 100
 STEPS = 1000
-
-
-def model_of(env: VisuomotorEnv, world: int) -> mujoco.MjModel:
-    """The model as it is in one of the worlds."""
-    model = copy.copy(env.sim.model)
-    for name in env.sim.fields:
-        values = env.sim.model_field(name)[world].numpy()
-        if name == "opt.gravity":
-            model.opt.gravity[:] = values
-        else:
-            getattr(model, name)[:] = values
-    mujoco.mj_setConst(model, mujoco.MjData(model))
-    return model
 
 
 def is_seen(model: mujoco.MjModel, data: mujoco.MjData, body: int) -> bool:
@@ -73,7 +59,7 @@ def starts(name: str) -> str:
     for _ in range(STARTS // WORLDS):
         states = env.sim.get_state(everyone).numpy()
         for world in range(WORLDS):
-            model = model_of(env, world)
+            model = env.sim.world_model(world)
             data = mujoco.MjData(model)
             data.qpos[:] = states[world, : model.nq]
             mujoco.mj_forward(model, data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from itertools import pairwise
 
@@ -267,7 +266,7 @@ def test_a_drawn_toy_is_the_one_that_a_compiler_makes(seed):
     scene.add_prop(spec, "green_box", order.FLOOR / 2, order._box(order.GREEN))
     scene.add_prop(spec, "red_box", order.FLOOR / 2, order._box(order.RED))
     compiled = spec.compile()
-    model = _world(env, 0)
+    model = env.sim.world_model(0)
     for body in env.task.props[:4]:
         a, b = model.body(body), compiled.body(body)
         for name in ("mass", "inertia", "ipos", "iquat"):
@@ -326,19 +325,6 @@ def test_the_reward_of_an_episodes_last_step_is_that_of_its_last_state():
 # --- starts ---------------------------------------------------------------------------------------
 
 
-def _world(env: VisuomotorEnv, world: int) -> mujoco.MjModel:
-    """The model as it is in one of the worlds."""
-    model = copy.copy(env.sim.model)
-    for name in env.sim.fields:
-        values = env.sim.model_field(name)[world].numpy()
-        if name == "opt.gravity":
-            model.opt.gravity[:] = values
-        else:
-            getattr(model, name)[:] = values
-    mujoco.mj_setConst(model, mujoco.MjData(model))
-    return model
-
-
 def _corners(env: VisuomotorEnv, prop: int, half: tuple[float, float]) -> torch.Tensor:
     signs = torch.tensor([[-1, -1, 0], [-1, 1, 0], [1, -1, 0], [1, 1, 0]], dtype=torch.float64)
     local = signs * torch.tensor([*half, 0.0], dtype=torch.float64)
@@ -374,7 +360,7 @@ def test_starts_have_room_are_seen_and_come_in_every_number():
     states = env.sim.get_state(torch.arange(64)).numpy()
     for world in range(64):
         assert task.may_start(states[world])
-        model = _world(env, world)
+        model = env.sim.world_model(world)
         data = mujoco.MjData(model)
         data.qpos[:] = states[world, : model.nq]
         mujoco.mj_forward(model, data)

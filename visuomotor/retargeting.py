@@ -34,7 +34,7 @@ from visuomotor.demonstrations import (
     successful_episode,
 )
 from visuomotor.envs import VisuomotorEnv, make_env, make_task, robot
-from visuomotor.envs.kinematics import HandMotion
+from visuomotor.envs.kinematics import HandMotion, planar
 from visuomotor.motions import (
     BRIEF,
     FAR,
@@ -257,7 +257,7 @@ class _Retargeting:
                     apart = now[other, :2] - now[prop, :2]
                     then = segment.places[other, :2] - segment.places[prop, :2]
                     close = np.clip((NEIGHBOUR[0] - np.linalg.norm(apart)) / NEIGHBOUR[1], 0.0, 1.0)
-                    unlike = np.linalg.norm(_planar(-turn) @ apart - then)
+                    unlike = np.linalg.norm(planar(-turn) @ apart - then)
                     cost += (ELSEWHERE + close * (1.0 - ELSEWHERE)) * float(unlike)
             costs.append(cost)
         best = int(np.argmin(costs))
@@ -289,7 +289,7 @@ class _Retargeting:
         now, then = places[segment.prop, :2], segment.places[segment.prop, :2]
         path = motion.pos[rows]
         there = path.copy()
-        there[:, :2] = (path[:, :2] - then) @ _planar(turn).T + now
+        there[:, :2] = (path[:, :2] - then) @ planar(turn).T + now
         shift = self.hand.pos()[world].numpy() - path[0]
         bent = _weights(path)
         self.pos[world, rows] = (
@@ -298,7 +298,7 @@ class _Retargeting:
         angles = (1.0 - bent) * self.turned[world] + bent * turn
         for i, angle in enumerate(angles):
             rotation = np.eye(3)
-            rotation[:2, :2] = _planar(angle)
+            rotation[:2, :2] = planar(angle)
             self.mat[world, begin + i] = rotation @ motion.mat[begin + i]
         self.angle[world, rows] = angles
         self.turned[world] = turn
@@ -478,9 +478,3 @@ def _undone(success: np.ndarray) -> bool:
     """(T,) bool -> whether what had succeeded was taken apart again, for more than a moment."""
     since = success[int(np.argmax(success)) :]
     return int((~since).sum()) > BRIEF
-
-
-def _planar(angle: float) -> np.ndarray:
-    """(2, 2)."""
-    cos, sin = np.cos(angle), np.sin(angle)
-    return np.array([[cos, -sin], [sin, cos]])

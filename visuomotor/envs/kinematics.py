@@ -5,6 +5,7 @@ Serves whoever moves the hand by its pose. Knows nothing of tasks or of learning
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,3 +68,9 @@ class HandMotion:
         velocity = self.joint_velocity(twist)
         excess = (velocity.abs() / limits).amax(dim=1, keepdim=True).clamp(min=1.0)
         return velocity / excess / limits
+
+
+def planar(angle: float) -> np.ndarray:
+    """(2, 2) rotation by an angle [rad], counter-clockwise."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    return np.array([[cos, -sin], [sin, cos]])

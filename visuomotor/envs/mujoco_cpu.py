@@ -5,6 +5,7 @@ Knows nothing of tasks, cameras or learning.
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from typing import Any
@@ -124,6 +125,18 @@ class MujocoCpuSimulation:
 
     def get_state(self, env_ids: Tensor) -> Tensor:
         return torch.cat((self._data["qpos"][env_ids], self._data["qvel"][env_ids]), dim=1)
+
+    def world_model(self, world: int) -> mujoco.MjModel:
+        """A copy of the model as it is in one of the worlds, to look into with MuJoCo itself."""
+        model = copy.copy(self.model)
+        for name in self.fields:
+            values = self.model_field(name)[world].numpy()
+            if name == "opt.gravity":
+                model.opt.gravity[:] = values
+            else:
+                getattr(model, name)[:] = values
+        mujoco.mj_setConst(model, mujoco.MjData(model))
+        return model
 
     def recompute_constants(self, env_ids: Tensor) -> None:
         self._batch.set_const(env_ids.numpy())

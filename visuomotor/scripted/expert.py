@@ -132,8 +132,7 @@ class Expert(ABC):
 
     def _heading(self) -> Tensor:
         """(N,) rad: direction of the hand's closing axis, the pinch site's x, on the table."""
-        mat = self._hand.mat()
-        return torch.atan2(mat[:, 1, 0], mat[:, 0, 0])
+        return self._task.hand_yaw()
 
     # What to do about it.
 

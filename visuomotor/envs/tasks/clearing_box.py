@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visuomotor.envs.kinematics import planar
 from visuomotor.envs.scene import Part, add_prop
 from visuomotor.envs.tasks.task import Task, along
 
@@ -71,10 +72,8 @@ class ClearingBox(Task):
     def in_box(self) -> Tensor:
         """(N,) bool: the car's centre is between the box's walls and under its rim, and the hand
         does not touch the car."""
-        mat = self.sim.data("xmat")[:, self.prop_body_ids[1]].view(-1, 3, 3)
-        offset = (self.prop_pos(0) - self.prop_pos(1)).unsqueeze(1)
         scale = self.rest_heights()[:, 1:] / (BOX_SIZE[2] / 2)
-        own = (offset @ mat).squeeze(1) / scale
+        own = self.in_frame_of(1, self.prop_pos(0).unsqueeze(1)).squeeze(1) / scale
         room = torch.tensor(BOX_SIZE, dtype=own.dtype, device=own.device) / 2
         return (own.abs() < room).all(dim=1) & (self.hand_contacts(0) == 0)
 
@@ -107,15 +106,9 @@ def _room(car: np.ndarray, box: np.ndarray) -> bool:
     """Places (3,): x, y [m], yaw [rad]. Whether the fingers have room beside the car."""
     across, along = FINGERS
     fingers = np.array([(x * across, y * along) for x in (-1, 1) for y in (-1, 0, 1)])
-    from_box = fingers @ _planar(car[2]).T + car[:2] - box[:2]
-    beyond = np.abs(from_box @ _planar(box[2])) - np.array(BOX_SIZE[:2]) / 2
+    from_box = fingers @ planar(car[2]).T + car[:2] - box[:2]
+    beyond = np.abs(from_box @ planar(box[2])) - np.array(BOX_SIZE[:2]) / 2
     return bool((beyond.max(axis=1) >= MARGIN).all())
-
-
-def _planar(yaw: float) -> np.ndarray:
-    """(2, 2) rotation."""
-    cos, sin = np.cos(yaw), np.sin(yaw)
-    return np.array([[cos, -sin], [sin, cos]])
 
 
 def _car() -> list[Part]:

@@ -152,9 +152,7 @@ class Pouring(Task):
 
     def _seen_from(self, index: int) -> tuple[Tensor, Tensor]:
         """(N, SPHERES, 3) m: the spheres in a prop's frame; (N, 1) m: half of its height."""
-        mat = self.sim.data("xmat")[:, self.prop_body_ids[index]].view(-1, 3, 3)
-        offset = self.sphere_pos() - self.prop_pos(index).unsqueeze(1)
-        return offset @ mat, self.rest_heights()[:, index : index + 1]
+        return self.in_frame_of(index, self.sphere_pos()), self.rest_heights()[:, index : index + 1]
 
     # What a task is.
 

@@ -208,11 +208,16 @@ class Task(ABC):
         mat = self._of_prop("xmat", index).view(-1, 3, 3)
         return torch.atan2(mat[:, 1, 0], mat[:, 0, 0])
 
+    def in_frame_of(self, index: int, points: Tensor) -> Tensor:
+        """points (N, K, 3) m, world frame -> (N, K, 3) m, in the frame of a prop."""
+        mat = self._of_prop("xmat", index).view(-1, 3, 3)
+        return (points - self.prop_pos(index).unsqueeze(1)) @ mat
+
     def pinch_pos(self) -> Tensor:
         """(N, 3) m, world frame: the point between the fingertips."""
         return self.sim.data("site_xpos")[:, self.jaco.pinch_site_id]
 
-    def _heading(self) -> Tensor:
+    def hand_yaw(self) -> Tensor:
         """(N,) rad: direction on the table of the axis along which the hand closes."""
         mat = self.sim.data("site_xmat")[:, self.jaco.pinch_site_id].view(-1, 3, 3)
         return torch.atan2(mat[:, 1, 0], mat[:, 0, 0])
@@ -247,7 +252,7 @@ class Task(ABC):
         for i in range(len(self.props)):
             parts += self._prop_state(i)
             parts += [self.prop_pos(j) - self.prop_pos(i) for j in range(i)]
-            turns = [(self.prop_yaw(i) - self._heading(), self.symmetry(i))]
+            turns = [(self.prop_yaw(i) - self.hand_yaw(), self.symmetry(i))]
             for j in range(i):
                 ways = min(self.symmetry(i), self.symmetry(j))
                 turns.append((self.prop_yaw(i) - self.prop_yaw(j), ways))
