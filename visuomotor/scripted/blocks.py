@@ -11,8 +11,8 @@ from visuomotor.scripted.expert import AROUND, RETREAT, Expert, Goal, down, rows
 # down teaches a clone to stop there, half holding on.
 PLACED = (0.018, 0.0015)
 REACH_BEYOND = 0.003  # m under where a block will lie: the hand presses it down a little
-JOINT_DEPTH = -0.013  # m, pinch site relative to where two blocks meet, to grasp both
-JOINT_REACHED = 0.008  # m in height
+JOINT_DEPTH = -0.016  # m, pinch site relative to where two blocks meet, to grasp both
+JOINT_REACHED = 0.004  # m in height
 # m from the pinch site: two blocks in the hand are further off once they have slipped.
 STILL_HELD = 0.03
 OFF_TABLE = 0.004  # m of the lower one: it is in the hand, not on the table
