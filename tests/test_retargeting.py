@@ -211,7 +211,7 @@ def test_when_a_prop_is_let_go_is_the_same_for_all(demos: Demonstrations) -> Non
         assert len(set(motion.until[carried])) == 1
         assert not motion.press[motion.until[carried][0]]
         segment = motion.segments[0]
-        assert segment.begin <= segment.again < int(np.argmax(motion.press))
+        assert segment.begin <= motion.again[segment.begin] < int(np.argmax(motion.press))
     motions.agree(read)
     limits = {tuple(m.lies[step]) for m in read for step in np.flatnonzero(m.until < motions.FAR)}
     assert len(limits) == 1
@@ -258,3 +258,24 @@ def test_no_expert_takes_part() -> None:
         elif isinstance(node, ast.Import):
             imported |= {name.name for name in node.names}
     assert not [name for name in imported if "expert" in name or "demonstrate." in name]
+
+
+def test_a_hand_that_starts_over_goes_back_to_where_it_was_open_and_away() -> None:
+    press = np.array([0, 0, 0, 1, 1, 0, 0, 0, 1, 1], dtype=bool)
+    apart = np.full((10, 2), 0.2)
+    apart[2:5, 0] = 0.01  # by the first prop
+    apart[5:, 1] = 0.01  # never away from the second one
+    props = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 1])
+    # Of the first grasp step 1; of the second the step at which the first prop was let go, not one
+    # at which the hand still holds it.
+    assert motions._again(press, apart, props).tolist() == [1, 1, 1, 1, 1, 5, 5, 5, 5, 5]
+
+
+def test_one_mishap_does_not_tell_when_a_prop_may_be_let_go(demos: Demonstrations) -> None:
+    env = make_env(config("stacking"), num_envs=8, seed=0, render=False)
+    read = [motions.read_motion(env, demos.demos[0]) for _ in range(10)]
+    usual = read[0].lies[read[0].until < motions.FAR][0].copy()
+    read[3].lies[read[3].until < motions.FAR] = (0.02, 0.15)  # dropped from high above
+    motions.agree(read)
+    for motion in read:
+        np.testing.assert_allclose(motion.lies[motion.until < motions.FAR][0], usual)

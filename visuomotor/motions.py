@@ -20,6 +20,8 @@ BRIEF = 5  # control steps: a hand that presses or opens for less only trembled
 # A prop is held where it moves with the hand: so near to the pinch site, so far off its place (m).
 HELD = (0.05, 0.01)
 AGAIN = 0.08  # m from the prop, at least, to which the hand goes back before it tries again
+# Of all times that a prop was let go, this share lay closer: the others were mishaps.
+LIES = 0.8
 PRESSING = (0.5, 0.0)  # of a finger's action: a hand that begins to close; that does no more
 FAR = 10**6  # control steps: never
 
@@ -32,7 +34,6 @@ class Segment:
     end: int
     prop: int
     places: np.ndarray  # (P, 3) x, y [m], yaw [rad] of every prop when it begins
-    again: int  # the step from which it is tried again
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Motion:
     # Until which step it is held and how it lies then by the segment's prop: across, height [m].
     until: np.ndarray  # (T,)
     lies: np.ndarray  # (T, 2)
+    again: np.ndarray  # (T,) the step from which it is tried again, with an open hand
     segments: list[Segment]
     present: np.ndarray  # (P,) bool, the props that take part
 
@@ -85,13 +87,10 @@ def read_motion(env: VisuomotorEnv, demo: Demonstration) -> Motion:
     press = _steady(_pressing(fingers_asked))
     held = np.where(moved.any(axis=1) & press, nearest, -1)
     holding = held >= 0
-    segments = []
-    for begin, end in zip(begins, [*begins[1:], len(path)], strict=True):
-        prop = int(props[begin])
-        away = np.linalg.norm(grips[begin:end, prop], axis=1) > AGAIN
-        away &= ~np.logical_or.accumulate(press[begin:end])
-        again = begin + int(np.flatnonzero(away)[-1]) if away.any() else begin
-        segments.append(Segment(begin, end, prop, where[begin], again))
+    segments = [
+        Segment(begin, end, int(props[begin]), where[begin])
+        for begin, end in zip(begins, [*begins[1:], len(path)], strict=True)
+    ]
     ends = _phase_ends(press)
     last = len(path) - 1
     lets_go = np.minimum(ends + 1, last)
@@ -112,6 +111,7 @@ def read_motion(env: VisuomotorEnv, demo: Demonstration) -> Motion:
         grip=grips[steps, by_hand],
         until=np.where(holding & (held != props) & (ends < last), lets_go, FAR),
         lies=lies,
+        again=_again(press, apart, props),
         segments=segments,
         present=task.props_present(demo.states[0]),
     )
@@ -119,7 +119,7 @@ def read_motion(env: VisuomotorEnv, demo: Demonstration) -> Motion:
 
 def agree(motions: list[Motion]) -> None:
     """When a prop may be let go is the same for all of them, by the prop and by what it lies."""
-    loosest: dict[tuple[int, int], np.ndarray] = {}
+    lain: dict[tuple[int, int], list[np.ndarray]] = {}
     places = []
     for motion in motions:
         for segment in motion.segments:
@@ -127,9 +127,27 @@ def agree(motions: list[Motion]) -> None:
                 if motion.until[step] != FAR:
                     pair = (int(motion.held[step]), segment.prop)
                     places.append((motion, step, pair))
-                    loosest[pair] = np.maximum(loosest.get(pair, 0.0), motion.lies[step])
+                    if motion.until[step] == step + 1:
+                        lain.setdefault(pair, []).append(motion.lies[step].copy())
     for motion, step, pair in places:
-        motion.lies[step] = loosest[pair]
+        motion.lies[step] = np.quantile(lain[pair], LIES, axis=0)
+
+
+def _again(press: np.ndarray, apart: np.ndarray, props: np.ndarray) -> np.ndarray:
+    """(T,) the step to which the hand goes back, open: of the time before it presses, or of now if
+    it does not, the last one at which it was away from the prop that it is about to take.
+
+    press: (T,) bool; apart: (T, P) m from the hand to every prop; props: (T,) by which it moves.
+    """
+    again = np.zeros(len(press), dtype=np.int64)
+    changes = (np.flatnonzero(press[1:] != press[:-1]) + 1).tolist()
+    last = 0
+    for begin, end in zip([0, *changes], [*changes, len(press)], strict=True):
+        if not press[begin]:
+            away = np.flatnonzero(apart[begin:end, props[end - 1]] > AGAIN)
+            last = begin + int(away[-1]) if len(away) > 0 else begin
+        again[begin:end] = last
+    return again
 
 
 def _pressing(action: np.ndarray) -> np.ndarray:

@@ -63,6 +63,7 @@ ROTATION_GAIN = 4.0  # 1/s
 MAX_SPEED = 0.3  # m/s of the hand
 # The motion waits for the hand when it lags by more (m, rad), and for fingers that open (rad) ...
 LAG = (0.012, 0.15, 0.12)
+CLOSES = 0.03  # rad, in the mean of the fingers, that one that still moves may lag behind
 PATIENCE = 10  # control steps, but not longer: something may stand in the way
 TREMBLING = 0.1  # standard deviation of the noise on what is done, as in visuomotor.demonstrate
 FINGER_TREMBLING = 2.0  # the same for fingers, as a multiple
@@ -75,7 +76,8 @@ LOST = 0.03  # m that a prop is further from the hand than where it was held
 # closed in the demonstration.
 FIRM = (0.12, 0.6)
 FINGER_GAIN = 5.0  # 1/s
-TIGHT = (0.3, 0.12)  # rad that a finger is more closed than it was: to start over, to have done so
+# rad that a finger is more closed than it was: to start over; than it was to be: to have done so
+TIGHT = (0.3, 0.12)
 START_FINGERS = (0.1, 1.3)  # rad, in half of the episodes: the hand is in any state at first
 RISE = 0.12  # m/s, of a hand that starts over
 LAST = 15  # control steps before a prop is let go on purpose, in which it is not by mistake
@@ -358,8 +360,11 @@ class _Retargeting:
         missing = target + torch.from_numpy(self._slipped()) - self.hand.pos()
         turn = self.hand.rotation_to(torch.from_numpy(self.mat[worlds, self.step]))
         lags = ((missing.norm(dim=1) > LAG[0]) | (turn.norm(dim=1) > LAG[1])).numpy()
-        opens = (fingers - self.fingers[worlds, self.step]).max(axis=1) > LAG[2]
-        lags = lags | (opens & ~self.press[worlds, self.step])
+        behind = fingers - self.fingers[worlds, self.step]
+        speed = self.env.sim.data("qvel")[:, self.env.jaco.dof_ids[6:]].abs().amax(dim=1).numpy()
+        # A hand that rises while its fingers still close takes less than it should, or nothing.
+        closes = (-behind.mean(axis=1) > CLOSES) & (speed > FIRM[0])
+        lags |= np.where(self.press[worlds, self.step], closes, behind.max(axis=1) > LAG[2])
         waits = self.over | (lags & (self.waited < PATIENCE))
         goes_on = torch.from_numpy(~waits).unsqueeze(1)
         linear = POSITION_GAIN * missing + goes_on * forward / self.env.control_dt
@@ -374,11 +379,11 @@ class _Retargeting:
         opening = FINGER_GAIN * (self.aim[worlds, self.step] - fingers)
         opening = (opening / robot.FINGER_MAX_VELOCITY).clip(-1.0, 1.0)
         press = self.press[worlds, self.step] & ~self.over
-        speed = self.env.sim.data("qvel")[:, self.env.jaco.dof_ids[6:]].abs().amax(dim=1).numpy()
         closed = fingers.mean(axis=1) > FIRM[1] * self.aim[worlds, self.step].mean(axis=1)
         closing = np.where(closed & (speed < FIRM[0]), self.hold, 1.0)
         asked = torch.from_numpy(np.where(press[:, None], closing[:, None], opening))
-        self.waited = np.where(waits, self.waited + 1, 0)
+        # Fingers that fumble may take their time.
+        self.waited = np.where(waits & (self.fumbling == 0), self.waited + 1, 0)
         self._advance(np.where(waits, self.step, following))
         return torch.cat((arm, asked), dim=1).float().clamp(-1.0, 1.0)
 
@@ -405,14 +410,10 @@ class _Retargeting:
         apart = np.linalg.norm(prop_grips(self.env).numpy()[worlds, np.maximum(held, 0)], axis=1)
         then = np.linalg.norm(self.grip[worlds, self.step], axis=1)
         lost = (held >= 0) & (apart > then + LOST)
-        closed = (fingers - self.aim[worlds, self.step]).max(axis=1)
+        closed = (fingers - self.fingers[worlds, self.step]).max(axis=1)
         tight = (held < 0) & ~self.press[worlds, self.step] & (closed > TIGHT[0])
         for world in np.flatnonzero((lost | tight) & ~self.over).tolist():
-            segments = self.motions[world].segments
-            number = int(self.segment[world, self.step[world]])
-            while lost[world] and number > 0 and segments[number].prop != held[world]:
-                number -= 1
-            self.step[world] = segments[number].again
+            self.step[world] = self.motions[world].again[self.step[world]]
             self.over[world] = True
         closed = (fingers - self.aim[worlds, self.step]).max(axis=1)
         for world in np.flatnonzero(self.over & (closed < TIGHT[1])).tolist():
@@ -441,7 +442,7 @@ class _Retargeting:
         self._let_go()
 
     def _let_go(self) -> None:
-        """As soon as what a hand holds lies as it did in any demonstration when it was let go: a
+        """As soon as what a hand holds lies as it did in demonstrations when it was let go: a
         hand that waits there would teach a clone to hold on."""
         worlds = self.worlds
         until = self.until[worlds, self.step]
