@@ -22,6 +22,7 @@ WIRING = (
     "demonstrate",
     "distillation",
     "evaluate",
+    "evaluation",
     "export",
     "reinforcement",
     "replay",

@@ -18,26 +18,28 @@ import torch
 from torch import Tensor
 
 import visuomotor.evaluate
+import visuomotor.evaluation
 from visuomotor import __version__
 from visuomotor.checkpoint import save_checkpoint
 from visuomotor.cli import run_command
 from visuomotor.config import ActorConfig, CameraConfig, Config, CurriculumConfig, EnvConfig
 from visuomotor.envs import Observation, VisuomotorEnv, make_env
-from visuomotor.evaluate import (
+from visuomotor.evaluate import evaluate
+from visuomotor.evaluation import (
     EPISODES_APART,
+    OUTCOMES,
     Episodes,
     episodes_csv,
-    evaluate,
     evaluate_actor,
     evaluation_env,
     run_episodes,
     summarize,
-    wilson_interval,
 )
 from visuomotor.overrides import to_yaml
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.policies import make_actor
 from visuomotor.runtime.files import GOLDEN, MANIFEST, MODEL, seal_manifest
+from visuomotor.statistics import wilson_interval
 
 CPU = torch.device("cpu")
 STEPS = 6
@@ -50,42 +52,6 @@ CONFIG = Config(
     curriculum=CurriculumConfig(enabled=True, initial_share=0.0, final_share=0.0),
     randomization=replace(Config().randomization, curriculum_steps=1000),
 )
-
-
-# --- the interval -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("successes", "episodes", "low", "high"),
-    [
-        # z^2 = 3.841459. At half: 0.5 -+ z / (1 + z^2 / 10) sqrt(0.25 / 10 + z^2 / 400)
-        # = 0.5 -+ 1.416004 * 0.186022.
-        (5, 10, 0.236593, 0.763407),
-        # Without success: 0 and z^2 / (n + z^2) = 3.841459 / 13.841459; and mirrored.
-        (0, 10, 0.0, 0.277533),
-        (10, 10, 0.722467, 1.0),
-        # (0.81 + z^2 / 200) / (1 + z^2 / 100) = 0.829207 / 1.038415 = 0.798532, -+ 1.887458 *
-        # sqrt(0.81 * 0.19 / 100 + z^2 / 40000) = 1.887458 * 0.0404356.
-        (81, 100, 0.722212, 0.874853),
-    ],
-)
-def test_the_wilson_interval_is_the_one_worked_by_hand(
-    successes: int, episodes: int, low: float, high: float
-) -> None:
-    received = wilson_interval(successes, episodes)
-    assert received == pytest.approx((low, high), abs=2e-6)
-
-
-def test_the_interval_holds_the_rate_and_narrows_with_episodes() -> None:
-    assert wilson_interval(0, 0) == (0.0, 1.0)
-    for episodes in (1, 2, 7, 64, 1000):
-        for successes in range(episodes + 1):
-            low, high = wilson_interval(successes, episodes)
-            assert 0.0 <= low <= successes / episodes <= high <= 1.0
-            mirrored = wilson_interval(episodes - successes, episodes)
-            assert (1 - high, 1 - low) == pytest.approx(mirrored, abs=1e-12)
-    widths = [high - low for low, high in (wilson_interval(n // 2, n) for n in (4, 40, 400))]
-    assert widths == sorted(widths, reverse=True)
 
 
 # --- counting -----------------------------------------------------------------------------------
@@ -197,6 +163,7 @@ def test_a_summary_counts_rates_of_the_best_stage() -> None:
         "success_rate": 0.4,
         "success_low": low,
         "success_high": high,
+        "stopped": 0,
         "mean_return": 86.0,
         "stage_rates": {"start": 1.0, "reach": 0.8, "lifted": 0.6},
     }
@@ -206,11 +173,50 @@ def test_the_table_has_one_row_an_episode_with_its_factors() -> None:
     episodes, _ = _run_scripted(3)
     episodes.factors[1, 0] = 0.1 + 0.2  # written in full
     assert episodes_csv(episodes, seed=9).splitlines() == [
-        "episode,seed,success,return,end_stage,best_stage,first_success_step,a,b",
-        "0,9,0,6.0,reach,lifted,1,0.5,0.0",
-        "1,9,1,46.0,lifted,lifted,3,0.30000000000000004,-1.0",
-        "2,9,0,86.0,start,reach,-1,2.5,-2.0",
+        "episode,seed,success,return,end_stage,best_stage,first_success_step,stopped_step,a,b",
+        "0,9,0,6.0,reach,lifted,1,-1,0.5,0.0",
+        "1,9,1,46.0,lifted,lifted,3,-1,0.30000000000000004,-1.0",
+        "2,9,0,86.0,start,reach,-1,-1,2.5,-2.0",
     ]
+
+
+class _Failing:
+    """A policy whose action in world 0 is no number at step 1 of the second episode there."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def act(self, seen: Any, episode_start: Tensor) -> Tensor:
+        action = torch.zeros(2, 9)
+        if self.calls == 5:
+            action[0, 3] = torch.nan
+        self.calls += 1
+        return action
+
+
+def test_a_policy_that_gives_no_number_costs_its_episode_alone() -> None:
+    asked = []
+    worlds = _Scripted()
+    step = worlds.step
+    worlds.step = lambda action: (asked.append(action), step(action))[1]  # type: ignore[assignment]
+    episodes = run_episodes(worlds, _Failing(), 6)  # type: ignore[arg-type]
+    # Episode 3 would succeed to its end; episode 2 is the one that is stopped, at its step 1.
+    assert episodes.stopped.tolist() == [-1, -1, 1, -1, -1, -1]
+    assert episodes.success.tolist() == [False, True, False, True, False, True]
+    assert all(torch.isfinite(action).all() for action in asked)
+    assert summarize(episodes)["stopped"] == 1
+    assert episodes_csv(episodes, seed=0).splitlines()[3].split(",")[7] == "1"
+
+
+def test_success_without_acting_to_the_end_does_not_count() -> None:
+    worlds = _Scripted()
+    failing = _Failing()
+    failing.calls = 3  # world 0 is stopped at step 2 of its first episode ...
+    worlds.STAGES = tuple((2, 2, 2, 2) for _ in range(6))  # type: ignore[assignment]
+    episodes = run_episodes(worlds, failing, 4)  # type: ignore[arg-type]
+    assert episodes.stopped.tolist() == [2, -1, -1, -1]
+    assert episodes.success.tolist() == [False, True, True, True]
+    assert episodes.end_stage.tolist() == [2, 2, 2, 2]
 
 
 # --- the episodes are those of the seed ---------------------------------------------------------
@@ -337,10 +343,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _write_run(tmp_path_factory.mktemp("runs") / "run")
 
 
-def _write_run(folder: Path) -> Path:
+def _write_run(folder: Path, *, seed: int = 0, config: Config = CONFIG) -> Path:
     folder.mkdir()
-    (folder / "config.yaml").write_text(to_yaml(CONFIG))
-    state = {"policy": {"actor": _actor().state_dict()}, "phase": "ril", "wall_s": 1.5}
+    (folder / "config.yaml").write_text(to_yaml(config))
+    state = {"policy": {"actor": _actor(seed).state_dict()}, "phase": "ril", "wall_s": 1.5}
     save_checkpoint(folder / "checkpoints", 4096, state)
     return folder
 
@@ -383,8 +389,7 @@ def test_an_evaluation_is_kept_with_all_that_backs_it(
     returns = [float(row["return"]) for row in rows]
     assert np.mean(returns) == pytest.approx(summary["mean_return"])
     randomizer = make_env(CONFIG, num_envs=1, seed=0, render=False).randomizer
-    outcome = {"episode", "seed", "success", "return", "end_stage", "best_stage"}
-    assert rows[0].keys() == {*outcome, "first_success_step", *randomizer.factor_names}
+    assert list(rows[0]) == ["episode", "seed", *OUTCOMES, *randomizer.factor_names]
     for episode, row in enumerate(rows):
         drawn = randomizer.draw(np.random.default_rng([EPISODES_APART + 4, 2, episode]), 1.0)
         assert [float(row[name]) for name in randomizer.factor_names] == drawn.tolist()
@@ -423,6 +428,73 @@ def test_a_runs_evaluation_belongs_into_its_folder(tmp_path: Path) -> None:
     assert (summary["sims"], summary["strength"], summary["episodes"]) == ("randomized", 0.5, 1)
 
 
+# --- policies side by side ----------------------------------------------------------------------
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_policies_side_by_side_meet_the_same_episodes(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = _write_run(tmp_path / "run", seed=1)
+    out = tmp_path / "out"
+    arguments = [f"policy={run},{other}", "episodes=3", "seed=4", "video=false", "device=cpu"]
+    assert run_command(evaluate, [*arguments, f"out={out}"]) == 0
+    assert _names(out) == {"run", "run-2", "comparison.json"}  # of one name, yet kept apart
+    first, second = (_rows(out / name / "episodes.csv") for name in ("run", "run-2"))
+    for a, b in zip(first, second, strict=True):
+        assert {name for name in a if a[name] != b[name]} <= set(OUTCOMES)
+
+    kept = json.loads((out / "comparison.json").read_text())
+    assert (kept["task"], kept["seed"], kept["episodes"]) == ("lifting", 4, 3)
+    assert list(kept["policies"]) == ["run", "run-2"]
+    assert kept["policies"]["run-2"]["policy"] == str(other)
+    (pair,) = kept["differences"]
+    assert (pair["policy"], pair["from"]) == ("run-2", "run")
+    assert pair["both"] + pair["only_first"] + pair["only_second"] + pair["neither"] == 3
+    assert pair["low"] <= pair["difference"] <= pair["high"]
+    said = capsys.readouterr().out
+    assert "run-2 - run" in said and "McNemar" in said
+
+    # Alone it has the same episodes and outcomes, to the last byte.
+    alone = [f"policy={other}", *arguments[1:], f"out={tmp_path / 'alone'}"]
+    assert run_command(evaluate, alone) == 0
+    assert (tmp_path / "alone/episodes.csv").read_bytes() == (
+        out / "run-2/episodes.csv"
+    ).read_bytes()
+
+
+def test_several_policies_without_a_folder_are_kept_by_task_and_seed(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = _names(run)
+    monkeypatch.chdir(tmp_path)
+    arguments = [f"policy={run},{run}", "episodes=1", "video=false", "device=cpu", "seed=2"]
+    assert run_command(evaluate, arguments) == 0
+    assert _names(tmp_path / "evaluations" / "lifting-randomized-seed2") == {
+        *("run", "run-2", "comparison.json")
+    }
+    assert _names(run) == before
+
+
+def test_a_policy_is_judged_in_the_worlds_of_the_first_one(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    randomization = replace(
+        CONFIG.randomization, dynamics=replace(CONFIG.randomization.dynamics, prop_mass=(1.0, 9.0))
+    )
+    other = _write_run(tmp_path / "other", config=replace(CONFIG, randomization=randomization))
+    arguments = [f"policy={run},{other}", "episodes=2", "video=false", "device=cpu"]
+    assert run_command(evaluate, [*arguments, f"out={tmp_path / 'out'}"]) == 0
+    assert f"{other} is judged in the worlds of {run}" in capsys.readouterr().err
+    first, second = (_rows(tmp_path / f"out/{name}/episodes.csv") for name in ("run", "other"))
+    masses = [[row["prop_mass/block_0"] for row in rows] for rows in (first, second)]
+    assert masses[0] == masses[1]
+
+
 # --- bad input ----------------------------------------------------------------------------------
 
 
@@ -442,6 +514,13 @@ def _refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["policy=nowhere"], r"no policy 'nowhere'.*run folder, a bundle, or a shipped policy"),
         ([], r"policy= is missing; give a run folder"),
         (["policy=RUN", "sims=real"], r"sims='real' is unknown; valid: nominal, randomized"),
+        (["policy=RUN,"], r"policy=.*, has an empty name; give policies with one comma between"),
+        (
+            ["policy=RUN,stacking"],
+            r"RUN does lifting, stacking does stacking; give policies of one",
+        ),
+        (["policy=RUN,LONGER"], r"episodes of other lengths \(6, 7; None: the task's own\); give"),
+        (["policy=RUN,SLOWER"], r"control_dt=0.05, .*LOWER at control_dt=0.1.* one by one"),
         (["policy=RUN", "episodes=0"], r"episodes=0; at least 1"),
         (["policy=RUN", "episodes=-3"], r"episodes=-3; at least 1"),
         (["policy=RUN", "episodes=many"], r"episodes=many is not valid; valid: a whole number"),
@@ -456,14 +535,26 @@ def _refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_bad_input_is_one_line_with_what_is_valid(
     run: Path,
     tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
     told: str,
 ) -> None:
     (tmp_path / "empty").mkdir()
     places = {"RUN": str(run), "EMPTY": str(tmp_path / "empty")}
-    filled = [re.sub("RUN|EMPTY", lambda match: places[match[0]], text) for text in arguments]
+    for name, env in (
+        ("LONGER", replace(CONFIG.env, episode_steps=STEPS + 1)),
+        ("SLOWER", replace(CONFIG.env, control_dt=0.1)),
+    ):
+        if name in str(arguments):
+            others = tmp_path_factory.mktemp("others")
+            places[name] = str(_write_run(others / name, config=replace(CONFIG, env=env)))
+    filled = [
+        re.sub("RUN|EMPTY|LONGER|SLOWER", lambda match: places[match[0]], text)
+        for text in arguments
+    ]
     before = _names(run)
+    told = told.replace("RUN", re.escape(str(run)))
     assert re.search(told, _refusal(capsys, *filled, f"out={tmp_path / 'out'}"))
     assert _names(run) == before
     assert _names(tmp_path) == {"empty"}
@@ -545,7 +636,8 @@ def test_what_fails_on_the_way_leaves_the_older_evaluation_as_it_was(
     def fail(*arguments: Any, **options: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(visuomotor.evaluate, part, fail)
+    module = visuomotor.evaluate if part == "run_episodes" else visuomotor.evaluation
+    monkeypatch.setattr(module, part, fail)
     with pytest.raises(OSError, match="No space"):
         evaluate([f"policy={run}", "episodes=1", f"out={tmp_path}", "device=cpu"])
     assert (tmp_path / "evaluation.json").read_text() == "old"

@@ -60,9 +60,9 @@ class PixelPolicy:
             ids = seen.new_frame.nonzero().squeeze(1)
             if len(ids) > 0:
                 self._visual[ids] = self.actor.encode(seen.pixels[ids])
-        keep = (~episode_start).float().unsqueeze(1)
-        h, c = self.hidden
-        mean, self.hidden = self.actor.step(self._visual, seen.proprio, (h * keep, c * keep))
+        keep = (~episode_start).unsqueeze(1)
+        h, c = (torch.where(keep, memory, 0.0) for memory in self.hidden)  # also of what is NaN
+        mean, self.hidden = self.actor.step(self._visual, seen.proprio, (h, c))
         return mean
 
 

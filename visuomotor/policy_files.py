@@ -77,12 +77,16 @@ class RunRecords:
 
 
 class BundlePolicy:
-    """A bundle acting in N worlds, one after the other: its graph takes one step of one arm."""
+    """A bundle acting in N worlds, one after the other: its graph takes one step of one arm.
+
+    What it refuses, it answers with an action that is not a number; `refusal` tells the first.
+    """
 
     def __init__(self, bundle: Bundle, num_envs: int):
         self._bundle = bundle
         self._hidden = [bundle.initial_hidden() for _ in range(num_envs)]
         self._limits = torch.from_numpy(bundle.contract.velocity_limits)
+        self.refusal: str | None = None
 
     def act(self, seen: Seen, episode_start: Tensor) -> Tensor:
         """seen: N worlds; episode_start (N,) bool, where memory is empty. Returns means (N, 9)."""
@@ -95,7 +99,8 @@ class BundlePolicy:
             try:
                 velocity, self._hidden[i] = self._bundle.infer(frames[i], proprio[i], hidden)
             except BundleError as error:
-                raise UserError(f"the bundle refused what world {i} shows: {error}") from error
+                self.refusal = self.refusal or f"the bundle refused what world {i} shows: {error}"
+                velocity = np.full(len(self._limits), np.nan)
             velocities.append(velocity)
         action = torch.from_numpy(np.stack(velocities)).double() / self._limits
         return action.float().to(seen.proprio.device)

@@ -34,7 +34,7 @@ from visuomotor.demonstrate import demonstrations_for
 from visuomotor.distillation import Distillation
 from visuomotor.envs import make_task
 from visuomotor.errors import UserError
-from visuomotor.evaluate import Film, episodes_csv, evaluate_actor, summarize
+from visuomotor.evaluation import Film, episodes_csv, evaluate_actor, summarize
 from visuomotor.overrides import HELP_WORDS, leaf_types, load_yaml, parse_overrides
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.policies import make_teacher
