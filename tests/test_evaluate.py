@@ -355,7 +355,7 @@ def _names(folder: Path) -> set[str]:
     return {entry.name for entry in folder.iterdir()}
 
 
-WRITTEN = {"evaluation.json", "episodes.csv", "evaluation.mp4", "evaluation.png"}
+WRITTEN = {"evaluation.json", "episodes.csv", "factors.csv", "evaluation.mp4", "evaluation.png"}
 
 
 def test_an_evaluation_is_kept_with_all_that_backs_it(
@@ -406,7 +406,7 @@ def test_an_evaluation_is_kept_with_all_that_backs_it(
 def test_nominal_worlds_are_all_at_their_defaults(run: Path, tmp_path: Path) -> None:
     arguments = [f"policy={run}", "episodes=2", "video=false", "device=cpu", "sims=nominal"]
     assert run_command(evaluate, [*arguments, f"out={tmp_path}", "episode_steps=3"]) == 0
-    assert _names(tmp_path) == {"evaluation.json", "episodes.csv"}
+    assert _names(tmp_path) == {"evaluation.json", "episodes.csv", "factors.csv"}
     summary = json.loads((tmp_path / "evaluation.json").read_text())
     assert (summary["sims"], summary["strength"]) == ("nominal", 0.0)
     assert (summary["seed"], summary["episode_steps"]) == (0, 3)
@@ -423,7 +423,7 @@ def test_a_runs_evaluation_belongs_into_its_folder(tmp_path: Path) -> None:
     before = _names(folder)
     arguments = [f"policy={folder}", "episodes=1", "strength=0.5", "video=false", "device=cpu"]
     assert run_command(evaluate, arguments) == 0
-    assert _names(folder) == before | {"evaluation.json", "episodes.csv"}
+    assert _names(folder) == before | {"evaluation.json", "episodes.csv", "factors.csv"}
     summary = json.loads((folder / "evaluation.json").read_text())
     assert (summary["sims"], summary["strength"], summary["episodes"]) == ("randomized", 0.5, 1)
 
@@ -513,7 +513,10 @@ def _refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     [
         (["policy=nowhere"], r"no policy 'nowhere'.*run folder, a bundle, or a shipped policy"),
         ([], r"policy= is missing; give a run folder"),
-        (["policy=RUN", "sims=real"], r"sims='real' is unknown; valid: nominal, randomized"),
+        (
+            ["policy=RUN", "sims=real"],
+            r"sims='real' is unknown; valid: nominal, randomized, sweep:<factor>",
+        ),
         (["policy=RUN,"], r"policy=.*, has an empty name; give policies with one comma between"),
         (
             ["policy=RUN,stacking"],

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from visuomotor.evaluation import Episodes
+from visuomotor.factor_effects import Effect, factor_effects
 from visuomotor.statistics import PairedDifference, paired_difference
 
 
@@ -16,6 +17,12 @@ class Outcome:
     label: str
     episodes: Episodes
     summary: dict[str, Any]  # of evaluation.json
+
+    @property
+    def effects(self) -> list[Effect]:
+        """Of the randomized factors on success, the clearest first."""
+        episodes = self.episodes
+        return factor_effects(episodes.success, episodes.factors, episodes.factor_names)
 
 
 def compare(first: Outcome, other: Outcome) -> PairedDifference:

@@ -1,14 +1,16 @@
 """Measures policies: `python -m visuomotor.evaluate policy=stacking sims=randomized episodes=500`.
 
 Episodes start from the task's initial distribution only. An episode is identified by the seed and
-its number: every policy meets the same start states and factors. Writes `evaluation.json` and
-`episodes.csv`; of several policies (`policy=a,b`) each in a folder of its own, and what they differ
-by in `comparison.json`.
+its number: every policy meets the same start states and factors. Writes `evaluation.json`,
+`episodes.csv` and `factors.csv` (which factor breaks the policy); of several policies
+(`policy=a,b`) each in a folder of its own, and what they differ by in `comparison.json`.
+`sims=sweep:friction` varies one factor alone, beyond its training range.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,8 +32,20 @@ from visuomotor.evaluation import (
     run_episodes,
     summarize,
 )
+from visuomotor.factor_effects import effects_csv, told
 from visuomotor.overrides import parse_overrides
 from visuomotor.policy_files import LoadedPolicy, load_evaluated_policy
+from visuomotor.sweep import (
+    PREFIX,
+    SweepPoint,
+    SweptFactor,
+    grid,
+    sweep_csv,
+    sweep_png,
+    sweep_record,
+    sweep_text,
+    swept_factor,
+)
 
 SIMS = ("nominal", "randomized")
 
@@ -39,7 +53,9 @@ SIMS = ("nominal", "randomized")
 @dataclass(frozen=True)
 class EvaluateConfig:
     policy: str = ""  # a run folder, a bundle or a shipped name; several, with commas between
-    sims: str = "randomized"  # nominal or randomized
+    # nominal, randomized, or sweep:<factor>, which varies that one and leaves the others nominal.
+    sims: str = "randomized"
+    values: str | None = None  # of a swept factor, with commas between; None: beyond its range
     episodes: int = 200
     seed: int = 0
     # Folder for evaluation.json, episodes.csv and video. None: the run's; of several policies
@@ -68,8 +84,13 @@ def _check(options: EvaluateConfig) -> list[str]:
         raise UserError(
             f"policy={options.policy} has an empty name; give policies with one comma between"
         )
-    if options.sims not in SIMS:
-        raise UserError(f"sims='{options.sims}' is unknown; valid: {', '.join(SIMS)}")
+    if options.sims not in SIMS and not options.sims.startswith(PREFIX):
+        valid = f"{', '.join(SIMS)}, {PREFIX}<factor>"
+        raise UserError(f"sims='{options.sims}' is unknown; valid: {valid}")
+    if options.values is not None and not options.sims.startswith(PREFIX):
+        raise UserError(f"values= are those of a swept factor; give sims={PREFIX}<factor>")
+    if options.strength is not None and options.sims.startswith(PREFIX):
+        raise UserError("strength= has no place in a sweep: all other factors are nominal")
     if options.episodes < 1:
         raise UserError(f"episodes={options.episodes}; at least 1 is needed")
     if options.seed < 0:
@@ -137,16 +158,23 @@ def _judge(
     config: Config,
     options: EvaluateConfig,
     device: torch.device,
+    pinned: dict[str, float] | None = None,
 ) -> Judged:
     strength = 1.0 if options.sims == "randomized" else 0.0
     strength = strength if options.strength is None else options.strength
     num_envs = min(MAX_WORLDS, options.episodes)
     env = evaluation_env(
-        config, num_envs=num_envs, seed=options.seed, strength=strength, device=device
+        config,
+        num_envs=num_envs,
+        seed=options.seed,
+        strength=strength,
+        device=device,
+        pinned=pinned,
     )
-    film = Film() if options.video else None
+    film = Film() if options.video and pinned is None else None
     policy = loaded.policy(num_envs)
-    with tqdm(total=options.episodes, unit="episode", desc=label, disable=None) as bar:
+    shown = " ".join((label, *(f"{key}={value:g}" for key, value in (pinned or {}).items())))
+    with tqdm(total=options.episodes, unit="episode", desc=shown, disable=None) as bar:
 
         def progress(done: int, successes: int) -> None:
             bar.update(done - bar.n)
@@ -155,9 +183,9 @@ def _judge(
         episodes = run_episodes(env, policy, options.episodes, on_step=film, progress=progress)
     stopped = int((episodes.stopped >= 0).sum())
     if stopped > 0:
-        told = getattr(policy, "refusal", None) or "its actions were not finite"
+        why = getattr(policy, "refusal", None) or "its actions were not finite"
         print(
-            f"{name} stopped in {stopped} episodes, which count as failed: {told}", file=sys.stderr
+            f"{shown} stopped in {stopped} episodes, which count as failed: {why}", file=sys.stderr
         )
     summary = summarize(
         episodes,
@@ -172,6 +200,62 @@ def _judge(
     return Judged(Outcome(label, episodes, summary), film)
 
 
+def _sweep(
+    names: list[str],
+    loaded: list[LoadedPolicy],
+    configs: list[Config],
+    options: EvaluateConfig,
+    device: torch.device,
+) -> int:
+    """Every policy at every value of one factor."""
+    labels = _labels(names)
+    probe = evaluation_env(
+        configs[0], num_envs=1, seed=0, strength=0.0, device=device, render=False
+    )
+    swept = swept_factor(probe.randomizer, options.sims.removeprefix(PREFIX))
+    values = grid(swept.factor) if options.values is None else _values(options.values, swept)
+    curves: dict[str, list[SweepPoint]] = {label: [] for label in labels}
+    for label, name, one, config in zip(labels, names, loaded, configs, strict=True):
+        for value in values:
+            judged = _judge(name, label, one, config, options, device, pinned={swept.name: value})
+            successes = int(judged.outcome.episodes.success.sum())
+            curves[label].append(SweepPoint(value, options.episodes, successes))
+    stem = f"{configs[0].task}-sweep-{swept.name.replace('/', '-')}-seed{options.seed}"
+    folder = Path(options.out) if options.out is not None else Path("evaluations") / stem
+    folder.mkdir(parents=True, exist_ok=True)
+    for label, name, points in zip(labels, names, curves.values(), strict=True):
+        facts = {"task": configs[0].task, "policy": name, "seed": options.seed}
+        place = folder / label if len(labels) > 1 else folder
+        place.mkdir(exist_ok=True)
+        _write_json(place / "sweep.json", {**facts, **sweep_record(swept, points)})
+        write_atomic(place / "sweep.csv", sweep_csv(points).encode())
+        print(sweep_text(label, swept, points))
+    write_atomic(folder / "sweep.png", sweep_png(swept, curves))
+    print(f"{options.episodes} episodes each, seed {options.seed}; written to {folder}")
+    return 0
+
+
+def _values(text: str, swept: SweptFactor) -> list[float]:
+    """`values=` as numbers in order. Raises UserError for what no world can have."""
+    whole = swept.factor.distribution == "integer"
+    kind = "whole numbers from 0 on" if whole else "numbers"
+    scales = swept.factor.neutral == 1.0
+    if scales:
+        kind = "numbers above 0: the factor is a scale"
+    try:
+        values = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        values = []
+    good = values and all(math.isfinite(value) for value in values)
+    if whole:
+        good = good and all(value >= 0 and value == int(value) for value in values)
+    if scales:
+        good = good and values[0] > 0.0
+    if not good:
+        raise UserError(f"values={text} for {swept.name}; give {kind}, with commas between")
+    return values
+
+
 def _write(judged: Judged, folder: Path, rate: float) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if judged.film is not None:
@@ -179,6 +263,7 @@ def _write(judged: Judged, folder: Path, rate: float) -> None:
     outcome = judged.outcome
     content = episodes_csv(outcome.episodes, outcome.summary["seed"])
     write_atomic(folder / "episodes.csv", content.encode())
+    write_atomic(folder / "factors.csv", effects_csv(outcome.effects).encode())
     _write_json(folder / "evaluation.json", outcome.summary)
 
 
@@ -192,6 +277,8 @@ def evaluate(argv: list[str]) -> int:
     device = resolve_device(options.device)
     loaded = [load_evaluated_policy(name, device) for name in names]
     configs = _same_worlds(names, [one.config for one in loaded], options.episode_steps)
+    if options.sims.startswith(PREFIX):
+        return _sweep(names, loaded, configs, options, device)
     judged = [
         _judge(name, label, one, config, options, device)
         for name, label, one, config in zip(names, _labels(names), loaded, configs, strict=True)
@@ -219,6 +306,8 @@ def evaluate(argv: list[str]) -> int:
         f"{summary['episodes']} episodes succeed, {100 * summary['success_rate']:.1f} % "
         f"(95 %: {low:.1f} to {high:.1f}), mean return {summary['mean_return']:.2f}{written}"
     )
+    if options.sims == "randomized":
+        print(told(judged[0].outcome.effects))
     return 0
 
 

@@ -173,16 +173,31 @@ def evaluation_env(
     strength: float,
     device: torch.device,
     render: bool = True,
+    pinned: dict[str, float] | None = None,
 ) -> VisuomotorEnv:
     """Worlds as a policy is judged in: fixed strength, starts of the task alone.
 
-    Their episodes are none that training meets, whatever its seed.
+    Their episodes are none that training meets, whatever its seed. pinned: factors, or groups of
+    them, that have one value in every episode.
     """
-    randomization = replace(config.randomization, strength=strength, curriculum_steps=0)
+    pinned, latency = pinned or {}, config.randomization.latency
+    # Room for what is on its way.
+    if "camera_delay" in pinned:
+        low, high = latency.camera_delay
+        latency = replace(latency, camera_delay=(low, max(high, int(pinned["camera_delay"]))))
+    if "action_delay" in pinned:
+        low, high = latency.action_delay
+        latency = replace(latency, action_delay=(low, max(high, int(pinned["action_delay"]))))
+    randomization = replace(
+        config.randomization, strength=strength, curriculum_steps=0, latency=latency
+    )
     judged = replace(config, randomization=randomization)
-    return make_env(
+    env = make_env(
         judged, num_envs=num_envs, seed=EPISODES_APART + seed, device=device, render=render
     )
+    for name, value in pinned.items():
+        env.randomizer.pin(name, value)
+    return env
 
 
 def evaluate_actor(

@@ -127,6 +127,7 @@ class Randomizer:
         self._factors: list[Factor] = []
         self._enabled: list[bool] = []
         self._columns: dict[str, list[int]] = {}
+        self._pinned: dict[int, float] = {}
         self._declare_appearance()
         self._declare_dynamics()
         self._declare_latency()
@@ -216,13 +217,36 @@ class Randomizer:
         self._add("action_drop", [], c.action_drop, 0.0, on)
         self._add("proprio_noise", [], c.proprio_noise, 0.0, on)
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups of factors."""
+        return tuple(self._columns)
+
+    def columns(self, name: str) -> list[int]:
+        """Of a group's factors, or of the one factor of that name; none for an unknown name."""
+        if name in self._columns:
+            return self._columns[name]
+        return [i for i, factor in enumerate(self.factor_names) if factor == name]
+
+    def pin(self, name: str, value: float) -> None:
+        """From now on a group's factors, or one factor, have this value in every episode, at any
+        strength; the others are drawn as they were. Raises KeyError for an unknown name."""
+        columns = self.columns(name)
+        if not columns:
+            raise KeyError(name)
+        for column in columns:
+            self._pinned[column] = value
+
     def default(self) -> np.ndarray:
         """(K,) the neutral values."""
         return self._distributions.neutral.copy()
 
     def draw(self, rng: np.random.Generator, strength: float) -> np.ndarray:
         """(K,) values of one episode; always the same number of draws from `rng`."""
-        return self._distributions.values(rng.random(len(self.factors)), strength)
+        values = self._distributions.values(rng.random(len(self.factors)), strength)
+        for column, value in self._pinned.items():
+            values[column] = value
+        return values
 
     # --- where it goes ----------------------------------------------------------------------------
 

@@ -1,0 +1,87 @@
+"""Which factor breaks a policy: found where there is one, and not where there is none."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+
+import numpy as np
+import pytest
+
+from visuomotor.factor_effects import BINS, TOLD, effects_csv, factor_effects, told
+
+NAMES = ("mass", "delay", "hue", "still")
+
+
+def _episodes(seed: int, count: int = 500) -> tuple[np.ndarray, np.ndarray]:
+    """Factors (E, 4), and success that falls with the mass alone."""
+    rng = np.random.default_rng(seed)
+    mass, hue = rng.uniform(0.5, 2.0, count), rng.uniform(-1, 1, count)
+    factors = np.stack((mass, rng.integers(0, 3, count), hue, np.full(count, 0.3)), axis=1)
+    return rng.random(count) < np.where(mass > 1.7, 0.6, 0.95), factors
+
+
+def test_the_factor_that_matters_comes_first_and_alone() -> None:
+    success, factors = _episodes(0)
+    effects = factor_effects(success, factors, NAMES)
+    assert effects[0].name == "mass"
+    assert {effect.name for effect in effects} == {"mass", "delay", "hue"}  # one never varies
+    assert effects[0].false_share < 1e-6
+    assert all(effect.false_share > TOLD for effect in effects[1:])
+    lines = told(effects).splitlines()
+    assert len(lines) == 2 and "mass: " in lines[1] and "at its best" in lines[1]
+
+
+def test_bins_hold_every_episode_once_and_in_order() -> None:
+    success, factors = _episodes(1)
+    by_name = {effect.name: effect for effect in factor_effects(success, factors, NAMES)}
+    assert [(part.low, part.high) for part in by_name["delay"].bins] == [(0, 0), (1, 1), (2, 2)]
+    mass = by_name["mass"].bins
+    assert [part.episodes for part in mass] == [100] * BINS
+    assert all(a.high <= b.low for a, b in itertools.pairwise(mass))
+    for effect in by_name.values():
+        assert sum(part.episodes for part in effect.bins) == 500
+        assert sum(part.successes for part in effect.bins) == success.sum()
+    chosen = (factors[:, 0] >= mass[4].low) & (factors[:, 0] <= mass[4].high)
+    assert mass[4].rate == success[chosen].mean()
+
+
+def test_the_test_of_homogeneity_is_the_one_worked_by_hand() -> None:
+    """30 of 50 against 40 of 50: chi2 = 2 * 5^2 / (50 * 0.7 * 0.3) = 4.7619; its p-value with one
+    degree of freedom is erfc(sqrt(chi2 / 2)) = 0.029096."""
+    success = np.array([True] * 30 + [False] * 20 + [True] * 40 + [False] * 10)
+    factors = np.repeat([[0.0], [1.0]], 50, axis=0)
+    (effect,) = factor_effects(success, factors, ("switch",))
+    assert effect.p_value == pytest.approx(0.029096, abs=1e-6)
+    assert effect.false_share == effect.p_value  # there is no other one
+    assert effect.spread == pytest.approx(0.2)
+
+
+def test_without_an_effect_factors_are_seldom_named() -> None:
+    rng = np.random.default_rng(2)
+    named = 0
+    for _ in range(200):
+        success = rng.random(300) < 0.9
+        effects = factor_effects(success, rng.random((300, 30)), tuple(map(str, range(30))))
+        named += effects[0].false_share <= TOLD
+    assert named / 200 < 0.2
+    assert told(effects[-1:]) == "no randomized factor tells success from failure"
+
+
+def test_where_all_succeed_nothing_is_told() -> None:
+    _, factors = _episodes(3, count=20)
+    effects = factor_effects(np.ones(20, dtype=bool), factors, NAMES)
+    assert all(effect.p_value == 1.0 for effect in effects)
+    assert factor_effects(np.array([True]), factors[:1], NAMES) == []
+
+
+def test_the_table_has_a_row_for_each_bin() -> None:
+    success, factors = _episodes(0)
+    effects = factor_effects(success, factors, NAMES)
+    rows = list(csv.DictReader(io.StringIO(effects_csv(effects))))
+    assert len(rows) == sum(len(effect.bins) for effect in effects)
+    assert rows[0]["factor"] == "mass" and int(rows[0]["episodes"]) == 100
+    for row in rows:
+        low, rate, high = (float(row[f"success_{name}"]) for name in ("low", "rate", "high"))
+        assert low <= rate <= high

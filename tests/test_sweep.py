@@ -1,0 +1,197 @@
+"""One factor over a grid: which values, which worlds, and what a policy may be trusted with."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from visuomotor.checkpoint import save_checkpoint
+from visuomotor.cli import run_command
+from visuomotor.config import ActorConfig, CameraConfig, Config, EnvConfig
+from visuomotor.errors import UserError
+from visuomotor.evaluate import evaluate
+from visuomotor.evaluation import evaluation_env
+from visuomotor.overrides import to_yaml
+from visuomotor.policies import make_actor
+from visuomotor.randomization import Factor, Randomizer
+from visuomotor.sweep import SweepPoint, grid, holding_range, swept_factor
+
+CPU = torch.device("cpu")
+CONFIG = Config(
+    task="lifting",
+    camera=CameraConfig(height=24, width=32),
+    actor=ActorConfig(visual_dim=16, proprio_dim=8, hidden_dim=12),
+    env=EnvConfig(episode_steps=4, num_threads=1),
+)
+
+
+@pytest.fixture(scope="module")
+def randomizer() -> Randomizer:
+    return _env({}).randomizer
+
+
+def _env(pinned: dict[str, float], strength: float = 0.0):  # type: ignore[no-untyped-def]
+    return evaluation_env(
+        CONFIG, num_envs=3, seed=0, strength=strength, device=CPU, render=False, pinned=pinned
+    )
+
+
+def test_a_factor_is_found_by_its_own_name_its_groups_and_a_short_one(
+    randomizer: Randomizer,
+) -> None:
+    assert swept_factor(randomizer, "prop_friction").name == "prop_friction"
+    assert swept_factor(randomizer, "friction").name == "prop_friction"
+    assert swept_factor(randomizer, "joint_friction").name == "joint_friction"
+    assert swept_factor(randomizer, "camera_pos/y").factor.name == "camera_pos/y"
+    with pytest.raises(UserError, match=r"no factor 'camera_poz'.*mean camera_pos.*factors: cam"):
+        swept_factor(randomizer, "camera_poz")
+
+
+def test_grids_reach_beyond_training_on_both_sides() -> None:
+    linear = grid(Factor("friction", 0.7, 1.3, 1.0))
+    assert linear[0] == pytest.approx(0.4) and linear[-1] == pytest.approx(1.6)
+    assert {0.7, 1.0, 1.3} <= set(linear) and linear == sorted(set(linear))
+    logarithmic = grid(Factor("mass", 0.5, 2.0, 1.0, "log_uniform"))
+    assert logarithmic == pytest.approx([2.0**k for k in np.arange(-2, 2.1, 0.5)], rel=1e-5)
+    one_sided = grid(Factor("noise", 0.0, 0.01, 0.0))
+    assert one_sided[0] == 0.0 and one_sided[-1] == 0.02
+    assert grid(Factor("camera_delay", 0, 2, 0, "integer")) == [0, 1, 2, 3, 4]
+    assert grid(Factor("num_lights", 1, 3, 3, "integer")) == [1, 2, 3]
+    with pytest.raises(UserError, match="does not vary in training; give values="):
+        grid(Factor("hue", 0.0, 0.0, 0.0))
+
+
+def test_the_range_that_holds_has_no_gap_and_holds_the_neutral_value() -> None:
+    def points(*successes: int) -> list[SweepPoint]:
+        return [SweepPoint(float(value), 10, count) for value, count in enumerate(successes)]
+
+    assert holding_range(points(10, 5, 9, 10, 9, 8), neutral=3.0) == (2.0, 4.0)
+    assert holding_range(points(9, 9, 9), neutral=0.0) == (0.0, 2.0)
+    assert holding_range(points(10, 8, 10), neutral=1.0) is None
+
+
+def test_a_pinned_factor_has_its_value_everywhere_and_the_others_are_as_they_were() -> None:
+    free, quiet = _env({}, 1.0), _env({"prop_mass": 3.0})
+    pinned = _env({"prop_mass": 3.0, "camera_pos/y": 0.2}, 1.0)
+    for env in (free, quiet, pinned):
+        env.reset()
+    names = list(free.randomizer.factor_names)
+    mass, camera = names.index("prop_mass/block_0"), names.index("camera_pos/y")
+    assert (pinned.factors[:, mass] == 3.0).all() and (pinned.factors[:, camera] == 0.2).all()
+    others = [i for i in range(len(names)) if i not in (mass, camera)]
+    assert np.array_equal(pinned.factors[:, others], free.factors[:, others])
+    assert np.array_equal(
+        np.delete(quiet.factors, mass, axis=1),
+        np.delete(np.tile(free.randomizer.default(), (3, 1)), mass, axis=1),
+    )
+    body = quiet.sim.model.body("block_0").id
+    masses = quiet.sim.model_field("body_mass")[:, body]
+    assert masses.numpy() == pytest.approx(3.0 * quiet.sim.model.body_mass[body])
+    # Starts are the same for every value.
+    everyone = torch.arange(3)
+    other = _env({"prop_mass": 0.5})
+    other.reset()
+    assert torch.equal(other.sim.get_state(everyone), quiet.sim.get_state(everyone))
+    with pytest.raises(KeyError, match="prop_mas"):
+        free.randomizer.pin("prop_mas", 1.0)
+
+
+def test_delays_beyond_training_have_room() -> None:
+    env = evaluation_env(
+        CONFIG,
+        num_envs=2,
+        seed=0,
+        strength=0.0,
+        device=CPU,
+        pinned={"camera_delay": 9.0, "action_delay": 3.0},
+    )
+    env.reset()
+    first = env.sim.data("qpos").clone()
+    for _ in range(3):
+        env.step(torch.ones(2, 9))
+    early = env.sim.data("qpos").clone()
+    env.step(torch.ones(2, 9))
+    arm = env.jaco.qpos_ids[:6]
+    assert (early[:, arm] - first[:, arm]).abs().max() < 0.01  # three steps late
+    assert (env.sim.data("qpos")[:, arm] - early[:, arm]).abs().max() > 0.01
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(to_yaml(CONFIG))
+    torch.manual_seed(0)
+    state = {"policy": {"actor": make_actor(CONFIG, 6).state_dict()}, "phase": "ril", "wall_s": 1.0}
+    save_checkpoint(folder / "checkpoints", 4096, state)
+    return folder
+
+
+def test_a_sweep_is_kept_as_table_record_and_picture(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    before = {entry.name for entry in run.iterdir()}
+    arguments = [f"policy={run},{run}", "sims=sweep:friction", "values=2,0.5", "episodes=2"]
+    assert run_command(evaluate, [*arguments, "device=cpu", f"out={out}"]) == 0
+    assert {entry.name for entry in out.iterdir()} == {"run", "run-2", "sweep.png"}
+    record = json.loads((out / "run/sweep.json").read_text())
+    assert (record["factor"], record["trained_from"], record["trained_to"]) == (
+        *("prop_friction", 0.7, 1.3),
+    )
+    assert [point["value"] for point in record["points"]] == [0.5, 2.0]
+    assert record["holding_range"] is None  # an untrained policy holds nowhere
+    with (out / "run-2/sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["value"], row["episodes"]) for row in rows] == [("0.5", "2"), ("2.0", "2")]
+    assert cv2.imread(str(out / "sweep.png")).std() > 5
+    said = capsys.readouterr().out
+    assert "beyond training" in said and "success is below 90 % even at 1" in said
+    assert {entry.name for entry in run.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["sims=sweep:frction"], r"no factor 'frction' \(did you mean .*friction"),
+        (["sims=sweep:friction", "values=0,1"], r"values=0,1 for prop_friction; give numbers abov"),
+        (["sims=sweep:friction", "values=a"], r"values=a for prop_friction; give numbers above 0"),
+        (["sims=sweep:friction", "values=nan"], r"values=nan for prop_friction"),
+        (["sims=sweep:camera_delay", "values=1.5"], r"give whole numbers from 0 on"),
+        (["sims=sweep:friction", "strength=1"], r"strength= has no place in a sweep"),
+        (["sims=nominal", "values=1"], r"values= are those of a swept factor; give sims=sweep:"),
+    ],
+)
+def test_bad_input_is_one_line(
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    told: str,
+) -> None:
+    out = tmp_path / "out"
+    assert run_command(evaluate, [f"policy={run}", *arguments, "device=cpu", f"out={out}"]) == 2
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if "Warp" not in text]
+    assert re.search(told, line)
+    assert not out.exists()
+
+
+def test_what_is_not_varied_in_training_needs_values(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    still = replace(CONFIG.randomization.appearance, hue=(0.0, 0.0))
+    config = replace(CONFIG, randomization=replace(CONFIG.randomization, appearance=still))
+    env = evaluation_env(config, num_envs=1, seed=0, strength=0.0, device=CPU, render=False)
+    with pytest.raises(UserError, match="hue does not vary in training"):
+        grid(swept_factor(env.randomizer, "hue").factor)

@@ -1,0 +1,184 @@
+"""One factor over a grid, all others at their defaults: the range in which a policy can be trusted.
+
+Every value meets the same start states. Knows factors and outcomes, no policy.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from visuomotor.errors import UserError
+from visuomotor.randomization import Factor, Randomizer
+from visuomotor.statistics import wilson_interval
+
+PREFIX = "sweep:"  # of `sims`
+BEYOND = 2.0  # times the training range, on either side of the neutral value
+POINTS = 9  # of a grid, about; always with the neutral value and the ends of the training range
+HOLDS = 0.9  # success, at least
+
+
+@dataclass(frozen=True)
+class SweptFactor:
+    """A group of factors that take one value together, or one factor."""
+
+    name: str
+    factor: Factor  # its range, neutral value and distribution
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    value: float
+    episodes: int
+    successes: int
+
+    @property
+    def rate(self) -> float:
+        return self.successes / self.episodes
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson_interval(self.successes, self.episodes)
+
+
+def swept_factor(randomizer: Randomizer, name: str) -> SweptFactor:
+    """By its group's name ("prop_friction", or "friction" for short) or its own ("camera_pos/x").
+
+    Raises UserError with the nearest names for an unknown one.
+    """
+    for known in (name, f"prop_{name}"):
+        columns = randomizer.columns(known)
+        if columns:
+            return SweptFactor(known, randomizer.factors[columns[0]])
+    names = [*randomizer.groups, *randomizer.factor_names]
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+    raise UserError(f"there is no factor '{name}'{hint}; factors: {', '.join(randomizer.groups)}")
+
+
+def grid(factor: Factor) -> list[float]:
+    """Values from BEYOND times the training range below the neutral value to as far above it.
+
+    Raises UserError where the factor has no range in training, and nothing to go beyond.
+    """
+    logarithmic = factor.distribution == "log_uniform"
+    scale = np.log if logarithmic else np.asarray
+    low, centre, high = (float(scale(v)) for v in (factor.low, factor.neutral, factor.high))
+    if low == high:
+        raise UserError(
+            f"{factor.name} does not vary in training; give values=, for example "
+            f"values={factor.neutral:g},{factor.neutral + 1:g}"
+        )
+    if factor.distribution == "integer":
+        # A number of things has no sense beyond; a delay has.
+        last = high + 2 if factor.name.endswith("_delay") else high
+        return [float(v) for v in np.arange(low, last + 1)]
+    values = {low, centre, high}
+    for end in (low, high):
+        values |= set(np.linspace(centre, centre + BEYOND * (end - centre), POINTS // 2 + 1))
+    spread = np.array(sorted(values))
+    spread = spread[np.append(True, np.diff(spread) > 1e-9)]
+    spread = np.exp(spread) if logarithmic else spread
+    return [float(f"{v:.6g}") for v in spread]
+
+
+def holding_range(points: list[SweepPoint], neutral: float) -> tuple[float, float] | None:
+    """The values around the neutral one, without a gap, at which success is HOLDS or more; None if
+    it is not even there."""
+    ordered = sorted(points, key=lambda point: point.value)
+    middle = int(np.argmin([abs(point.value - neutral) for point in ordered]))
+    if ordered[middle].rate < HOLDS:
+        return None
+    low = high = middle
+    while low > 0 and ordered[low - 1].rate >= HOLDS:
+        low -= 1
+    while high < len(ordered) - 1 and ordered[high + 1].rate >= HOLDS:
+        high += 1
+    return ordered[low].value, ordered[high].value
+
+
+def sweep_record(swept: SweptFactor, points: list[SweepPoint]) -> dict[str, Any]:
+    """What `sweep.json` says beside the facts of the evaluation."""
+    factor = swept.factor
+    return {
+        "factor": swept.name,
+        "trained_from": factor.low,
+        "trained_to": factor.high,
+        "neutral": factor.neutral,
+        "holds_at": HOLDS,
+        "holding_range": holding_range(points, factor.neutral),
+        "points": [
+            {
+                "value": point.value,
+                "episodes": point.episodes,
+                "successes": point.successes,
+                "success_rate": point.rate,
+                "success_low": point.interval[0],
+                "success_high": point.interval[1],
+            }
+            for point in points
+        ],
+    }
+
+
+def sweep_csv(points: list[SweepPoint]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    facts = ("episodes", "successes", "success_rate", "success_low", "success_high")
+    writer.writerow(("value", *facts))
+    for point in points:
+        rates = map(repr, (point.rate, *point.interval))
+        writer.writerow((repr(point.value), point.episodes, point.successes, *rates))
+    return out.getvalue()
+
+
+def sweep_text(label: str, swept: SweptFactor, points: list[SweepPoint]) -> str:
+    """A line for each value, and what they come to."""
+    factor = swept.factor
+    lines = [f"{label}, {swept.name} (trained from {factor.low:g} to {factor.high:g}):"]
+    for point in points:
+        low, high = point.interval
+        inside = "" if factor.low <= point.value <= factor.high else "   beyond training"
+        lines.append(
+            f"  {point.value:9.4g}  {100 * point.rate:5.1f} %  "
+            f"{100 * low:.1f} to {100 * high:.1f}{inside}"
+        )
+    holds = holding_range(points, factor.neutral)
+    lines.append(
+        f"  success is below {100 * HOLDS:.0f} % even at {factor.neutral:g}"
+        if holds is None
+        else f"  success stays at {100 * HOLDS:.0f} % or more from {holds[0]:g} to {holds[1]:g}"
+    )
+    return "\n".join(lines)
+
+
+def sweep_png(swept: SweptFactor, curves: dict[str, list[SweepPoint]]) -> bytes:
+    """Success against the factor, a curve with its 95 % band for each policy; PNG."""
+    with matplotlib.rc_context({"font.size": 9}):
+        figure = Figure(figsize=(6, 3.6), layout="constrained")
+        axes = figure.subplots()
+        factor = swept.factor
+        axes.axvspan(factor.low, factor.high, color="0.93", lw=0, label="training range")
+        axes.axhline(100 * HOLDS, color="0.6", lw=0.8, ls=":")
+        for index, (label, points) in enumerate(curves.items()):
+            values = [point.value for point in points]
+            bounds = np.array([point.interval for point in points]) * 100
+            colour = f"C{index}"
+            axes.fill_between(values, bounds[:, 0], bounds[:, 1], color=colour, alpha=0.2, lw=0)
+            rates = [100 * point.rate for point in points]
+            axes.plot(values, rates, color=colour, marker="o", ms=3, label=label)
+        if factor.distribution == "log_uniform":
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+        axes.set(xlabel=swept.name, ylabel="success, %", ylim=(0, 102))
+        axes.legend(frameon=False, loc="lower center")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=130, format="png")
+    return buffer.getvalue()
