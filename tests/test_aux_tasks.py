@@ -16,8 +16,18 @@ def test_position_error_is_the_mean_length_of_the_error_vectors() -> None:
 
 
 def test_loss_counts_errors_in_units_of_the_scale() -> None:
-    loss, _ = aux_loss(torch.tensor([[0.2, 0.0, 0.4]]), torch.zeros(1, 3), torch.tensor(0.2))
-    assert loss.item() == pytest.approx((1.0 + 0.0 + 4.0) / 3.0)
+    loss, _ = aux_loss(torch.tensor([[0.2, 0.0, 0.1]]), torch.zeros(1, 3), torch.tensor(0.2))
+    assert loss.item() == pytest.approx((1.0 + 0.0 + 0.25) / 3.0)
+
+
+def test_what_is_far_off_pulls_no_more_than_what_is_one_deviation_off() -> None:
+    prediction = torch.tensor([[0.1, 0.2, 20.0]], requires_grad=True)
+    loss, _ = aux_loss(prediction, torch.zeros(1, 3), torch.tensor(0.2))
+    loss.backward()
+    assert prediction.grad is not None
+    pulls = prediction.grad[0].tolist()
+    assert pulls[0] == pytest.approx(0.5 * pulls[1])
+    assert pulls[2] == pytest.approx(pulls[1])
 
 
 def test_untrained_predictions_lie_near_the_mean_in_metres() -> None:

@@ -305,3 +305,17 @@ def _deepest(env: VisuomotorEnv) -> float:
         mujoco.mj_forward(model, data)
         deepest = max([deepest, *(-contact.dist for contact in data.contact[: data.ncon])])
     return deepest
+
+
+def test_spilled_liquid_is_looked_for_where_it_left_the_picture() -> None:
+    env = make_env(Config(task="pouring"), num_envs=2, seed=0, render=False)
+    env.reset()
+    before = env.task.aux_targets()[:, 6:9]
+    state = env.sim.get_state(torch.arange(2))
+    first = int(env.sim.model.joint("liquid/0_joint").qposadr[0])
+    state[0, first : first + 3] = torch.tensor([1.5, 0.0, -0.7])  # on the floor
+    env.sim.reset(torch.arange(2), state)
+    after = env.task.aux_targets()[:, 6:9]
+    assert torch.equal(after[1], before[1])
+    moved = (after[0] - before[0]).abs()
+    assert 0.0 < moved.max() < 0.05  # a tenth of the way to the edge, not to the floor

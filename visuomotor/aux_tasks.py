@@ -1,9 +1,9 @@
 """Heads on the actor's visual features that are asked where things are, and their loss.
 
 Imports only torch. The gradient teaches the CNN to see the blocks (Zhu et al. 2018, section III-D:
-L2 regression of object positions from the CNN's features); beyond the paper, the policy may read
-the answers. Targets are 3-vectors in metres, one after the other: object positions and
-gripper-to-object displacements.
+L2 regression of object positions from the CNN's features); beyond the paper, what is far off counts
+linearly, and the policy may read the answers. Targets are 3-vectors in metres, one after the
+other: object positions and gripper-to-object displacements.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from visuomotor.networks import Normalizer, mlp
 
@@ -55,13 +56,15 @@ class AuxHeads(nn.Module):
 def aux_loss(
     prediction: Tensor, target: Tensor, scale: Tensor | float = 1.0
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean squared error in units of `scale`.
+    """Squared error in units of `scale`, linear beyond one of them, averaged (twice Huber 1964): a
+    prop that fell off the table would else count more than all that are in sight.
 
     prediction, target: (..., K) metres. scale: (K,) metres, `AuxHeads.scale`.
     Metrics: aux_position_error, the mean length of the error vectors in metres.
     """
     error = prediction - target
-    loss = (error / scale).square().mean()
+    relative = error / scale
+    loss = 2.0 * functional.smooth_l1_loss(relative, torch.zeros_like(relative))
     with torch.no_grad():
         distance = error.reshape(*error.shape[:-1], -1, 3).norm(dim=-1).mean()
     return loss, {"aux_loss": loss.detach(), "aux_position_error": distance}

@@ -54,6 +54,7 @@ LARGEST = 1.05  # of a sphere's size, as DynamicsConfig.prop_size allows
 
 MIN_DISTANCE = 0.115  # m between the axes of mug and container at the start
 GRASP_HEIGHT = 0.01  # m of the mug's centre above where it stands
+SEEN = ((-0.18, -0.18, 0.0), (0.18, 0.18, 0.25))  # m: where the camera sees the liquid
 SUCCESS_SPHERES = 5  # of SPHERES in the container at the end; not published
 
 
@@ -181,10 +182,12 @@ class Pouring(Task):
         return torch.cat((*parts, *liquid), dim=1).float()
 
     def aux_targets(self) -> Tensor:
-        """(N, 18): mug; container; the liquid's mean; the mug's mouth - mug; mug - pinch site;
-        mug - container [m]."""
+        """(N, 18): mug; container; the liquid's mean, of what was spilled where it left the
+        workspace; the mug's mouth - mug; mug - pinch site; mug - container [m]."""
         mug, container = self.prop_pos(0), self.prop_pos(1)
-        parts = (mug, container, self.sphere_pos().mean(dim=1), self.mouth_pos() - mug)
+        low, high = (torch.tensor(corner, dtype=mug.dtype) for corner in SEEN)
+        liquid = self.sphere_pos().clamp(low, high).mean(dim=1)
+        parts = (mug, container, liquid, self.mouth_pos() - mug)
         return torch.cat((*parts, mug - self.pinch_pos(), mug - container), dim=1).float()
 
     def state(self) -> Tensor:
