@@ -9,10 +9,11 @@ its number: every policy meets the same start states and factors. Writes `evalua
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from visuomotor.evaluation import (
     summarize,
 )
 from visuomotor.factor_effects import effects_csv, told
+from visuomotor.heldout import CHANGES, HeldOut
 from visuomotor.overrides import parse_overrides
 from visuomotor.policy_files import LoadedPolicy, load_evaluated_policy
 from visuomotor.sweep import (
@@ -47,14 +49,21 @@ from visuomotor.sweep import (
     swept_factor,
 )
 
-SIMS = ("nominal", "randomized")
+SIMS = ("nominal", "randomized", "heldout")
+
+
+@dataclass(frozen=True)
+class HeldOutOptions:
+    only: str | None = None  # changes, with commas between; None: all of them
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     policy: str = ""  # a run folder, a bundle or a shipped name; several, with commas between
-    # nominal, randomized, or sweep:<factor>, which varies that one and leaves the others nominal.
+    # nominal; randomized: the training ranges; heldout: those and what no training meets;
+    # sweep:<factor>: that one varies and the others are nominal.
     sims: str = "randomized"
+    heldout: HeldOutOptions = field(default_factory=HeldOutOptions)
     values: str | None = None  # of a swept factor, with commas between; None: beyond its range
     episodes: int = 200
     seed: int = 0
@@ -87,6 +96,10 @@ def _check(options: EvaluateConfig) -> list[str]:
     if options.sims not in SIMS and not options.sims.startswith(PREFIX):
         valid = f"{', '.join(SIMS)}, {PREFIX}<factor>"
         raise UserError(f"sims='{options.sims}' is unknown; valid: {valid}")
+    if options.heldout.only is not None and options.sims != "heldout":
+        raise UserError("heldout.only= chooses among held-out changes; give sims=heldout")
+    if options.sims == "heldout" and options.strength is not None:
+        raise UserError("strength= has no place with sims=heldout: it is that of training")
     if options.values is not None and not options.sims.startswith(PREFIX):
         raise UserError(f"values= are those of a swept factor; give sims={PREFIX}<factor>")
     if options.strength is not None and options.sims.startswith(PREFIX):
@@ -104,6 +117,7 @@ def _check(options: EvaluateConfig) -> list[str]:
         present = next(path for path in (folder, *folder.parents) if path.exists())
         if not present.is_dir():
             raise UserError(f"out={options.out}: {present} is a file; give a folder")
+    _heldout(options)
     return names
 
 
@@ -160,8 +174,9 @@ def _judge(
     device: torch.device,
     pinned: dict[str, float] | None = None,
 ) -> Judged:
-    strength = 1.0 if options.sims == "randomized" else 0.0
+    strength = 1.0 if options.sims in ("randomized", "heldout") else 0.0
     strength = strength if options.strength is None else options.strength
+    heldout = _heldout(options)
     num_envs = min(MAX_WORLDS, options.episodes)
     env = evaluation_env(
         config,
@@ -170,6 +185,7 @@ def _judge(
         strength=strength,
         device=device,
         pinned=pinned,
+        heldout=heldout,
     )
     film = Film() if options.video and pinned is None else None
     policy = loaded.policy(num_envs)
@@ -193,11 +209,28 @@ def _judge(
         policy=name,
         sims=options.sims,
         strength=strength,
+        **({} if heldout is None else {"heldout": list(heldout.names)}),
         seed=options.seed,
         episode_steps=env.episode_steps,
         provenance=loaded.provenance,
     )
     return Judged(Outcome(label, episodes, summary), film)
+
+
+def _heldout(options: EvaluateConfig) -> HeldOut | None:
+    if options.sims != "heldout":
+        return None
+    if options.heldout.only is None:
+        return HeldOut(tuple(CHANGES))
+    names = tuple(name.strip() for name in options.heldout.only.split(","))
+    for name in names:
+        if name not in CHANGES:
+            near = difflib.get_close_matches(name, CHANGES, n=1, cutoff=0.4)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise UserError(
+                f"heldout.only: there is no change '{name}'{hint}; valid: {', '.join(CHANGES)}"
+            )
+    return HeldOut(names)
 
 
 def _sweep(
@@ -306,7 +339,7 @@ def evaluate(argv: list[str]) -> int:
         f"{summary['episodes']} episodes succeed, {100 * summary['success_rate']:.1f} % "
         f"(95 %: {low:.1f} to {high:.1f}), mean return {summary['mean_return']:.2f}{written}"
     )
-    if options.sims == "randomized":
+    if options.sims in ("randomized", "heldout"):
         print(told(judged[0].outcome.effects))
     return 0
 

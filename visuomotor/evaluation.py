@@ -19,6 +19,7 @@ from torch import Tensor
 
 from visuomotor.config import Config
 from visuomotor.envs import Observation, VisuomotorEnv, make_env
+from visuomotor.heldout import HeldOut
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.policies import PixelPolicy, TeacherPolicy
 from visuomotor.run_folder import versions_record
@@ -174,29 +175,35 @@ def evaluation_env(
     device: torch.device,
     render: bool = True,
     pinned: dict[str, float] | None = None,
+    heldout: HeldOut | None = None,
 ) -> VisuomotorEnv:
     """Worlds as a policy is judged in: fixed strength, starts of the task alone.
 
     Their episodes are none that training meets, whatever its seed. pinned: factors, or groups of
-    them, that have one value in every episode.
+    them, that have one value in every episode. heldout: what no training meets.
     """
-    pinned, latency = pinned or {}, config.randomization.latency
-    # Room for what is on its way.
-    if "camera_delay" in pinned:
-        low, high = latency.camera_delay
-        latency = replace(latency, camera_delay=(low, max(high, int(pinned["camera_delay"]))))
-    if "action_delay" in pinned:
-        low, high = latency.action_delay
-        latency = replace(latency, action_delay=(low, max(high, int(pinned["action_delay"]))))
-    randomization = replace(
-        config.randomization, strength=strength, curriculum_steps=0, latency=latency
-    )
+    pinned = pinned or {}
+    randomization = replace(config.randomization, strength=strength, curriculum_steps=0)
     judged = replace(config, randomization=randomization)
+    if heldout is not None:
+        judged = heldout.config(judged)
+    latency = config.randomization.latency
     env = make_env(
-        judged, num_envs=num_envs, seed=EPISODES_APART + seed, device=device, render=render
+        judged,
+        num_envs=num_envs,
+        seed=EPISODES_APART + seed,
+        device=device,
+        render=render,
+        alter=None if heldout is None else heldout.spec,
+        longest_delays=(
+            max(latency.camera_delay[1] + 1, int(pinned.get("camera_delay", 0))),
+            max(latency.action_delay[1] + 1, int(pinned.get("action_delay", 0))),
+        ),
     )
     for name, value in pinned.items():
         env.randomizer.pin(name, value)
+    for group in heldout.beyond if heldout is not None else ():
+        env.randomizer.draw_beyond(group)
     return env
 
 

@@ -82,6 +82,22 @@ class _Distributions:
         return np.where(fixed, self.neutral, drawn)
 
 
+def _beyond(factor: Factor, uniform: float) -> float:
+    """uniform in [0, 1) -> a value outside of the range; neutral where there is no range."""
+    if factor.distribution == "integer":
+        return factor.high + 1.0 if factor.high > factor.low else factor.neutral
+    logarithmic = factor.distribution == "log_uniform"
+    low, centre, high = (
+        float(np.log(v)) if logarithmic else v for v in (factor.low, factor.neutral, factor.high)
+    )
+    reaches = [end - centre for end in (low, high) if end != centre]
+    if not reaches:
+        return factor.neutral
+    side = min(int(uniform * len(reaches)), len(reaches) - 1)
+    value = centre + reaches[side] * (1.0 + uniform * len(reaches) - side)
+    return float(np.exp(value)) if logarithmic else value
+
+
 def strength_at(config: RandomizationConfig, env_steps: int) -> float:
     """The curriculum: grows from 0 to `strength` over `curriculum_steps`, then stays."""
     if config.curriculum_steps == 0:
@@ -128,6 +144,7 @@ class Randomizer:
         self._enabled: list[bool] = []
         self._columns: dict[str, list[int]] = {}
         self._pinned: dict[int, float] = {}
+        self._beyond: set[int] = set()
         self._declare_appearance()
         self._declare_dynamics()
         self._declare_latency()
@@ -237,13 +254,30 @@ class Randomizer:
         for column in columns:
             self._pinned[column] = value
 
+    def draw_beyond(self, group: str) -> None:
+        """From now on a group's factors are drawn outside of their range: from its ends to twice as
+        far from the neutral value, on either side that the range has; whole numbers one beyond the
+        highest. Others are drawn as they were. `prop_colour` means every prop's colour.
+
+        Raises KeyError for an unknown name.
+        """
+        groups = [group]
+        if group == "prop_colour":
+            groups = [f"colour/{name}" for name in self._prop_names]
+        elif group not in self._columns:
+            raise KeyError(group)
+        self._beyond.update(column for name in groups for column in self._columns[name])
+
     def default(self) -> np.ndarray:
         """(K,) the neutral values."""
         return self._distributions.neutral.copy()
 
     def draw(self, rng: np.random.Generator, strength: float) -> np.ndarray:
         """(K,) values of one episode; always the same number of draws from `rng`."""
-        values = self._distributions.values(rng.random(len(self.factors)), strength)
+        uniform = rng.random(len(self.factors))
+        values = self._distributions.values(uniform, strength)
+        for column in self._beyond:
+            values[column] = _beyond(self.factors[column], float(uniform[column]))
         for column, value in self._pinned.items():
             values[column] = value
         return values

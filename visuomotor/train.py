@@ -401,6 +401,12 @@ def _open(argv: list[str]) -> Run:
     _refuse_misspelt_resume(keys)
     if "resume" in keys and not any(key in HELP_WORDS for key in keys):
         return _resume(argv)
+    for argument in argv:
+        if argument.split("=")[0].split(".")[0] in ("sims", "heldout"):
+            raise UserError(
+                f"{argument}: held-out worlds are for evaluation only; no run may train in them. "
+                "Ranges of training stand under randomization."
+            )
     config = parse_overrides([a for a in argv if not a.startswith("resume=")], Config)
     config = replace(config, task=make_task(config.task).name)  # an alias is not kept
     device = resolve_device(config.device)

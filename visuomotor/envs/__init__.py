@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import TypeVar
 
+import mujoco
 import torch
 
 from visuomotor.config import Config
@@ -68,8 +70,11 @@ def make_env(
     device: torch.device | None = None,
     reset_sampler: ResetSampler | None = None,
     stagger: bool = False,
+    alter: Callable[[mujoco.MjSpec], None] | None = None,
+    longest_delays: tuple[int, int] | None = None,
 ) -> VisuomotorEnv:
-    """N worlds of `config.task`; None takes the configuration's value."""
+    """N worlds of `config.task`; None takes the configuration's value. The others: see
+    VisuomotorEnv."""
     return VisuomotorEnv(
         config,
         make_task(config.task),
@@ -79,6 +84,8 @@ def make_env(
         device=device,
         reset_sampler=reset_sampler,
         stagger=stagger,
+        alter=alter,
+        longest_delays=longest_delays,
     )
 
 

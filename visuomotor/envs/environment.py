@@ -8,9 +8,11 @@ observe. Knows no learner.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
+import mujoco
 import numpy as np
 import torch
 from torch import Tensor
@@ -78,6 +80,9 @@ class VisuomotorEnv:
       reset_sampler: where episodes may start besides the task's initial distribution.
       stagger: the first episodes end spread over one episode's length, so that worlds do not
         move in step.
+      alter: changes the scene, task and all, before it is compiled.
+      longest_delays: of camera and actions, control steps, where they may be longer than the ranges
+        of the randomization say.
     """
 
     def __init__(
@@ -91,6 +96,8 @@ class VisuomotorEnv:
         device: torch.device | None = None,
         reset_sampler: ResetSampler | None = None,
         stagger: bool = False,
+        alter: Callable[[mujoco.MjSpec], None] | None = None,
+        longest_delays: tuple[int, int] | None = None,
     ):
         self.config = config
         self.task = task
@@ -107,6 +114,8 @@ class VisuomotorEnv:
             env = replace(env, physics_dt=env.control_dt / substeps)
         spec = scene.build_spec(env, config.camera)
         task.add_props(spec)
+        if alter is not None:
+            alter(spec)
         model = spec.compile()
         self._xml = spec.to_xml()
         self.randomizer = Randomizer(config.randomization, model)
@@ -125,6 +134,9 @@ class VisuomotorEnv:
             concern: torch.Generator().manual_seed(_mix(seed, concern))
             for concern in (_PIXELS, _PROPRIO, _DROPS)
         }
+        latency = config.randomization.latency
+        if longest_delays is None:
+            longest_delays = (latency.camera_delay[1], latency.action_delay[1])
         self.camera: CameraSensor | None = None
         if render:
             caster = RayCaster(
@@ -135,7 +147,7 @@ class VisuomotorEnv:
                 config.camera,
                 num_envs,
                 self._generators[_PIXELS],
-                max_delay=config.randomization.latency.camera_delay[1],
+                max_delay=longest_delays[0],
             )
         self.elapsed = torch.zeros(num_envs, dtype=torch.int64)  # control steps
         self.episode_ids = self._everyone.clone()
@@ -143,8 +155,7 @@ class VisuomotorEnv:
         defaults = self.randomizer.default()
         self.factors = np.tile(defaults, (num_envs, 1))  # (N, K) drawn values of this episode
         self._sensor = self.randomizer.sensor(self.factors)
-        max_delay = config.randomization.latency.action_delay[1]
-        self._actions = torch.zeros(num_envs, max_delay + 1, robot.NUM_JOINTS)
+        self._actions = torch.zeros(num_envs, longest_delays[1] + 1, robot.NUM_JOINTS)
         self._executed = torch.zeros(num_envs, robot.NUM_JOINTS)
 
     def reset(self) -> Observation:

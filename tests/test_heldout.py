@@ -1,0 +1,212 @@
+"""Worlds that no training meets: each change does what it says, alone, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import mujoco
+import numpy as np
+import pytest
+import torch
+
+from visuomotor import evaluate, train
+from visuomotor.checkpoint import save_checkpoint
+from visuomotor.cli import run_command
+from visuomotor.config import ActorConfig, CameraConfig, Config, EnvConfig
+from visuomotor.envs import VisuomotorEnv, scene
+from visuomotor.evaluation import evaluation_env
+from visuomotor.heldout import CHANGES, HeldOut, _patterns
+from visuomotor.overrides import to_yaml
+from visuomotor.policies import make_actor
+
+CPU = torch.device("cpu")
+CONFIG = Config(
+    task="lifting",
+    camera=CameraConfig(height=24, width=24),
+    actor=ActorConfig(visual_dim=16, proprio_dim=8, hidden_dim=12),
+    env=EnvConfig(episode_steps=4, num_threads=1),
+)
+WORLDS = 40
+
+
+def _env(*names: str, render: bool = False, num_envs: int = WORLDS) -> VisuomotorEnv:
+    env = evaluation_env(
+        CONFIG,
+        num_envs=num_envs,
+        seed=0,
+        strength=1.0,
+        device=CPU,
+        render=render,
+        heldout=HeldOut(names),
+    )
+    env.reset()
+    return env
+
+
+@pytest.fixture(scope="module")
+def trained() -> VisuomotorEnv:
+    """As in training, of the same episodes."""
+    return _env()
+
+
+@pytest.mark.parametrize("name", [name for name, change in CHANGES.items() if change.beyond])
+def test_factors_lie_beyond_training_and_the_others_stay(name: str, trained: VisuomotorEnv) -> None:
+    env = _env(name)
+    moved = 0
+    for column, factor in enumerate(env.randomizer.factors):
+        values, before = env.factors[:, column], trained.factors[:, column]
+        group = factor.name.replace("colour/block_0", "prop_colour").split("/")[0]
+        if group not in CHANGES[name].beyond:
+            assert np.array_equal(values, before), factor.name
+            continue
+        moved += 1
+        if factor.distribution == "integer":
+            assert (values == factor.high + 1).all()
+            continue
+        log = factor.distribution == "log_uniform"
+        low, centre, high, drawn = (
+            np.log(v) if log else v for v in (factor.low, factor.neutral, factor.high, values)
+        )
+        outside = (drawn <= low + 1e-12) | (drawn >= high - 1e-12)
+        assert outside.all(), factor.name
+        assert (drawn >= centre + 2 * (low - centre) - 1e-9).all()
+        assert (drawn <= centre + 2 * (high - centre) + 1e-9).all()
+        if low < centre < high:
+            assert (drawn < low).any() and (drawn > high).any()  # on both sides
+    assert moved >= 2
+    everyone = torch.arange(WORLDS)
+    if name != "props":  # whose size lifts them
+        assert torch.equal(env.sim.get_state(everyone), trained.sim.get_state(everyone))
+
+
+def test_delays_are_one_step_longer_than_ever() -> None:
+    env = _env("latency", render=True, num_envs=2)
+    names = list(env.randomizer.factor_names)
+    assert (env.factors[:, names.index("camera_delay")] == 3).all()
+    assert (env.factors[:, names.index("action_delay")] == 2).all()
+    start = env.sim.data("qpos").clone()
+    arm = env.jaco.qpos_ids[:6]
+    env.step(torch.ones(2, 9))
+    env.step(torch.ones(2, 9))
+    assert (env.sim.data("qpos") - start)[:, arm].abs().max() < 0.01
+
+
+def test_textures_are_of_another_family_and_as_bright() -> None:
+    ours, theirs = scene._patterns(np.random.default_rng(0)), _patterns(np.random.default_rng(1))
+    assert len(ours) == len(theirs)
+    for other in theirs:
+        assert other.shape == ours[0].shape
+        assert other.min() >= 0.6 * 255 - 1 and other.std() > 8
+        alike = [abs(np.corrcoef(other.ravel(), one.ravel())[0, 1]) for one in ours]
+        assert max(alike) < 0.5
+    env, model = _env("textures", num_envs=2), _env(num_envs=2).sim.model
+    assert env.sim.model.ntex == model.ntex
+    assert not np.array_equal(env.sim.model.tex_data, model.tex_data)
+
+
+def test_distractors_are_seen_and_never_touched() -> None:
+    env, plain = (_env(*names, render=True, num_envs=6) for names in (("distractors",), ()))
+    model = env.sim.model
+    ids = [i for i in range(model.ngeom) if model.geom(i).name.startswith("distractor_")]
+    assert len(ids) == 4
+    assert (model.geom_contype[ids] == 0).all() and (model.geom_conaffinity[ids] == 0).all()
+    assert env.task.state().shape == plain.task.state().shape
+    seen, without = (e.step(torch.zeros(6, 9)).observation.pixels for e in (env, plain))
+    assert seen is not None and without is not None
+    differs = (seen.int() - without.int()).abs().amax(dim=1) > 25
+    assert (differs.flatten(1).sum(dim=1) > 8).all()  # of 576 pixels, in every world
+
+
+def test_shadows_darken_and_leave_the_rest() -> None:
+    env, plain = (_env(*names, render=True, num_envs=6) for names in (("shadows",), ()))
+    seen, without = (e.step(torch.zeros(6, 9)).observation.pixels for e in (env, plain))
+    assert seen is not None and without is not None
+    change = seen.int() - without.int()
+    assert (change.flatten(1).min(dim=1).values < -15).any()
+    assert (change.abs() < 4).float().mean() > 0.6
+
+
+def test_physics_has_half_the_timestep_and_another_solver(trained: VisuomotorEnv) -> None:
+    model, ours = _env("physics", num_envs=2).sim.model, trained.sim.model
+    assert model.opt.timestep == ours.opt.timestep / 2
+    assert model.opt.solver != ours.opt.solver
+    block = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_GEOM, "block_0")
+    assert model.geom_solref[block, 0] < ours.geom_solref[block, 0]
+
+
+def test_nothing_is_changed_without_a_change(trained: VisuomotorEnv) -> None:
+    env = evaluation_env(CONFIG, num_envs=WORLDS, seed=0, strength=1.0, device=CPU, render=False)
+    env.reset()
+    assert np.array_equal(env.factors, trained.factors)
+    assert env.model_xml() == trained.model_xml()
+
+
+def test_all_together_run_in_every_task() -> None:
+    for task in ("clearing_box", "pouring", "order_fulfillment"):
+        env = evaluation_env(
+            replace(CONFIG, task=task),
+            num_envs=2,
+            seed=0,
+            strength=1.0,
+            device=CPU,
+            render=False,
+            heldout=HeldOut(tuple(CHANGES)),
+        )
+        env.reset()
+        for _ in range(3):
+            assert torch.isfinite(env.step(torch.rand(2, 9) * 2 - 1).observation.state).all()
+
+
+# --- the commands -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(to_yaml(CONFIG))
+    torch.manual_seed(0)
+    state = {"policy": {"actor": make_actor(CONFIG, 6).state_dict()}, "phase": "ril", "wall_s": 1.0}
+    save_checkpoint(folder / "checkpoints", 4096, state)
+    return folder
+
+
+def test_the_evaluation_names_what_was_changed(run: Path, tmp_path: Path) -> None:
+    for extra, names in (([], list(CHANGES)), (["heldout.only=camera, latency"], None)):
+        arguments = [f"policy={run}", "sims=heldout", "episodes=2", "video=false", "device=cpu"]
+        assert run_command(evaluate.evaluate, [*arguments, *extra, f"out={tmp_path}"]) == 0
+        summary = json.loads((tmp_path / "evaluation.json").read_text())
+        assert summary["sims"] == "heldout" and summary["strength"] == 1.0
+        assert summary["heldout"] == (names or ["camera", "latency"])
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "told"),
+    [
+        ("evaluate", ["sims=heldout", "heldout.only=shadow"], r"no change 'shadow' .*mean shadows"),
+        ("evaluate", ["sims=nominal", "heldout.only=camera"], r"give sims=heldout"),
+        ("evaluate", ["sims=heldout", "strength=0.5"], r"strength= has no place with sims=heldout"),
+        ("train", ["sims=heldout"], r"sims=heldout: held-out worlds are for evaluation only"),
+        ("train", ["heldout.only=camera"], r"held-out worlds are for evaluation only; no run may"),
+    ],
+)
+def test_bad_input_is_one_line(
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    arguments: list[str],
+    told: str,
+) -> None:
+    out = tmp_path / "out"
+    given = [*arguments, "device=cpu", f"out={out}"]
+    if command == "evaluate":
+        assert run_command(evaluate.evaluate, [f"policy={run}", *given]) == 2
+    else:
+        assert run_command(train.train, ["task=lifting", *given]) == 2
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if "Warp" not in text]
+    assert re.search(told, line)
+    assert not out.exists()

@@ -1,0 +1,160 @@
+"""Worlds that no training meets: changes to the scene, the physics and the ranges, each by a name.
+
+They are made here and nowhere else, from a policy's own settings; `visuomotor.train` has no key for
+them. What stays as in training: the task, its starts, and every range that no change goes beyond.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import cv2
+import mujoco
+import numpy as np
+
+from visuomotor.config import Config
+from visuomotor.envs import scene
+
+_DELAYS = ("camera_delay", "action_delay")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that is not as in training.
+
+    beyond: groups of factors that are drawn outside of their training range, from its ends to twice
+    as far from the neutral value; delays are one step longer than the longest.
+    """
+
+    tells: str
+    beyond: tuple[str, ...] = ()
+    config: Callable[[Config], Config] | None = None
+    spec: Callable[[mujoco.MjSpec], None] | None = None
+
+
+def _shadows(config: Config) -> Config:
+    return replace(config, camera=replace(config.camera, shadows=True))
+
+
+def _half_timestep(config: Config) -> Config:
+    return replace(config, env=replace(config.env, physics_dt=config.env.physics_dt / 2))
+
+
+def _other_solver(spec: mujoco.MjSpec) -> None:
+    spec.option.solver = mujoco.mjtSolver.mjSOL_CG
+    spec.option.iterations = 60
+    for geom in spec.geoms:
+        if geom.conaffinity and geom.solref[0] == 0.02:  # MuJoCo's default
+            geom.solref[0] = 0.012
+
+
+def _other_textures(spec: mujoco.MjSpec) -> None:
+    """In the place of checks, stripes and noise: rings of wood, bricks, dots, cracks."""
+    assets = dict(spec.assets)
+    for i, grey in enumerate(_patterns(np.random.default_rng(1))):
+        name = f"texture_{i}.png"
+        assert name in assets
+        encoded, png = cv2.imencode(".png", np.repeat(grey[..., None], 3, axis=2))
+        assert encoded
+        assets[name] = png.tobytes()
+    spec.assets = assets
+
+
+def _patterns(rng: np.random.Generator) -> list[np.ndarray]:
+    """(32, 32) uint8 each, as bright as those of training."""
+    size = scene.TEXTURE_SIZE
+    y, x = np.mgrid[0:size, 0:size] / size
+    unit = []
+    for centre, rings in (((0.3, -0.4), 9.0), ((1.2, 0.6), 14.0)):
+        away = np.hypot(x - centre[0], y - centre[1]) + 0.02 * np.sin(9 * x + 5 * y)
+        unit.append((away * rings) % 1.0)
+    for rows in (4, 6):
+        row = (y * rows).astype(int)
+        across = (x * rows / 2 + 0.5 * (row % 2)) % 1.0
+        unit.append(((across > 0.12) & ((y * rows) % 1.0 > 0.2)).astype(float))
+    for count in (5, 8):
+        dots = np.hypot((x * count) % 1.0 - 0.5, (y * count) % 1.0 - 0.5)
+        unit.append((dots > 0.3).astype(float))
+    for count in (6, 14):
+        points = rng.random((count, 2))
+        away = np.sort(np.hypot(x[..., None] - points[:, 0], y[..., None] - points[:, 1]), axis=2)
+        unit.append(np.clip((away[..., 1] - away[..., 0]) * 12.0, 0.0, 1.0))
+    return [(255 * (0.6 + 0.4 * u)).astype(np.uint8) for u in unit][: scene.NUM_TEXTURES]
+
+
+# Shape, half sizes [m], place x, y [m], colour: around the workspace, in the picture.
+_DISTRACTORS = (
+    (mujoco.mjtGeom.mjGEOM_BOX, (0.02, 0.014, 0.025), (-0.205, -0.06), (0.85, 0.75, 0.15)),
+    (mujoco.mjtGeom.mjGEOM_CYLINDER, (0.018, 0.03, 0.0), (0.205, 0.05), (0.5, 0.2, 0.6)),
+    (mujoco.mjtGeom.mjGEOM_SPHERE, (0.022, 0.0, 0.0), (0.2, -0.1), (0.2, 0.65, 0.65)),
+    (mujoco.mjtGeom.mjGEOM_BOX, (0.03, 0.02, 0.012), (-0.2, 0.11), (0.55, 0.35, 0.2)),
+)
+
+
+def _distractors(spec: mujoco.MjSpec) -> None:
+    """Objects that are seen and never touched."""
+    for index, (kind, size, (x, y), rgb) in enumerate(_DISTRACTORS):
+        height = size[0] if kind == mujoco.mjtGeom.mjGEOM_SPHERE else size[1 if size[2] == 0 else 2]
+        spec.worldbody.add_geom(
+            name=f"distractor_{index}",
+            type=kind,
+            size=list(size),
+            pos=[x, y, height],
+            rgba=[*rgb, 1.0],
+            contype=0,
+            conaffinity=0,
+        )
+
+
+CHANGES: dict[str, Change] = {
+    "shadows": Change("the ray-caster casts shadows of the key light", config=_shadows),
+    "textures": Change("rings, bricks, dots and cracks on all surfaces", spec=_other_textures),
+    "distractors": Change("four objects around the workspace", spec=_distractors),
+    "camera": Change(
+        "the camera stands one to two times the training range from where it should",
+        beyond=("camera_pos", "camera_rotation", "camera_fovy"),
+    ),
+    "actuators": Change(
+        "gain, armature, damping and friction of the joints beyond the training range",
+        beyond=("actuator_gain", "joint_armature", "joint_damping", "joint_friction"),
+    ),
+    "physics": Change(
+        "half the timestep, another solver, stiffer contacts",
+        config=_half_timestep,
+        spec=_other_solver,
+    ),
+    "latency": Change("image and action come one step later than ever in training", beyond=_DELAYS),
+    "props": Change(
+        "size and colour of the props beyond the training range",
+        beyond=("prop_size", "prop_colour"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What is changed, put together."""
+
+    names: tuple[str, ...]
+
+    @property
+    def _changes(self) -> list[Change]:
+        return [CHANGES[name] for name in self.names]
+
+    def config(self, config: Config) -> Config:
+        """The settings, changed; with room for delays that are longer than in training."""
+        for change in self._changes:
+            if change.config is not None:
+                config = change.config(config)
+        return config
+
+    def spec(self, spec: mujoco.MjSpec) -> None:
+        """Changes the scene before it is compiled."""
+        for change in self._changes:
+            if change.spec is not None:
+                change.spec(spec)
+
+    @property
+    def beyond(self) -> tuple[str, ...]:
+        return tuple(group for change in self._changes for group in change.beyond)
