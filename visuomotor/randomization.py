@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import mujoco
 import numpy as np
@@ -17,10 +17,14 @@ import torch
 from torch import Tensor
 
 from visuomotor.config import RandomizationConfig
+from visuomotor.errors import UserError
 from visuomotor.image_noise import SensorFactors, distort
 from visuomotor.vision_import import functional
 
-__all__ = ["Factor", "Randomizer", "SensorFactors", "distort"]
+__all__ = ["Factor", "Randomizer", "SensorFactors", "distort", "register_factor"]
+
+DISTRIBUTIONS = ("uniform", "log_uniform", "integer")
+_Apply = TypeVar("_Apply", bound=Callable[[mujoco.MjModel, Tensor, Tensor], None])
 
 ARM_PREFIX = "jaco_arm/"
 CHANNELS = ("r", "g", "b")
@@ -49,6 +53,66 @@ class Factor:
     high: float
     neutral: float
     distribution: str = "uniform"
+
+
+@dataclass(frozen=True)
+class OwnFactor:
+    """A group of factors that a user adds; see `register_factor`."""
+
+    group: str
+    parts: tuple[str, ...]
+    low: float
+    high: float
+    neutral: float
+    distribution: str
+    field: str
+    apply: Callable[[mujoco.MjModel, Tensor, Tensor], None]
+
+
+_OWN: dict[str, OwnFactor] = {}
+
+
+def register_factor(
+    group: str,
+    *,
+    field: str,
+    bounds: tuple[float, float],
+    neutral: float,
+    distribution: str = "uniform",
+    parts: tuple[str, ...] = (),
+) -> Callable[[_Apply], _Apply]:
+    """Decorator that makes a function a factor of every environment that is built from then on.
+
+    The function is called with the MjModel, the field of the worlds that begin an episode (n, ...),
+    and the drawn values (n, number of parts, at least 1). It changes the field in place, which
+    holds the scene's own value with the package's factors in it. Without `parts` the group is one
+    factor. Its values stand in `episodes.csv` behind all others, which stay as they were drawn.
+
+        @register_factor("table_friction", field="geom_friction", bounds=(0.8, 1.25), neutral=1.0)
+        def table_friction(model, field, values):
+            field[:, model.geom("table").id, 0] *= values[:, 0]
+
+    field: of the MjModel, or "opt.gravity". Raises UserError where the name is taken, or a range
+    does not hold the neutral value.
+    """
+    if not bounds[0] <= neutral <= bounds[1]:
+        raise UserError(f"factor '{group}': bounds={bounds} do not hold neutral={neutral}")
+    if distribution not in DISTRIBUTIONS:
+        raise UserError(
+            f"factor '{group}': distribution='{distribution}'; valid: {', '.join(DISTRIBUTIONS)}"
+        )
+    if distribution == "log_uniform" and bounds[0] <= 0.0:
+        raise UserError(f"factor '{group}': bounds={bounds}; a log_uniform range is above 0")
+
+    def add(function: _Apply) -> _Apply:
+        present = _OWN.get(group)
+        if present is not None and present.apply.__qualname__ != function.__qualname__:
+            raise UserError(f"a factor '{group}' is registered already; give yours another name")
+        own = OwnFactor(group, parts, *bounds, neutral, distribution, field, function)
+        _OWN[group] = own
+        return function
+
+    return add
 
 
 class _Distributions:
@@ -148,10 +212,17 @@ class Randomizer:
         self._declare_appearance()
         self._declare_dynamics()
         self._declare_latency()
+        self._own = tuple(_OWN.values())
+        for own in self._own:
+            if own.group in self._columns:
+                raise UserError(f"a factor '{own.group}' is there already; give yours another name")
+            bounds = (own.low, own.high)
+            self._add(own.group, list(own.parts), bounds, own.neutral, True, own.distribution)
         self.factors: tuple[Factor, ...] = tuple(self._factors)
         self._distributions = _Distributions(self._factors, self._enabled)
         self.factor_names: tuple[str, ...] = tuple(f.name for f in self._factors)
-        self.fields: tuple[str, ...] = tuple(_FIELDS)
+        fields = dict.fromkeys((*_FIELDS, *(own.field for own in self._own)))
+        self.fields: tuple[str, ...] = tuple(fields)
 
     # --- what is drawn ----------------------------------------------------------------------------
 
@@ -287,11 +358,16 @@ class Randomizer:
     def apply(self, sim: WorldFields, env_ids: Tensor, values: np.ndarray) -> None:
         """Writes values (n, K) into the model fields of worlds env_ids (n,), and nothing else."""
         rows = torch.from_numpy(np.ascontiguousarray(values))
-        for field, function in _FIELDS.items():
+        for field in self.fields:
             default = sim.default_field(field)
             # Default first, then the factors: an entry that no factor touches is restored too.
             fresh = default.unsqueeze(0).repeat(len(env_ids), *([1] * default.dim()))
-            function(self, fresh, rows.to(fresh.dtype) if fresh.is_floating_point() else rows)
+            drawn = rows.to(fresh.dtype) if fresh.is_floating_point() else rows
+            if field in _FIELDS:
+                _FIELDS[field](self, fresh, drawn)
+            for own in self._own:
+                if own.field == field:
+                    own.apply(self._model, fresh, self.column(drawn, own.group))
             sim.model_field(field)[env_ids] = fresh.to(sim.model_field(field).dtype)
         sim.recompute_constants(env_ids)
 
