@@ -43,6 +43,7 @@ from visuomotor.statistics import wilson_interval
 
 CPU = torch.device("cpu")
 STEPS = 6
+BARE = ("video=false", "report=false")
 CONFIG = Config(
     task="lifting",
     camera=CameraConfig(height=24, width=32),
@@ -363,7 +364,14 @@ def test_an_evaluation_is_kept_with_all_that_backs_it(
 ) -> None:
     out = tmp_path / "deep" / "out"
     before = _names(run)
-    arguments = [f"policy={run}", "episodes=3", "seed=4", f"out={out}", "device=cpu"]
+    arguments = [
+        f"policy={run}",
+        "episodes=3",
+        "seed=4",
+        f"out={out}",
+        "report=false",
+        "device=cpu",
+    ]
     assert run_command(evaluate, arguments) == 0
     assert _names(out) == WRITTEN
     assert _names(run) == before
@@ -404,7 +412,7 @@ def test_an_evaluation_is_kept_with_all_that_backs_it(
 
 
 def test_nominal_worlds_are_all_at_their_defaults(run: Path, tmp_path: Path) -> None:
-    arguments = [f"policy={run}", "episodes=2", "video=false", "device=cpu", "sims=nominal"]
+    arguments = [f"policy={run}", "episodes=2", *BARE, "device=cpu", "sims=nominal"]
     assert run_command(evaluate, [*arguments, f"out={tmp_path}", "episode_steps=3"]) == 0
     assert _names(tmp_path) == {"evaluation.json", "episodes.csv", "factors.csv"}
     summary = json.loads((tmp_path / "evaluation.json").read_text())
@@ -421,7 +429,14 @@ def test_nominal_worlds_are_all_at_their_defaults(run: Path, tmp_path: Path) -> 
 def test_a_runs_evaluation_belongs_into_its_folder(tmp_path: Path) -> None:
     folder = _write_run(tmp_path / "run")
     before = _names(folder)
-    arguments = [f"policy={folder}", "episodes=1", "strength=0.5", "video=false", "device=cpu"]
+    arguments = [
+        f"policy={folder}",
+        "episodes=1",
+        "strength=0.5",
+        "video=false",
+        "report=false",
+        "device=cpu",
+    ]
     assert run_command(evaluate, arguments) == 0
     assert _names(folder) == before | {"evaluation.json", "episodes.csv", "factors.csv"}
     summary = json.loads((folder / "evaluation.json").read_text())
@@ -441,7 +456,14 @@ def test_policies_side_by_side_meet_the_same_episodes(
 ) -> None:
     other = _write_run(tmp_path / "run", seed=1)
     out = tmp_path / "out"
-    arguments = [f"policy={run},{other}", "episodes=3", "seed=4", "video=false", "device=cpu"]
+    arguments = [
+        f"policy={run},{other}",
+        "episodes=3",
+        "seed=4",
+        "video=false",
+        "report=false",
+        "device=cpu",
+    ]
     assert run_command(evaluate, [*arguments, f"out={out}"]) == 0
     assert _names(out) == {"run", "run-2", "comparison.json"}  # of one name, yet kept apart
     first, second = (_rows(out / name / "episodes.csv") for name in ("run", "run-2"))
@@ -472,7 +494,7 @@ def test_several_policies_without_a_folder_are_kept_by_task_and_seed(
 ) -> None:
     before = _names(run)
     monkeypatch.chdir(tmp_path)
-    arguments = [f"policy={run},{run}", "episodes=1", "video=false", "device=cpu", "seed=2"]
+    arguments = [f"policy={run},{run}", "episodes=1", *BARE, "device=cpu", "seed=2"]
     assert run_command(evaluate, arguments) == 0
     assert _names(tmp_path / "evaluations" / "lifting-randomized-seed2") == {
         *("run", "run-2", "comparison.json")
@@ -487,7 +509,7 @@ def test_a_policy_is_judged_in_the_worlds_of_the_first_one(
         CONFIG.randomization, dynamics=replace(CONFIG.randomization.dynamics, prop_mass=(1.0, 9.0))
     )
     other = _write_run(tmp_path / "other", config=replace(CONFIG, randomization=randomization))
-    arguments = [f"policy={run},{other}", "episodes=2", "video=false", "device=cpu"]
+    arguments = [f"policy={run},{other}", "episodes=2", *BARE, "device=cpu"]
     assert run_command(evaluate, [*arguments, f"out={tmp_path / 'out'}"]) == 0
     assert f"{other} is judged in the worlds of {run}" in capsys.readouterr().err
     first, second = (_rows(tmp_path / f"out/{name}/episodes.csv") for name in ("run", "other"))
@@ -500,7 +522,7 @@ def test_a_policy_is_judged_in_the_worlds_of_the_first_one(
 
 def _refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """One line on stderr and exit code 2."""
-    assert run_command(evaluate, [*arguments, "device=cpu"]) == 2
+    assert run_command(evaluate, [*arguments, "report=false", "device=cpu"]) == 2
     captured = capsys.readouterr()
     (line,) = captured.err.splitlines()
     assert line.startswith("error: ")
@@ -515,7 +537,7 @@ def _refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ([], r"policy= is missing; give a run folder"),
         (
             ["policy=RUN", "sims=real"],
-            r"sims='real' is unknown; valid: nominal, randomized, sweep:<factor>",
+            r"sims='real' is unknown; valid: nominal, randomized, heldout",
         ),
         (["policy=RUN,"], r"policy=.*, has an empty name; give policies with one comma between"),
         (
@@ -642,7 +664,7 @@ def test_what_fails_on_the_way_leaves_the_older_evaluation_as_it_was(
     module = visuomotor.evaluate if part == "run_episodes" else visuomotor.evaluation
     monkeypatch.setattr(module, part, fail)
     with pytest.raises(OSError, match="No space"):
-        evaluate([f"policy={run}", "episodes=1", f"out={tmp_path}", "device=cpu"])
+        evaluate([f"policy={run}", "episodes=1", f"out={tmp_path}", "report=false", "device=cpu"])
     assert (tmp_path / "evaluation.json").read_text() == "old"
     assert (tmp_path / "episodes.csv").read_text() == "old"
     assert not any(name.startswith(".") for name in _names(tmp_path))

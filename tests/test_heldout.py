@@ -176,7 +176,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_evaluation_names_what_was_changed(run: Path, tmp_path: Path) -> None:
     for extra, names in (([], list(CHANGES)), (["heldout.only=camera, latency"], None)):
-        arguments = [f"policy={run}", "sims=heldout", "episodes=2", "video=false", "device=cpu"]
+        arguments = [
+            f"policy={run}",
+            "sims=heldout",
+            "episodes=2",
+            "video=false",
+            "report=false",
+            "device=cpu",
+        ]
         assert run_command(evaluate.evaluate, [*arguments, *extra, f"out={tmp_path}"]) == 0
         summary = json.loads((tmp_path / "evaluation.json").read_text())
         assert summary["sims"] == "heldout" and summary["strength"] == 1.0

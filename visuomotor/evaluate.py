@@ -17,16 +17,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from visuomotor.checkpoint import write_atomic
 from visuomotor.cli import resolve_device, run_command
-from visuomotor.comparison import Outcome, comparison, table
+from visuomotor.comparison import Outcome, compare, comparison, table
 from visuomotor.config import Config, EnvConfig
+from visuomotor.envs import VisuomotorEnv
 from visuomotor.errors import UserError
 from visuomotor.evaluation import (
     MAX_WORLDS,
+    Episodes,
     Film,
     episodes_csv,
     evaluation_env,
@@ -35,8 +38,8 @@ from visuomotor.evaluation import (
 )
 from visuomotor.factor_effects import effects_csv, told
 from visuomotor.heldout import CHANGES, HeldOut
-from visuomotor.overrides import parse_overrides
-from visuomotor.policy_files import LoadedPolicy, load_evaluated_policy
+from visuomotor.overrides import parse_overrides, to_yaml
+from visuomotor.policy_files import LoadedPolicy, load_evaluated_policy, run_records
 from visuomotor.sweep import (
     PREFIX,
     SweepPoint,
@@ -48,8 +51,19 @@ from visuomotor.sweep import (
     sweep_text,
     swept_factor,
 )
+from visuomotor.video import Clip
 
 SIMS = ("nominal", "randomized", "heldout")
+CLIPS = 4  # of each kind in a report
+CLIP_EVERY = 2  # control steps a frame
+# A second camera, for people: the arm, the table and all that lies on it.
+WIDE: dict[str, Any] = {
+    "pos": (0.62, -0.72, 0.72),
+    "lookat": (0.0, 0.1, 0.12),
+    "fovy": 42.0,
+    "height": 128,
+    "width": 128,
+}
 
 
 @dataclass(frozen=True)
@@ -74,6 +88,7 @@ class EvaluateConfig:
     strength: float | None = None  # of the randomization; None: 1 for randomized, 0 for nominal
     episode_steps: int | None = None  # control steps; None: as the policy was trained
     video: bool = True  # a short film and a contact sheet of the policy's own camera
+    report: bool = True  # report.html: plots, clips, settings; opens offline
 
 
 @dataclass(frozen=True)
@@ -82,6 +97,7 @@ class Judged:
 
     outcome: Outcome
     film: Film | None
+    clips: list[Clip]
 
 
 def _check(options: EvaluateConfig) -> list[str]:
@@ -187,7 +203,9 @@ def _judge(
         pinned=pinned,
         heldout=heldout,
     )
-    film = Film() if options.video and pinned is None else None
+    film = None
+    if pinned is None and (options.video or options.report):
+        film = Film(env=env)
     policy = loaded.policy(num_envs)
     shown = " ".join((label, *(f"{key}={value:g}" for key, value in (pinned or {}).items())))
     with tqdm(total=options.episodes, unit="episode", desc=shown, disable=None) as bar:
@@ -214,7 +232,48 @@ def _judge(
         episode_steps=env.episode_steps,
         provenance=loaded.provenance,
     )
-    return Judged(Outcome(label, episodes, summary), film)
+    clips = []
+    if film is not None and options.report:
+        wide = replace(config, camera=replace(config.camera, **WIDE))
+        other = evaluation_env(
+            wide,
+            num_envs=len(film.states[0]),
+            seed=options.seed,
+            strength=strength,
+            device=device,
+            heldout=heldout,
+        )
+        clips = _clips(film, episodes, other)
+    return Judged(Outcome(label, episodes, summary), film if options.video else None, clips)
+
+
+def _clips(film: Film, episodes: Episodes, wide: VisuomotorEnv) -> list[Clip]:
+    """Of the filmed episodes some that fail and some that succeed; `wide` has the same ones, before
+    another camera."""
+    filmed = np.arange(len(film.states[0]))
+    succeeds = episodes.success[: len(filmed)]
+    chosen = [*filmed[~succeeds][:CLIPS], *filmed[succeeds]][: 2 * CLIPS]
+    wide.reset()
+    assert wide.camera is not None
+    views: dict[int, list[np.ndarray]] = {int(world): [] for world in chosen}
+    ids = torch.tensor(sorted(views))
+    moments = range(0, len(film.states), CLIP_EVERY)
+    for moment in moments:
+        wide.sim.reset(ids, film.states[moment][ids])
+        images = wide.camera.caster.render(ids).permute(0, 2, 3, 1).cpu().numpy()
+        for world, image in zip(ids.tolist(), images, strict=True):
+            views[world].append(image.copy())
+    return [
+        Clip(
+            episode=int(world),
+            success=bool(succeeds[world]),
+            stage=episodes.stages[episodes.end_stage[world]],
+            policy_view=[film.frames[moment][world] for moment in moments],
+            wide_view=views[int(world)],
+            rate=1.0 / (wide.control_dt * CLIP_EVERY),
+        )
+        for world in chosen
+    ]
 
 
 def _heldout(options: EvaluateConfig) -> HeldOut | None:
@@ -300,6 +359,36 @@ def _write(judged: Judged, folder: Path, rate: float) -> None:
     _write_json(folder / "evaluation.json", outcome.summary)
 
 
+def _report(
+    folder: Path,
+    names: list[str],
+    judged: list[Judged],
+    configs: list[Config],
+    options: EvaluateConfig,
+) -> None:
+    if not options.report:
+        return
+    from visuomotor.report import Reported, report_html  # Plotly takes a while to import
+
+    reported = []
+    for name, one, config in zip(names, judged, configs, strict=True):
+        outcome = one.outcome
+        curve = run_records(name).curve
+        reported.append(
+            Reported(
+                label=outcome.label,
+                summary=outcome.summary,
+                episodes=outcome.episodes,
+                effects=outcome.effects,
+                clips=one.clips,
+                curve=curve,
+                settings=to_yaml(config),
+            )
+        )
+    pairs = [compare(judged[0].outcome, one.outcome) for one in judged[1:]]
+    write_atomic(folder / "report.html", report_html(reported, pairs).encode())
+
+
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     write_atomic(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
@@ -316,21 +405,24 @@ def evaluate(argv: list[str]) -> int:
         _judge(name, label, one, config, options, device)
         for name, label, one, config in zip(names, _labels(names), loaded, configs, strict=True)
     ]
+    outcomes = [one.outcome for one in judged]
     task, rate = configs[0].task, 1.0 / configs[0].env.control_dt
     if len(judged) == 1:
         folder = Path(options.out) if options.out is not None else loaded[0].default_out
         if folder is not None:
             _write(judged[0], folder, rate)
+            _report(folder, names, judged, configs, options)
     else:
         default = Path("evaluations") / f"{task}-{options.sims}-seed{options.seed}"
         folder = Path(options.out) if options.out is not None else default
         for one in judged:
             _write(one, folder / one.outcome.label, rate)
-        _write_json(folder / "comparison.json", comparison([one.outcome for one in judged]))
+        _write_json(folder / "comparison.json", comparison(outcomes))
+        _report(folder, names, judged, configs, options)
     written = f"; written to {folder}" if folder is not None else ""
     if len(judged) > 1:
         print(f"{task} {options.sims} seed={options.seed}, {options.episodes} episodes{written}")
-        print(table([one.outcome for one in judged]))
+        print(table(outcomes))
         return 0
     summary = judged[0].outcome.summary
     low, high = 100 * summary["success_low"], 100 * summary["success_high"]

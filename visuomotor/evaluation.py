@@ -232,16 +232,22 @@ def evaluate_actor(
 
 
 class Film:
-    """Collects what the policy's camera shows in a few worlds."""
+    """Collects what the policy's camera shows in a few worlds; with their environment also their
+    physical states."""
 
-    def __init__(self, worlds: int = VIDEO_EPISODES):
+    def __init__(self, worlds: int = VIDEO_EPISODES, env: VisuomotorEnv | None = None):
         self._worlds = worlds
+        self._env = env
         self.frames: list[np.ndarray] = []  # (W, H, W, 3) uint8 a step
+        self.states: list[Tensor] = []  # (W, nq + nv) a step
 
     def __call__(self, step: int, seen: Observation) -> None:
         assert seen.pixels is not None
         shown = seen.pixels[: self._worlds].permute(0, 2, 3, 1)
         self.frames.append(shown.cpu().numpy().copy())
+        if self._env is not None:
+            worlds = torch.arange(min(self._worlds, self._env.num_envs))
+            self.states.append(self._env.sim.get_state(worlds))
 
     def save(self, folder: Path, rate: float) -> None:
         """`evaluation.mp4` and `evaluation.png` in `folder`; rate: frames/s."""

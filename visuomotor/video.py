@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,18 @@ SCALE = 2  # pixels on screen for each pixel of the camera
 COLUMNS = 4  # worlds side by side in the film
 SHEET_STEPS = 10  # columns of the contact sheet: moments of an episode
 SHEET_WORLDS = 8  # rows of the contact sheet: episodes
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One episode, from its begin to its end."""
+
+    episode: int
+    success: bool
+    stage: str  # at its end
+    policy_view: list[np.ndarray]  # (H, W, 3) uint8 RGB a frame
+    wide_view: list[np.ndarray]
+    rate: float  # frames/s
 
 
 def _enlarge(image: np.ndarray) -> np.ndarray:

@@ -1,0 +1,181 @@
+"""The report: all that an evaluation tells, in one file that a browser opens offline."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from visuomotor.checkpoint import save_checkpoint
+from visuomotor.cli import run_command
+from visuomotor.config import ActorConfig, CameraConfig, Config, EnvConfig
+from visuomotor.evaluate import evaluate
+from visuomotor.evaluation import Episodes, summarize
+from visuomotor.factor_effects import factor_effects
+from visuomotor.overrides import to_yaml
+from visuomotor.policies import make_actor
+from visuomotor.report import Reported, report_html
+from visuomotor.statistics import paired_difference
+from visuomotor.video import Clip
+
+CONFIG = Config(
+    task="lifting",
+    camera=CameraConfig(height=24, width=24),
+    actor=ActorConfig(visual_dim=16, proprio_dim=8, hidden_dim=12),
+    env=EnvConfig(episode_steps=8, num_threads=1),
+)
+CURVE = """env_steps,wall_s,phase,success_rate,evaluation_success_rate
+4096,1,ril,0.2,
+8192,2,ril,,0.5
+"""
+# Put before all else in a page: what went wrong, and after a while what is there, in the title.
+PROBE = """<script>
+const errors = []; window.onerror = (message) => errors.push(message);
+const log = console.error; console.error = (...parts) => { errors.push(parts.join(" ")); };
+window.addEventListener("load", () => setTimeout(() => {
+  const videos = [...document.querySelectorAll("video")];
+  document.title = "PROBE" + JSON.stringify({
+    errors: errors,
+    plots: document.querySelectorAll(".js-plotly-plot .main-svg").length,
+    bars: document.querySelectorAll(".bars path").length,
+    points: document.querySelectorAll(".scatterlayer .point").length,
+    videos: videos.length,
+    playing: videos.filter((v) => v.readyState >= 2 && v.currentTime > 0).length,
+    failed: videos.filter((v) => v.error).length,
+  }) + "END";
+}, 4000));
+</script>"""
+
+
+def _policy(label: str, seed: int, *, clips: int = 2) -> Reported:
+    rng = np.random.default_rng(seed)
+    best = rng.integers(0, 3, 60)
+    episodes = Episodes(
+        success=best == 2,
+        returns=rng.random(60),
+        end_stage=best,
+        best_stage=best,
+        first_success=np.where(best == 2, 3, -1),
+        stopped=np.full(60, -1),
+        factors=rng.random((60, 3)),
+        factor_names=("mass", "hue", "<delay>"),
+        stages=("start", "reach", "lifted"),
+    )
+    summary = summarize(episodes, task="lifting", policy=label, sims="randomized", seed=seed)
+    frames = [np.full((16, 16, 3), 20 * i, dtype=np.uint8) for i in range(8)]
+    shown = [Clip(i, i % 2 == 0, "reach", frames, frames[::-1], 10.0) for i in range(clips)]
+    effects = factor_effects(episodes.success, episodes.factors, episodes.factor_names)
+    return Reported(label, summary, episodes, effects, shown, CURVE, "task: lifting\nseed: 3\n")
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    first, second = _policy("first", 0), _policy("a <second>", 1)
+    pair = paired_difference(first.episodes.success, second.episodes.success)
+    return report_html([first, second], [pair])
+
+
+class _Outline(HTMLParser):
+    """What a page refers to, and the text of its table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.cells: list[str] = []
+        self._inside = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.references += [value or "" for name, value in attrs if name in ("src", "href")]
+        self._inside = tag in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self.cells.append(data)
+            self._inside = False
+
+
+def test_the_page_refers_to_nothing_outside_of_itself(page: str) -> None:
+    outline = _Outline()
+    outline.feed(page)
+    assert outline.references  # the clips
+    assert all(reference.startswith("data:video/mp4;base64,") for reference in outline.references)
+    assert len(outline.references) == 2 * 2 * 2  # policies, clips, views
+
+
+def test_the_table_has_every_rate_and_difference(page: str) -> None:
+    outline = _Outline()
+    outline.feed(page)
+    first = _policy("first", 0).summary
+    assert f"{100 * first['success_rate']:.1f}" in outline.cells
+    assert f"{100 * first['success_low']:.1f} to {100 * first['success_high']:.1f}" in outline.cells
+    assert "a <second> - first" in outline.cells  # a name is text, not markup
+    assert "<second>" not in page.replace("a &lt;second&gt;", "")
+    assert "lifting, randomized, 60 episodes, seed 0" in page
+    assert first["git_commit"] is None or first["git_commit"] in page
+    assert "task: lifting\nseed: 3" in page
+
+
+def test_without_curve_clips_or_varied_factors_their_parts_are_left_out() -> None:
+    bare = replace(_policy("bare", 0, clips=0), curve=None, effects=[])
+    page = report_html([bare], [])
+    assert "Learning curves" not in page and "Success by factor" not in page
+    assert "<video" not in page and "How far episodes came" in page
+
+
+def _probe(page: Path) -> dict[str, object]:
+    """What headless Chromium makes of the page."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium is installed")
+    copied = page.parent / "probed.html"
+    copied.write_text(page.read_text().replace("<head>", "<head>" + PROBE, 1))
+    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--timeout=15000", "--dump-dom")
+    policy = "--autoplay-policy=no-user-gesture-required"
+    profile = f"--user-data-dir={page.parent / 'profile'}"
+    command = [browser, *flags, policy, profile, "--virtual-time-budget=9000", copied.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    found = re.search("PROBE(.*?)END</title>", done.stdout)
+    assert found, "the page did not come to its end"
+    result: dict[str, object] = json.loads(found[1].replace("&amp;", "&"))
+    return result
+
+
+def test_a_browser_draws_plots_and_plays_clips_without_errors(page: str, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(page)
+    seen = _probe(path)
+    assert seen["errors"] == []
+    assert seen["plots"] and int(str(seen["plots"])) >= 4  # funnel, two of factors, curves
+    assert seen["bars"] == 2 * 2 * 4  # bars with whiskers: policies, stages and success
+    assert int(str(seen["points"])) >= 2 * 5 + 2
+    assert (seen["videos"], seen["failed"]) == (8, 0)
+    assert seen["playing"] == 8
+
+
+def test_the_command_writes_a_report_with_both_kinds_of_clips(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(to_yaml(CONFIG))
+    torch.manual_seed(0)
+    state = {"policy": {"actor": make_actor(CONFIG, 6).state_dict()}, "phase": "ril", "wall_s": 1.0}
+    save_checkpoint(run / "checkpoints", 4096, state)
+    (run / "metrics.jsonl").write_text('{"env_steps": 4096, "success_rate": 0.0, "phase": "ril"}\n')
+    out = tmp_path / "out"
+    arguments = [f"policy={run}", "episodes=3", "video=false", "device=cpu", f"out={out}"]
+    assert run_command(evaluate, arguments) == 0
+    assert {entry.name for entry in out.iterdir()} == {
+        *("evaluation.json", "episodes.csv", "factors.csv", "report.html")
+    }
+    page = (out / "report.html").read_text()
+    assert page.count('<div class="clip failure">') == 3  # an untrained policy
+    assert "Learning curves" in page and "episode_steps: 8" in page
+    seen = _probe(out / "report.html")
+    assert seen["errors"] == [] and seen["failed"] == 0 and seen["videos"] == 6

@@ -1,0 +1,252 @@
+"""`report.html`: one file that opens offline, with all that an evaluation tells.
+
+Plots are Plotly's, whose script is part of the file; clips are films inside it. Reads outcomes and
+runs no policy.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import io
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import plotly.offline
+
+from visuomotor.evaluation import Episodes
+from visuomotor.factor_effects import Effect
+from visuomotor.statistics import PairedDifference, wilson_interval
+from visuomotor.video import Clip, write_video
+
+PLOTTED = 10  # factors
+COLOURS = ("#1b6ca8", "#d1660a", "#3a8f3a", "#8a4fbf", "#b03a48", "#5d5d5d")
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; padding: 0 1em;
+  color: #222; background: #fff; }
+h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
+table { border-collapse: collapse; } td, th { padding: .25em .9em; text-align: right;
+  border-bottom: 1px solid #ddd; } td:first-child, th:first-child { text-align: left; }
+pre { background: #f6f6f6; padding: 1em; overflow: auto; font-size: 12px; max-height: 30em; }
+.clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 14px; }
+.clip { border-left: 4px solid #3a8f3a; padding-left: 8px; }
+.clip.failure { border-color: #b03a48; }
+.clip video { width: 49%; image-rendering: pixelated; vertical-align: top; background: #000; }
+.note { color: #666; }
+"""
+
+
+@dataclass(frozen=True)
+class Reported:
+    """One policy's part of a report."""
+
+    label: str
+    summary: dict[str, Any]  # of evaluation.json
+    episodes: Episodes
+    effects: list[Effect]
+    clips: list[Clip]
+    curve: str | None  # of curve.csv
+    settings: str  # of config.yaml
+
+
+def report_html(policies: Sequence[Reported], differences: Sequence[PairedDifference]) -> str:
+    """differences: of every policy but the first one from the first."""
+    first = policies[0].summary
+    title = f"{first['task']}, {first['sims']}, {first['episodes']} episodes, seed {first['seed']}"
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        _table(policies, differences),
+        "<h2>How far episodes came</h2>",
+        _plot(_funnel(policies)),
+    ]
+    if any(policy.effects for policy in policies):
+        parts += [
+            "<h2>Success by factor</h2>",
+            '<p class="note">Equally many episodes in each bin; whiskers are 95 % intervals '
+            "(Wilson). The share of false finds is Benjamini and Hochberg's.</p>",
+            *(_plot(_factors(policy)) for policy in policies if policy.effects),
+        ]
+    if any(policy.curve for policy in policies):
+        parts += ["<h2>Learning curves</h2>", _plot(_curves(policies))]
+    for policy in policies:
+        if policy.clips:
+            parts.append(f"<h2>Episodes of {html.escape(policy.label)}</h2>")
+            parts.append(f'<div class="clips">{"".join(map(_clip, policy.clips))}</div>')
+    for policy in policies:
+        parts.append(f"<h2>Settings of {html.escape(policy.label)}</h2>")
+        parts.append(f"<pre>{html.escape(_facts(policy.summary))}</pre>")
+        parts.append(f"<pre>{html.escape(policy.settings)}</pre>")
+    script = plotly.offline.get_plotlyjs()
+    return (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}'
+        f"</title><style>{_STYLE}</style><script>{script}</script></head>"
+        f"<body>{''.join(parts)}</body></html>\n"
+    )
+
+
+def _table(policies: Sequence[Reported], differences: Sequence[PairedDifference]) -> str:
+    head = "<tr><th>policy</th><th>success, %</th><th>95 %</th><th>mean return</th></tr>"
+    rows = []
+    for policy in policies:
+        facts = policy.summary
+        low, high = 100 * facts["success_low"], 100 * facts["success_high"]
+        cells = (
+            f"{100 * facts['success_rate']:.1f}",
+            f"{low:.1f} to {high:.1f}",
+            f"{facts['mean_return']:.2f}",
+        )
+        rows.append(_row(policy.label, cells))
+    for policy, pair in zip(policies[1:], differences, strict=True):
+        cells = (
+            f"{100 * pair.difference:+.1f}",
+            f"{100 * pair.low:+.1f} to {100 * pair.high:+.1f}",
+            f"p = {pair.p_value:.2g}, McNemar",
+        )
+        rows.append(_row(f"{policy.label} - {policies[0].label}", cells))
+    return f'<table id="summary">{head}{"".join(rows)}</table>'
+
+
+def _row(label: str, cells: Sequence[str]) -> str:
+    return f"<tr><td>{html.escape(label)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def _facts(summary: dict[str, Any]) -> str:
+    names = ("visuomotor", "git_commit", "git_changed", "policy", "sims", "heldout", "strength")
+    lines = [f"{name}: {summary[name]}" for name in names if name in summary]
+    lines += [f"{name}: {value}" for name, value in (summary.get("provenance") or {}).items()]
+    return "\n".join(lines)
+
+
+# --- plots ----------------------------------------------------------------------------------------
+
+
+def _plot(figure: go.Figure) -> str:
+    figure.update_layout(template="plotly_white", margin={"l": 50, "r": 20, "t": 30, "b": 40})
+    text: str = figure.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        config={"responsive": True, "displayModeBar": False},
+    )
+    return text
+
+
+def _funnel(policies: Sequence[Reported]) -> go.Figure:
+    figure = go.Figure()
+    for index, policy in enumerate(policies):
+        stages = policy.episodes.stages
+        best, count = policy.episodes.best_stage, len(policy.episodes.success)
+        reached = [int((best >= stage).sum()) for stage in range(len(stages))]
+        names, values = (
+            [*stages, "success at the end"],
+            [*reached, int(policy.episodes.success.sum())],
+        )
+        bounds = [wilson_interval(value, count) for value in values]
+        rates = [100 * value / count for value in values]
+        figure.add_bar(
+            name=policy.label,
+            x=names,
+            y=rates,
+            marker_color=COLOURS[index % len(COLOURS)],
+            error_y=_whiskers(rates, bounds),
+            customdata=values,
+            hovertemplate="%{x}: %{y:.1f} %, %{customdata} episodes<extra></extra>",
+        )
+    figure.update_layout(yaxis_title="episodes, %", yaxis_range=[0, 103], height=340)
+    return figure
+
+
+def _whiskers(rates: Sequence[float], bounds: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    above = [100 * high - rate for rate, (_, high) in zip(rates, bounds, strict=True)]
+    below = [rate - 100 * low for rate, (low, _) in zip(rates, bounds, strict=True)]
+    return {"type": "data", "array": above, "arrayminus": below, "thickness": 1, "color": "#555"}
+
+
+def _factors(policy: Reported) -> go.Figure:
+    """A choice among factors, the clearest first."""
+    figure = go.Figure()
+    buttons: list[dict[str, Any]] = []
+    shown = policy.effects[:PLOTTED]
+    for index, effect in enumerate(shown):
+        rates = [100 * part.rate for part in effect.bins]
+        bounds = [wilson_interval(part.successes, part.episodes) for part in effect.bins]
+        figure.add_scatter(
+            x=[(part.low + part.high) / 2 for part in effect.bins],
+            y=rates,
+            error_y=_whiskers(rates, bounds),
+            mode="lines+markers",
+            line_color=COLOURS[0],
+            visible=index == 0,
+            customdata=[[part.low, part.high, part.episodes] for part in effect.bins],
+            hovertemplate="%{customdata[0]:.3g} to %{customdata[1]:.3g}: %{y:.1f} % of "
+            "%{customdata[2]}<extra></extra>",
+        )
+        title = (
+            f"{policy.label}: {effect.name}, p = {effect.p_value:.2g}, "
+            f"share of false finds {effect.false_share:.2g}"
+        )
+        visible = [other == index for other in range(len(shown))]
+        change = [{"visible": visible}, {"title.text": title, "xaxis.title.text": effect.name}]
+        buttons.append({"label": effect.name, "method": "update", "args": change})
+    first = buttons[0]["args"][1]
+    figure.update_layout(
+        title={"text": first["title.text"], "font": {"size": 13}},
+        xaxis_title=first["xaxis.title.text"],
+        yaxis_title="success, %",
+        yaxis_range=[0, 103],
+        showlegend=False,
+        height=380,
+        updatemenus=[{"buttons": buttons, "x": 1.0, "xanchor": "right", "y": 1.16}],
+    )
+    return figure
+
+
+def _curves(policies: Sequence[Reported]) -> go.Figure:
+    figure = go.Figure()
+    for index, policy in enumerate(policies):
+        rows = list(csv.DictReader(io.StringIO(policy.curve or "")))
+        colour = COLOURS[index % len(COLOURS)]
+        for column, name, dash in (
+            ("success_rate", "in training", "dot"),
+            ("evaluation_success_rate", "evaluated", "solid"),
+        ):
+            points = [
+                (float(row["env_steps"]), 100 * float(row[column]))
+                for row in rows
+                if row.get(column) not in (None, "", "None", "null")
+            ]
+            if points:
+                steps, rates = zip(*points, strict=True)
+                line = {"color": colour, "dash": dash}
+                figure.add_scatter(x=steps, y=rates, name=f"{policy.label}, {name}", line=line)
+    figure.update_layout(
+        xaxis_title="environment steps, all phases",
+        yaxis_title="success, %",
+        yaxis_range=[0, 103],
+        height=360,
+    )
+    return figure
+
+
+# --- clips ----------------------------------------------------------------------------------------
+
+
+def _clip(clip: Clip) -> str:
+    kind = "success" if clip.success else "failure"
+    views = "".join(_video(frames, clip.rate) for frames in (clip.policy_view, clip.wide_view))
+    told = f"episode {clip.episode}: {kind}, ends in stage “{html.escape(clip.stage)}”"
+    return f'<div class="clip {kind}">{views}<br>{told}</div>'
+
+
+def _video(frames: list[np.ndarray], rate: float) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        write_video(path, [frame[None] for frame in frames], rate)
+        data = base64.b64encode(path.read_bytes()).decode()
+    source = f'src="data:video/mp4;base64,{data}"'
+    return f"<video controls loop muted playsinline autoplay {source}></video>"
