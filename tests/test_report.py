@@ -36,13 +36,13 @@ CURVE = """env_steps,wall_s,phase,success_rate,evaluation_success_rate
 4096,1,ril,0.2,
 8192,2,ril,,0.5
 """
-# Put before all else in a page: what went wrong, and after a while what is there, in the title.
+# Put before all else in a page: what went wrong, and what is there once all clips play, in the title.
 PROBE = """<script>
 const errors = []; window.onerror = (message) => errors.push(message);
 const log = console.error; console.error = (...parts) => { errors.push(parts.join(" ")); };
-window.addEventListener("load", () => setTimeout(() => {
+const tell = () => {
   const videos = [...document.querySelectorAll("video")];
-  document.title = "PROBE" + JSON.stringify({
+  const seen = {
     errors: errors,
     plots: document.querySelectorAll(".js-plotly-plot .main-svg").length,
     bars: document.querySelectorAll(".bars path").length,
@@ -50,8 +50,11 @@ window.addEventListener("load", () => setTimeout(() => {
     videos: videos.length,
     playing: videos.filter((v) => v.readyState >= 2 && v.currentTime > 0).length,
     failed: videos.filter((v) => v.error).length,
-  }) + "END";
-}, 4000));
+  };
+  document.title = "PROBE" + JSON.stringify(seen) + "END";
+  if (seen.playing < seen.videos) setTimeout(tell, 100);
+};
+window.addEventListener("load", () => setTimeout(tell, 100));
 </script>"""
 
 
@@ -137,10 +140,10 @@ def _probe(page: Path) -> dict[str, object]:
         pytest.skip("no Chromium is installed")
     copied = page.parent / "probed.html"
     copied.write_text(page.read_text().replace("<head>", "<head>" + PROBE, 1))
-    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--timeout=15000", "--dump-dom")
+    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--dump-dom")
     policy = "--autoplay-policy=no-user-gesture-required"
     profile = f"--user-data-dir={page.parent / 'profile'}"
-    command = [browser, *flags, policy, profile, "--virtual-time-budget=9000", copied.as_uri()]
+    command = [browser, *flags, policy, profile, "--virtual-time-budget=200000", copied.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     found = re.search("PROBE(.*?)END</title>", done.stdout)
     assert found, "the page did not come to its end"
