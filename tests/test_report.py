@@ -36,7 +36,8 @@ CURVE = """env_steps,wall_s,phase,success_rate,evaluation_success_rate
 4096,1,ril,0.2,
 8192,2,ril,,0.5
 """
-# Put before all else in a page: what went wrong, and what is there once all clips play, in the title.
+# Put before all else in a page; its title then tells what went wrong, and what is there once all
+# clips play.
 PROBE = """<script>
 const errors = []; window.onerror = (message) => errors.push(message);
 const log = console.error; console.error = (...parts) => { errors.push(parts.join(" ")); };
