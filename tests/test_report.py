@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
-import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.browser import browser
 from visuomotor.checkpoint import save_checkpoint
 from visuomotor.cli import run_command
 from visuomotor.config import ActorConfig, CameraConfig, Config, EnvConfig
@@ -36,27 +33,16 @@ CURVE = """env_steps,wall_s,phase,success_rate,evaluation_success_rate
 4096,1,ril,0.2,
 8192,2,ril,,0.5
 """
-# Put before all else in a page; its title then tells what went wrong, and what is there once all
-# clips play.
-PROBE = """<script>
-const errors = []; window.onerror = (message) => errors.push(message);
-const log = console.error; console.error = (...parts) => { errors.push(parts.join(" ")); };
-const tell = () => {
-  const videos = [...document.querySelectorAll("video")];
-  const seen = {
-    errors: errors,
-    plots: document.querySelectorAll(".js-plotly-plot .main-svg").length,
-    bars: document.querySelectorAll(".bars path").length,
-    points: document.querySelectorAll(".scatterlayer .point").length,
-    videos: videos.length,
-    playing: videos.filter((v) => v.readyState >= 2 && v.currentTime > 0).length,
-    failed: videos.filter((v) => v.error).length,
-  };
-  document.title = "PROBE" + JSON.stringify(seen) + "END";
-  if (seen.playing < seen.videos) setTimeout(tell, 100);
-};
-window.addEventListener("load", () => setTimeout(tell, 100));
-</script>"""
+# What is on the page.
+COUNTS = """({
+  plots: document.querySelectorAll(".js-plotly-plot .main-svg").length,
+  bars: document.querySelectorAll(".bars path").length,
+  points: document.querySelectorAll(".scatterlayer .point").length,
+  videos: document.querySelectorAll("video").length,
+  failed: [...document.querySelectorAll("video")].filter((v) => v.error).length,
+})"""
+PLAYING = """document.readyState === "complete" && document.querySelector("video")
+  && [...document.querySelectorAll("video")].every((v) => v.error || v.currentTime > 0)"""
 
 
 def _policy(label: str, seed: int, *, clips: int = 2) -> Reported:
@@ -134,34 +120,24 @@ def test_without_curve_clips_or_varied_factors_their_parts_are_left_out() -> Non
     assert "<video" not in page and "How far episodes came" in page
 
 
-def _probe(page: Path) -> dict[str, object]:
-    """What headless Chromium makes of the page."""
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium is installed")
-    copied = page.parent / "probed.html"
-    copied.write_text(page.read_text().replace("<head>", "<head>" + PROBE, 1))
-    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--dump-dom")
-    policy = "--autoplay-policy=no-user-gesture-required"
-    profile = f"--user-data-dir={page.parent / 'profile'}"
-    command = [browser, *flags, policy, profile, "--virtual-time-budget=200000", copied.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    found = re.search("PROBE(.*?)END</title>", done.stdout)
-    assert found, "the page did not come to its end"
-    result: dict[str, object] = json.loads(found[1].replace("&amp;", "&"))
-    return result
+def _look(page: Path, folder: Path) -> dict[str, int]:
+    """What headless Chromium has drawn once all clips play."""
+    with browser(folder) as chromium:
+        chromium.open(page.as_uri())
+        chromium.wait(PLAYING)
+        assert chromium.errors == []
+        counts: dict[str, int] = chromium.value(COUNTS)
+        return counts
 
 
 def test_a_browser_draws_plots_and_plays_clips_without_errors(page: str, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text(page)
-    seen = _probe(path)
-    assert seen["errors"] == []
-    assert seen["plots"] and int(str(seen["plots"])) >= 4  # funnel, two of factors, curves
+    seen = _look(path, tmp_path)
+    assert seen["plots"] >= 4  # funnel, two of factors, curves
     assert seen["bars"] == 2 * 2 * 4  # bars with whiskers: policies, stages and success
-    assert int(str(seen["points"])) >= 2 * 5 + 2
+    assert seen["points"] >= 2 * 5 + 2
     assert (seen["videos"], seen["failed"]) == (8, 0)
-    assert seen["playing"] == 8
 
 
 def test_the_command_writes_a_report_with_both_kinds_of_clips(tmp_path: Path) -> None:
@@ -181,5 +157,5 @@ def test_the_command_writes_a_report_with_both_kinds_of_clips(tmp_path: Path) ->
     page = (out / "report.html").read_text()
     assert page.count('<div class="clip failure">') == 3  # an untrained policy
     assert "Learning curves" in page and "episode_steps: 8" in page
-    seen = _probe(out / "report.html")
-    assert seen["errors"] == [] and seen["failed"] == 0 and seen["videos"] == 6
+    seen = _look(out / "report.html", tmp_path)
+    assert (seen["videos"], seen["failed"]) == (6, 0)

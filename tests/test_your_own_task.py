@@ -81,5 +81,5 @@ def test_an_unknown_command_names_the_known_ones(
 ) -> None:
     assert run(argv) == 2
     error = capsys.readouterr().err
-    assert "commands: train, evaluate, export, demonstrate, benchmark" in error
+    assert "commands: train, evaluate, export, demonstrate, benchmark, view" in error
     assert error.count("\n") == 1

@@ -9,7 +9,7 @@ from importlib import import_module
 from visuomotor.cli import run_command
 from visuomotor.errors import UserError
 
-COMMANDS = ("train", "evaluate", "export", "demonstrate", "benchmark")
+COMMANDS = ("train", "evaluate", "export", "demonstrate", "benchmark", "view")
 
 
 def run(argv: Sequence[str]) -> int:

@@ -1,0 +1,195 @@
+"""Looking on in a browser: the same episodes as an evaluation, every control, loopback alone."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mujoco
+import numpy as np
+import pytest
+import torch
+
+from tests.browser import browser
+from visuomotor.checkpoint import save_checkpoint
+from visuomotor.cli import run_command
+from visuomotor.config import ActorConfig, CameraConfig, Config, EnvConfig
+from visuomotor.evaluation import evaluation_env
+from visuomotor.gail_reward import Discriminator
+from visuomotor.overrides import to_yaml
+from visuomotor.policies import PixelPolicy, make_actor
+from visuomotor.view import HOST, Panel, ViewConfig, Watched, view
+
+CONFIG = Config(
+    task="lifting",
+    camera=CameraConfig(height=24, width=24),
+    actor=ActorConfig(visual_dim=16, proprio_dim=8, hidden_dim=12),
+    env=EnvConfig(episode_steps=9, num_threads=1),
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `ril` leaves it: an actor, and a discriminator beside it."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(to_yaml(CONFIG))
+    torch.manual_seed(0)
+    actor = make_actor(CONFIG, 6)
+    torch.nn.init.normal_(actor.mean_head.weight, std=0.5)
+    env = evaluation_env(
+        CONFIG, num_envs=1, seed=0, strength=0.0, device=torch.device("cpu"), render=False
+    )
+    width = env.task.object_features().shape[1]
+    discriminator = Discriminator(feature_dim=width, hidden_sizes=(7, 5))
+    state = {
+        "policy": {"actor": actor.state_dict()},
+        "phase": "ril",
+        "learner": {"gail": {"discriminator": discriminator.state_dict()}},
+        "wall_s": 1.0,
+    }
+    save_checkpoint(folder / "checkpoints", 4096, state)
+    return folder
+
+
+def test_what_is_watched_is_the_episode_of_an_evaluation(run: Path) -> None:
+    watched = Watched(ViewConfig(policy=str(run), seed=5, device="cpu"))
+    env = evaluation_env(CONFIG, num_envs=1, seed=5, strength=1.0, device=torch.device("cpu"))
+    torch.manual_seed(0)
+    actor = make_actor(CONFIG, 6)
+    torch.nn.init.normal_(actor.mean_head.weight, std=0.5)
+    policy, seen, start = PixelPolicy(actor.eval(), 1), env.reset(), torch.tensor([True])
+    assert np.array_equal(watched.env.factors, env.factors)
+    for step in range(1, 6):
+        shown = watched.step()
+        result = env.step(policy.act(seen, start))
+        seen, start = result.observation, result.truncated
+        assert (shown.episode, shown.step) == (0, step)
+        assert torch.equal(watched.env.sim.data("qpos"), env.sim.data("qpos"))
+        assert shown.stage == env.task.stages[int(result.stage[0])]
+        assert np.array_equal(shown.pixels, seen.pixels[0].permute(1, 2, 0).numpy())
+        assert np.abs(shown.action).max() > 0.0
+
+
+def test_reset_repeats_the_episode_and_the_next_seed_is_another(run: Path) -> None:
+    watched = Watched(ViewConfig(policy=str(run), device="cpu"))
+    first = [watched.step().action for _ in range(3)]
+    watched.restart()
+    assert np.array_equal(first, [watched.step().action for _ in range(3)])
+    factors = watched.env.factors.copy()
+    watched.seed += 1
+    watched.restart()
+    assert not np.array_equal(watched.env.factors, factors)
+    watched.randomized = False
+    watched.restart()
+    assert np.array_equal(watched.env.factors[0], watched.env.randomizer.default())
+    assert {value for _, value in watched.factors()} <= {0.0, 1.0, 3.0}
+
+
+def test_the_score_is_that_of_the_runs_own_discriminator(run: Path) -> None:
+    shown = Watched(ViewConfig(policy=str(run), device="cpu")).step()
+    assert shown.score is not None and 0.0 < shown.score < 1.0
+    assert Watched(ViewConfig(task="lifting", device="cpu")).step().score is None
+    shipped = Watched(ViewConfig(policy="lifting", device="cpu")).step()
+    assert shipped.score is None and np.abs(shipped.action).max() > 0.0
+
+
+def test_without_a_policy_the_arm_stands_still_and_the_scene_is_the_worlds() -> None:
+    watched = Watched(ViewConfig(task="clearing", sims="nominal", device="cpu"))
+    assert watched.config.task == "clearing_blocks"  # by its alias
+    assert (watched.step().action == 0.0).all()
+    data = mujoco.MjData(watched.env.sim.model)
+    watched.mj_data(data)
+    np.testing.assert_array_equal(data.qpos, watched.env.sim.data("qpos")[0].numpy())
+    block = watched.env.sim.model.body("block_0").id
+    np.testing.assert_allclose(data.xpos[block], watched.env.task.prop_pos(0)[0].numpy())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], r"task= or policy= is missing; for example: task=stacking"),
+        (["task=liftin"], r"unknown task 'liftin' \(did you mean lifting"),
+        (["policy=nowhere"], r"there is no policy 'nowhere'"),
+        (["policy=lifting", "task=stacking"], r"policy=lifting does lifting, not stacking; leave"),
+        (["task=lifting", "sims=heldout"], r"sims='heldout' is unknown; valid: nominal, random"),
+        (["task=lifting", "seed=-1"], r"seed=-1; valid: from 0"),
+        (["task=lifting", "port=0"], r"port=0; valid: 1 to 65535"),
+    ],
+)
+def test_bad_input_is_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+) -> None:
+    assert run_command(view, [*arguments, "device=cpu"]) == 2
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if "Warp" not in text]
+    assert re.search(told, line)
+
+
+# --- in a browser -------------------------------------------------------------------------------
+
+
+@contextmanager
+def _running(options: ViewConfig) -> Iterator[Panel]:
+    pytest.importorskip("mjviser")
+    panel = Panel(Watched(options), port=18080)
+    over = threading.Event()
+    thread = threading.Thread(target=panel.run, args=(over.is_set,), daemon=True)
+    thread.start()
+    try:
+        yield panel
+    finally:
+        over.set()
+        thread.join(timeout=60)
+
+
+def test_it_listens_on_loopback_alone(run: Path) -> None:
+    assert HOST == "127.0.0.1"
+    with _running(ViewConfig(policy=str(run), device="cpu")) as panel:
+        socket.create_connection((HOST, panel.port), timeout=10).close()
+        listening = Path("/proc/net/tcp").read_text().splitlines()[1:]
+        hosts = {
+            row.split()[1].split(":")[0]
+            for row in listening
+            if row.split()[3] == "0A" and int(row.split()[1].split(":")[1], 16) == panel.port
+        }
+        assert hosts == {"0100007F"}  # 127.0.0.1
+
+
+def test_every_control_does_what_it_says(run: Path, tmp_path: Path) -> None:
+    def click(name: str) -> str:
+        buttons = "[...document.querySelectorAll('button')]"
+        return f"{buttons}.find((b) => b.innerText.trim() === '{name}').click() || true"
+
+    def told(text: str) -> str:
+        return f"document.body?.innerText.includes('{text}')"
+
+    with browser(tmp_path) as page, _running(ViewConfig(policy=str(run), device="cpu")) as panel:
+        page.open(f"http://{HOST}:{panel.port}")
+        page.wait(told("lifting, seed 0"))
+        page.wait(told("discriminator: 0."))
+        page.wait(told("furthest from neutral"))
+        page.wait("document.querySelectorAll('canvas').length > 0")
+        page.wait("[...document.querySelectorAll('img')].some((i) => i.naturalWidth >= 240)")
+        page.value(click("Pause"))
+        page.wait("[...document.querySelectorAll('button')].some((b) => b.innerText === 'Play')")
+        page.value(click("Reset"))
+        page.wait(told("episode 0, step 0"))
+        page.value(click("Step"))
+        page.wait(told("episode 0, step 1"))
+        page.value(click("Next seed"))
+        page.wait(told("lifting, seed 1, episode 0, step 0"))
+        assert panel.watched.randomized
+        page.value(
+            "document.querySelector('input[type=checkbox]:not([id^=mantine])').click() || true"
+        )
+        # All factors are at their neutral values then, and stand in the order of their declaration.
+        page.wait("/camera_pos.x[ \\t]+0[ \\n\\t]/.test(document.body.innerText)")
+        assert not panel.watched.randomized
+        page.wait(told("seed 1, episode 0, step 0"))
+        page.screenshot(tmp_path / "page.png")
+        assert (tmp_path / "page.png").stat().st_size > 10_000
+        assert page.errors == []
