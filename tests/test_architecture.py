@@ -15,7 +15,7 @@ PACKAGE = "visuomotor"
 
 NETWORKS = ("aux_tasks", "gail_reward", "networks", "pixel_actor", "state_critic", "state_teacher")
 # The simulated worlds, and what they are randomized with.
-WORLD = ("envs", "image_noise", "randomization", "vision_import")
+WORLD = ("envs", "factors", "image_noise", "randomization", "vision_import")
 # What wires environments and learner together: training, its phases, and the commands.
 WIRING = (
     "benchmark",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from visuomotor.evaluation import Episodes
@@ -18,7 +19,7 @@ class Outcome:
     episodes: Episodes
     summary: dict[str, Any]  # of evaluation.json
 
-    @property
+    @cached_property
     def effects(self) -> list[Effect]:
         """Of the randomized factors on success, the clearest first."""
         episodes = self.episodes

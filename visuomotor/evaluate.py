@@ -9,8 +9,6 @@ its number: every policy meets the same start states and factors. Writes `evalua
 
 from __future__ import annotations
 
-import difflib
-import json
 import math
 import sys
 from dataclasses import dataclass, field, replace
@@ -26,20 +24,21 @@ from visuomotor.cli import resolve_device, run_command
 from visuomotor.comparison import Outcome, compare, comparison, table
 from visuomotor.config import Config, EnvConfig
 from visuomotor.envs import VisuomotorEnv
-from visuomotor.errors import UserError
+from visuomotor.errors import UserError, did_you_mean
 from visuomotor.evaluation import (
     MAX_WORLDS,
     Episodes,
     Film,
-    episodes_csv,
     evaluation_env,
     run_episodes,
     summarize,
+    write_evaluation,
+    write_json,
 )
 from visuomotor.factor_effects import effects_csv, told
 from visuomotor.heldout import CHANGES, HeldOut
 from visuomotor.overrides import parse_overrides, to_yaml
-from visuomotor.policy_files import LoadedPolicy, load_evaluated_policy, run_records
+from visuomotor.policy_files import LoadedPolicy, load_evaluated_policy, training_curve
 from visuomotor.sweep import (
     PREFIX,
     SweepPoint,
@@ -181,33 +180,30 @@ def _labels(names: list[str]) -> list[str]:
     return labels
 
 
-def _judge(
-    name: str,
-    label: str,
+def _world(
+    config: Config, options: EvaluateConfig, device: torch.device, **how: Any
+) -> VisuomotorEnv:
+    """The worlds that `sims` asks for; how: what else `evaluation_env` may be told."""
+    how.setdefault("num_envs", min(MAX_WORLDS, options.episodes))
+    strength = _strength(options)
+    return evaluation_env(config, seed=options.seed, strength=strength, device=device, **how)
+
+
+def _strength(options: EvaluateConfig) -> float:
+    if options.strength is not None:
+        return options.strength
+    return 1.0 if options.sims in ("randomized", "heldout") else 0.0
+
+
+def _run(
+    env: VisuomotorEnv,
     loaded: LoadedPolicy,
-    config: Config,
     options: EvaluateConfig,
-    device: torch.device,
-    pinned: dict[str, float] | None = None,
-) -> Judged:
-    strength = 1.0 if options.sims in ("randomized", "heldout") else 0.0
-    strength = strength if options.strength is None else options.strength
-    heldout = _heldout(options)
-    num_envs = min(MAX_WORLDS, options.episodes)
-    env = evaluation_env(
-        config,
-        num_envs=num_envs,
-        seed=options.seed,
-        strength=strength,
-        device=device,
-        pinned=pinned,
-        heldout=heldout,
-    )
-    film = None
-    if pinned is None and (options.video or options.report):
-        film = Film(env=env)
-    policy = loaded.policy(num_envs)
-    shown = " ".join((label, *(f"{key}={value:g}" for key, value in (pinned or {}).items())))
+    shown: str,
+    film: Film | None = None,
+) -> Episodes:
+    """With a bar that is called `shown`; tells where the policy stopped."""
+    policy = loaded.policy(env.num_envs)
     with tqdm(total=options.episodes, unit="episode", desc=shown, disable=None) as bar:
 
         def progress(done: int, successes: int) -> None:
@@ -221,12 +217,27 @@ def _judge(
         print(
             f"{shown} stopped in {stopped} episodes, which count as failed: {why}", file=sys.stderr
         )
+    return episodes
+
+
+def _judge(
+    name: str,
+    label: str,
+    loaded: LoadedPolicy,
+    config: Config,
+    options: EvaluateConfig,
+    device: torch.device,
+) -> Judged:
+    heldout = _heldout(options)
+    env = _world(config, options, device, heldout=heldout)
+    film = Film(env=env) if options.video or options.report else None
+    episodes = _run(env, loaded, options, label, film)
     summary = summarize(
         episodes,
         task=config.task,
         policy=name,
         sims=options.sims,
-        strength=strength,
+        strength=_strength(options),
         **({} if heldout is None else {"heldout": list(heldout.names)}),
         seed=options.seed,
         episode_steps=env.episode_steps,
@@ -235,14 +246,8 @@ def _judge(
     clips = []
     if film is not None and options.report:
         wide = replace(config, camera=replace(config.camera, **WIDE))
-        other = evaluation_env(
-            wide,
-            num_envs=len(film.states[0]),
-            seed=options.seed,
-            strength=strength,
-            device=device,
-            heldout=heldout,
-        )
+        filmed = len(film.states[0])
+        other = _world(wide, options, device, heldout=heldout, num_envs=filmed)
         clips = _clips(film, episodes, other)
     return Judged(Outcome(label, episodes, summary), film if options.video else None, clips)
 
@@ -284,8 +289,7 @@ def _heldout(options: EvaluateConfig) -> HeldOut | None:
     names = tuple(name.strip() for name in options.heldout.only.split(","))
     for name in names:
         if name not in CHANGES:
-            near = difflib.get_close_matches(name, CHANGES, n=1, cutoff=0.4)
-            hint = f" (did you mean {near[0]}?)" if near else ""
+            hint = did_you_mean(name, CHANGES, most=1)
             raise UserError(
                 f"heldout.only: there is no change '{name}'{hint}; valid: {', '.join(CHANGES)}"
             )
@@ -301,16 +305,15 @@ def _sweep(
 ) -> int:
     """Every policy at every value of one factor."""
     labels = _labels(names)
-    probe = evaluation_env(
-        configs[0], num_envs=1, seed=0, strength=0.0, device=device, render=False
-    )
+    probe = _world(configs[0], options, device, num_envs=1, render=False)
     swept = swept_factor(probe.randomizer, options.sims.removeprefix(PREFIX))
     values = grid(swept.factor) if options.values is None else _values(options.values, swept)
     curves: dict[str, list[SweepPoint]] = {label: [] for label in labels}
-    for label, name, one, config in zip(labels, names, loaded, configs, strict=True):
+    for label, one, config in zip(labels, loaded, configs, strict=True):
         for value in values:
-            judged = _judge(name, label, one, config, options, device, pinned={swept.name: value})
-            successes = int(judged.outcome.episodes.success.sum())
+            env = _world(config, options, device, pinned={swept.name: value})
+            episodes = _run(env, one, options, f"{label} {swept.name}={value:g}")
+            successes = int(episodes.success.sum())
             curves[label].append(SweepPoint(value, options.episodes, successes))
     stem = f"{configs[0].task}-sweep-{swept.name.replace('/', '-')}-seed{options.seed}"
     folder = Path(options.out) if options.out is not None else Path("evaluations") / stem
@@ -319,7 +322,7 @@ def _sweep(
         facts = {"task": configs[0].task, "policy": name, "seed": options.seed}
         place = folder / label if len(labels) > 1 else folder
         place.mkdir(exist_ok=True)
-        _write_json(place / "sweep.json", {**facts, **sweep_record(swept, points)})
+        write_json(place / "sweep.json", {**facts, **sweep_record(swept, points)})
         write_atomic(place / "sweep.csv", sweep_csv(points).encode())
         print(sweep_text(label, swept, points))
     write_atomic(folder / "sweep.png", sweep_png(swept, curves))
@@ -349,48 +352,30 @@ def _values(text: str, swept: SweptFactor) -> list[float]:
 
 
 def _write(judged: Judged, folder: Path, rate: float) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    if judged.film is not None:
-        judged.film.save(folder, rate)
     outcome = judged.outcome
-    content = episodes_csv(outcome.episodes, outcome.summary["seed"])
-    write_atomic(folder / "episodes.csv", content.encode())
+    write_evaluation(folder, outcome.episodes, outcome.summary, judged.film, rate)
     write_atomic(folder / "factors.csv", effects_csv(outcome.effects).encode())
-    _write_json(folder / "evaluation.json", outcome.summary)
 
 
 def _report(
-    folder: Path,
-    names: list[str],
-    judged: list[Judged],
-    configs: list[Config],
-    options: EvaluateConfig,
+    folder: Path, judged: list[Judged], configs: list[Config], curves: list[str | None]
 ) -> None:
-    if not options.report:
-        return
     from visuomotor.report import Reported, report_html  # Plotly takes a while to import
 
-    reported = []
-    for name, one, config in zip(names, judged, configs, strict=True):
-        outcome = one.outcome
-        curve = run_records(name).curve
-        reported.append(
-            Reported(
-                label=outcome.label,
-                summary=outcome.summary,
-                episodes=outcome.episodes,
-                effects=outcome.effects,
-                clips=one.clips,
-                curve=curve,
-                settings=to_yaml(config),
-            )
+    reported = [
+        Reported(
+            label=one.outcome.label,
+            summary=one.outcome.summary,
+            episodes=one.outcome.episodes,
+            effects=one.outcome.effects,
+            clips=one.clips,
+            curve=curve,
+            settings=to_yaml(config),
         )
+        for one, config, curve in zip(judged, configs, curves, strict=True)
+    ]
     pairs = [compare(judged[0].outcome, one.outcome) for one in judged[1:]]
     write_atomic(folder / "report.html", report_html(reported, pairs).encode())
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_atomic(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
 def evaluate(argv: list[str]) -> int:
@@ -401,6 +386,8 @@ def evaluate(argv: list[str]) -> int:
     configs = _same_worlds(names, [one.config for one in loaded], options.episode_steps)
     if options.sims.startswith(PREFIX):
         return _sweep(names, loaded, configs, options, device)
+    # What is read comes before the work.
+    curves = [training_curve(name) for name in names] if options.report else []
     judged = [
         _judge(name, label, one, config, options, device)
         for name, label, one, config in zip(names, _labels(names), loaded, configs, strict=True)
@@ -411,14 +398,14 @@ def evaluate(argv: list[str]) -> int:
         folder = Path(options.out) if options.out is not None else loaded[0].default_out
         if folder is not None:
             _write(judged[0], folder, rate)
-            _report(folder, names, judged, configs, options)
     else:
         default = Path("evaluations") / f"{task}-{options.sims}-seed{options.seed}"
         folder = Path(options.out) if options.out is not None else default
         for one in judged:
             _write(one, folder / one.outcome.label, rate)
-        _write_json(folder / "comparison.json", comparison(outcomes))
-        _report(folder, names, judged, configs, options)
+        write_json(folder / "comparison.json", comparison(outcomes))
+    if folder is not None and options.report:
+        _report(folder, judged, configs, curves)
     written = f"; written to {folder}" if folder is not None else ""
     if len(judged) > 1:
         print(f"{task} {options.sims} seed={options.seed}, {options.episodes} episodes{written}")

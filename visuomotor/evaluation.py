@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from visuomotor.config import Config
 from visuomotor.envs import Observation, VisuomotorEnv, make_env
+from visuomotor.files import write_atomic
 from visuomotor.heldout import HeldOut
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.policies import PixelPolicy, TeacherPolicy
@@ -229,6 +231,24 @@ def evaluate_actor(
         config, num_envs=num_envs, seed=seed, strength=strength, device=device, render=render
     )
     return run_episodes(env, policy, episodes, on_step=on_step, progress=progress)
+
+
+def write_evaluation(
+    folder: Path, episodes: Episodes, summary: dict[str, Any], film: Film | None, rate: float
+) -> None:
+    """`evaluation.json`, written last, `episodes.csv` and the film, where there is one.
+
+    summary: of `summarize`, with the seed. rate: frames/s.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if film is not None:
+        film.save(folder, rate)
+    write_atomic(folder / "episodes.csv", episodes_csv(episodes, summary["seed"]).encode())
+    write_json(folder / "evaluation.json", summary)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    write_atomic(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
 class Film:

@@ -143,7 +143,7 @@ class HeldOut:
         return [CHANGES[name] for name in self.names]
 
     def config(self, config: Config) -> Config:
-        """The settings, changed; with room for delays that are longer than in training."""
+        """The settings, changed."""
         for change in self._changes:
             if change.config is not None:
                 config = change.config(config)

@@ -6,7 +6,6 @@ A run folder acts through torch, a bundle through ONNX Runtime: what is judged i
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import json
 import sys
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from visuomotor.checkpoint import load_checkpoint
 from visuomotor.config import Config
-from visuomotor.errors import UserError
+from visuomotor.errors import UserError, did_you_mean
 from visuomotor.overrides import load_yaml
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.policies import PixelPolicy, Seen, make_actor
@@ -145,13 +144,20 @@ def run_records(policy: str) -> RunRecords:
     folder = find_policy(policy)
     if _is_bundle(folder):
         _, files = _read_bundle(folder)
-        curve = files[CURVE].decode() if CURVE in files else None
-        return RunRecords(_evaluation(folder, files.get(EVALUATION)), curve)
-    path, metrics = folder / EVALUATION, folder / "metrics.jsonl"
-    return RunRecords(
-        _evaluation(folder, path.read_bytes() if path.is_file() else None),
-        curve_csv(metrics) if metrics.is_file() else None,
-    )
+        return RunRecords(_evaluation(folder, files.get(EVALUATION)), training_curve(policy))
+    path = folder / EVALUATION
+    content = path.read_bytes() if path.is_file() else None
+    return RunRecords(_evaluation(folder, content), training_curve(policy))
+
+
+def training_curve(policy: str) -> str | None:
+    """The learning curve that belongs to a policy, as of curve.csv; None: it has none."""
+    folder = find_policy(policy)
+    if _is_bundle(folder):
+        _, files = _read_bundle(folder)
+        return files[CURVE].decode() if CURVE in files else None
+    metrics = folder / "metrics.jsonl"
+    return curve_csv(metrics) if metrics.is_file() else None
 
 
 def find_policy(policy: str) -> Path:
@@ -167,8 +173,7 @@ def find_policy(policy: str) -> Path:
             f"policy={policy} is a folder, but neither a run (config.yaml, {CHECKPOINTS}/) nor a "
             f"bundle ({MANIFEST})"
         )
-    near = difflib.get_close_matches(policy, shipped, n=2, cutoff=0.5)
-    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+    hint = did_you_mean(policy, shipped, cutoff=0.5)
     raise UserError(
         f"there is no policy '{policy}'{hint}; give a run folder, a bundle, or a shipped policy: "
         + (", ".join(shipped) if shipped else "none in this installation")

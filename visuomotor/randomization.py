@@ -1,15 +1,15 @@
 """Appearance, dynamics and latency of each world and episode, drawn around the defaults.
 
-A factor has a name, a range, a distribution and a neutral value; one function per model field turns
-values into that field, always from the field's *default*, so that nothing accumulates. The drawn
-values are kept beside the episode: evaluation can tell which factor breaks a policy.
+One function per model field turns the factors' values into that field, always from the field's
+*default*, so that nothing accumulates. The drawn values are kept beside the episode: evaluation can
+tell which factor breaks a policy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any, Protocol, TypeVar
+from dataclasses import fields
+from typing import Any, Protocol
 
 import mujoco
 import numpy as np
@@ -18,13 +18,11 @@ from torch import Tensor
 
 from visuomotor.config import RandomizationConfig
 from visuomotor.errors import UserError
+from visuomotor.factors import OWN, Distributions, Factor, beyond, register_factor
 from visuomotor.image_noise import SensorFactors, distort
 from visuomotor.vision_import import functional
 
 __all__ = ["Factor", "Randomizer", "SensorFactors", "distort", "register_factor"]
-
-DISTRIBUTIONS = ("uniform", "log_uniform", "integer")
-_Apply = TypeVar("_Apply", bound=Callable[[mujoco.MjModel, Tensor, Tensor], None])
 
 ARM_PREFIX = "jaco_arm/"
 CHANNELS = ("r", "g", "b")
@@ -37,129 +35,6 @@ class WorldFields(Protocol):
     def model_field(self, name: str) -> Tensor: ...
     def default_field(self, name: str) -> Tensor: ...
     def recompute_constants(self, env_ids: Tensor) -> None: ...
-
-
-@dataclass(frozen=True)
-class Factor:
-    """One number drawn per episode.
-
-    distribution: "uniform", "log_uniform" or "integer" (both ends included). At strength s the
-    ends of the range are neutral + s * (end - neutral) (for log_uniform in the logarithm; for
-    integer the nearest whole number), so that strength 0 gives `neutral` exactly.
-    """
-
-    name: str
-    low: float
-    high: float
-    neutral: float
-    distribution: str = "uniform"
-
-
-@dataclass(frozen=True)
-class OwnFactor:
-    """A group of factors that a user adds; see `register_factor`."""
-
-    group: str
-    parts: tuple[str, ...]
-    low: float
-    high: float
-    neutral: float
-    distribution: str
-    field: str
-    apply: Callable[[mujoco.MjModel, Tensor, Tensor], None]
-
-
-_OWN: dict[str, OwnFactor] = {}
-
-
-def register_factor(
-    group: str,
-    *,
-    field: str,
-    bounds: tuple[float, float],
-    neutral: float,
-    distribution: str = "uniform",
-    parts: tuple[str, ...] = (),
-) -> Callable[[_Apply], _Apply]:
-    """Decorator that makes a function a factor of every environment that is built from then on.
-
-    The function is called with the MjModel, the field of the worlds that begin an episode (n, ...),
-    and the drawn values (n, number of parts, at least 1). It changes the field in place, which
-    holds the scene's own value with the package's factors in it. Without `parts` the group is one
-    factor. Its values stand in `episodes.csv` behind all others, which stay as they were drawn.
-
-        @register_factor("table_friction", field="geom_friction", bounds=(0.8, 1.25), neutral=1.0)
-        def table_friction(model, field, values):
-            field[:, model.geom("table").id, 0] *= values[:, 0]
-
-    field: of the MjModel, or "opt.gravity". Raises UserError where the name is taken, or a range
-    does not hold the neutral value.
-    """
-    if not bounds[0] <= neutral <= bounds[1]:
-        raise UserError(f"factor '{group}': bounds={bounds} do not hold neutral={neutral}")
-    if distribution not in DISTRIBUTIONS:
-        raise UserError(
-            f"factor '{group}': distribution='{distribution}'; valid: {', '.join(DISTRIBUTIONS)}"
-        )
-    if distribution == "log_uniform" and bounds[0] <= 0.0:
-        raise UserError(f"factor '{group}': bounds={bounds}; a log_uniform range is above 0")
-
-    def add(function: _Apply) -> _Apply:
-        present = _OWN.get(group)
-        if present is not None and present.apply.__qualname__ != function.__qualname__:
-            raise UserError(f"a factor '{group}' is registered already; give yours another name")
-        own = OwnFactor(group, parts, *bounds, neutral, distribution, field, function)
-        _OWN[group] = own
-        return function
-
-    return add
-
-
-class _Distributions:
-    """The factors as columns, so that an episode's values are a handful of array operations."""
-
-    def __init__(self, factors: list[Factor], enabled: list[bool]):
-        low = np.array([f.low for f in factors])
-        high = np.array([f.high for f in factors])
-        self.neutral = np.array([f.neutral for f in factors])
-        self._enabled = np.array(enabled)
-        self._log = np.array([f.distribution == "log_uniform" for f in factors])
-        self._integer = np.array([f.distribution == "integer" for f in factors])
-        self._low, self._high, self._centre = (
-            self._to_scale(values) for values in (low, high, self.neutral)
-        )
-
-    def _to_scale(self, values: np.ndarray) -> np.ndarray:
-        return np.where(self._log, np.log(np.where(self._log, values, 1.0)), values)
-
-    def values(self, uniform: np.ndarray, strength: float) -> np.ndarray:
-        """uniform (K,) in [0, 1) -> (K,) values at `strength`."""
-        low = self._centre + strength * (self._low - self._centre)
-        high = self._centre + strength * (self._high - self._centre)
-        drawn = low + uniform * (high - low)
-        first, last = np.round(low), np.round(high)
-        whole = np.minimum(last, first + np.floor(uniform * (last - first + 1.0)))
-        drawn = np.where(self._integer, whole, drawn)
-        drawn = np.where(self._log, np.exp(np.where(self._log, drawn, 0.0)), drawn)
-        # A range of no width at its neutral value is that value, to the last bit.
-        fixed = ~self._enabled | ((low == self._centre) & (high == self._centre))
-        return np.where(fixed, self.neutral, drawn)
-
-
-def _beyond(factor: Factor, uniform: float) -> float:
-    """uniform in [0, 1) -> a value outside of the range; neutral where there is no range."""
-    if factor.distribution == "integer":
-        return factor.high + 1.0 if factor.high > factor.low else factor.neutral
-    logarithmic = factor.distribution == "log_uniform"
-    low, centre, high = (
-        float(np.log(v)) if logarithmic else v for v in (factor.low, factor.neutral, factor.high)
-    )
-    reaches = [end - centre for end in (low, high) if end != centre]
-    if not reaches:
-        return factor.neutral
-    side = min(int(uniform * len(reaches)), len(reaches) - 1)
-    value = centre + reaches[side] * (1.0 + uniform * len(reaches) - side)
-    return float(np.exp(value)) if logarithmic else value
 
 
 def strength_at(config: RandomizationConfig, env_steps: int) -> float:
@@ -212,17 +87,17 @@ class Randomizer:
         self._declare_appearance()
         self._declare_dynamics()
         self._declare_latency()
-        self._own = tuple(_OWN.values())
+        self._own = tuple(OWN.values())
         for own in self._own:
             if own.group in self._columns:
                 raise UserError(f"a factor '{own.group}' is there already; give yours another name")
             bounds = (own.low, own.high)
             self._add(own.group, list(own.parts), bounds, own.neutral, True, own.distribution)
         self.factors: tuple[Factor, ...] = tuple(self._factors)
-        self._distributions = _Distributions(self._factors, self._enabled)
+        self._distributions = Distributions(self._factors, self._enabled)
         self.factor_names: tuple[str, ...] = tuple(f.name for f in self._factors)
-        fields = dict.fromkeys((*_FIELDS, *(own.field for own in self._own)))
-        self.fields: tuple[str, ...] = tuple(fields)
+        named = dict.fromkeys((*_FIELDS, *(own.field for own in self._own)))
+        self.fields: tuple[str, ...] = tuple(named)
 
     # --- what is drawn ----------------------------------------------------------------------------
 
@@ -348,7 +223,7 @@ class Randomizer:
         uniform = rng.random(len(self.factors))
         values = self._distributions.values(uniform, strength)
         for column in self._beyond:
-            values[column] = _beyond(self.factors[column], float(uniform[column]))
+            values[column] = beyond(self.factors[column], float(uniform[column]))
         for column, value in self._pinned.items():
             values[column] = value
         return values

@@ -6,16 +6,16 @@ Every value meets the same start states. Knows factors and outcomes, no policy.
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+import matplotlib.ticker
 import numpy as np
 from matplotlib.figure import Figure
 
-from visuomotor.errors import UserError
+from visuomotor.errors import UserError, did_you_mean
 from visuomotor.randomization import Factor, Randomizer
 from visuomotor.statistics import wilson_interval
 
@@ -58,8 +58,7 @@ def swept_factor(randomizer: Randomizer, name: str) -> SweptFactor:
         if columns:
             return SweptFactor(known, randomizer.factors[columns[0]])
     names = [*randomizer.groups, *randomizer.factor_names]
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+    hint = did_you_mean(name, names, most=3)
     raise UserError(f"there is no factor '{name}'{hint}; factors: {', '.join(randomizer.groups)}")
 
 

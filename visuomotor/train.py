@@ -7,7 +7,6 @@ on bad input.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
@@ -25,7 +24,6 @@ from visuomotor.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     save_checkpoint,
-    write_atomic,
 )
 from visuomotor.cli import StopSignal, resolve_device, run_command
 from visuomotor.cloning import clone_from_state
@@ -34,7 +32,13 @@ from visuomotor.demonstrate import demonstrations_for
 from visuomotor.distillation import Distillation
 from visuomotor.envs import make_task
 from visuomotor.errors import UserError
-from visuomotor.evaluation import Film, episodes_csv, evaluate_actor, summarize
+from visuomotor.evaluation import (
+    Film,
+    evaluate_actor,
+    summarize,
+    write_evaluation,
+    write_json,
+)
 from visuomotor.overrides import HELP_WORDS, leaf_types, load_yaml, parse_overrides
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.policies import make_teacher
@@ -356,10 +360,6 @@ class Run:
             device=self.device,
             on_step=film,
         )
-        folder = self.folder.path / "evaluations" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        if film is not None:
-            film.save(folder, 1.0 / self.config.env.control_dt)
         summary = summarize(
             outcome,
             task=self.config.task,
@@ -369,9 +369,8 @@ class Run:
             strength=strength,
             seed=EVALUATION_SEED,
         )
-        text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
-        write_atomic(folder / "episodes.csv", episodes_csv(outcome, EVALUATION_SEED).encode())
-        write_atomic(folder / "evaluation.json", text.encode())
+        folder = self.folder.path / "evaluations" / name
+        write_evaluation(folder, outcome, summary, film, 1.0 / self.config.env.control_dt)
         return summary
 
     def _final_evaluation(self) -> None:
@@ -380,8 +379,7 @@ class Run:
         summary = self._evaluate(self.config.run.final_episodes, "final")
         sees = isinstance(self.learner.actor, PixelActor)
         if sees:
-            text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
-            write_atomic(self.folder.path / "evaluation.json", text.encode())
+            write_json(self.folder.path / "evaluation.json", summary)
         low, high = 100 * summary["success_low"], 100 * summary["success_high"]
         print(
             f"{self.config.task}, {'from pixels' if sees else 'the teacher, from state'}: "

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import mujoco
@@ -41,9 +42,7 @@ SIMS = {"nominal": 0.0, "randomized": 1.0}
 @dataclass(frozen=True)
 class ViewConfig:
     task: str | None = None  # None: the policy's
-    policy: str | None = (
-        None  # a run folder, a bundle or a shipped name; None: the arm stands still
-    )
+    policy: str | None = None  # a run folder, a bundle or a shipped name; None: a still arm
     sims: str = "randomized"  # nominal or randomized
     seed: int = 0
     port: int = 8080  # on 127.0.0.1
@@ -93,9 +92,8 @@ class Watched:
         self.seed = options.seed
         self.randomized = SIMS[options.sims] > 0.0
         self.env: VisuomotorEnv
-        self._discriminator: Discriminator | None = None
-        self.restart()
-        self._discriminator = _discriminator(options.policy, self.env)
+        self._discriminator = _discriminator(options.policy)
+        self.shown = self.restart()
 
     def restart(self) -> Shown:
         """The first episode of this seed, as `evaluate` has it."""
@@ -155,17 +153,18 @@ class Watched:
         )
 
 
-def _discriminator(policy: str | None, env: VisuomotorEnv) -> Discriminator | None:
+def _discriminator(policy: str | None) -> Discriminator | None:
     """The one that a run's policy was trained against; bundles and distilled students have none."""
-    if policy is None or not (find_policy(policy) / CHECKPOINTS).is_dir():
+    folder = None if policy is None else find_policy(policy) / CHECKPOINTS
+    if folder is None or not folder.is_dir():
         return None
-    state, _, _ = load_checkpoint(find_policy(policy) / CHECKPOINTS)
+    state, _, _ = load_checkpoint(folder)
     weights = _find(state, "discriminator")
     if weights is None:
         return None
     sizes = [len(value) for name, value in weights.items() if name.endswith(".bias")][:-1]
-    features = env.task.object_features().shape[1]
-    discriminator = Discriminator(feature_dim=features, hidden_sizes=sizes)
+    width = len(weights["normalizer.mean"])
+    discriminator = Discriminator(feature_dim=width, hidden_sizes=sizes)
     discriminator.load_state_dict(weights)
     return discriminator.eval()
 
@@ -207,7 +206,7 @@ class Panel:
         with gui.add_folder("Run"):
             self._play = gui.add_button("Pause")
             for name in ("Step", "Reset", "Next seed"):
-                self._button(gui.add_button(name), name)
+                gui.add_button(name).on_click(partial(self._want, name))
             self._randomized = gui.add_checkbox("Randomization", watched.randomized)
             self._told = gui.add_markdown("")
         with gui.add_folder("Camera"):
@@ -216,19 +215,16 @@ class Panel:
             self._action = gui.add_markdown("")
         with gui.add_folder("Factors"):
             self._factors = gui.add_markdown("")
-        self._play.on_click(lambda _: self._want("Pause"))
-        self._randomized.on_update(lambda _: self._want("Randomization"))
+        self._play.on_click(partial(self._want, "Pause"))
+        self._randomized.on_update(partial(self._want, "Randomization"))
 
-    def _button(self, button: Any, name: str) -> None:
-        button.on_click(lambda _: self._want(name))
-
-    def _want(self, what: str) -> None:
+    def _want(self, what: str, event: object) -> None:
         with self._lock:
             self._wanted.append(what)
 
     def run(self, stopped: Callable[[], bool]) -> None:
         """Until it is to stop."""
-        self._show(self.watched.restart())
+        self._show(self.watched.shown)
         due = time.monotonic()
         while not stopped():
             with self._lock:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import TypeVar
@@ -13,7 +12,7 @@ import torch
 from visuomotor.config import Config
 from visuomotor.envs.environment import Observation, ResetSampler, StepResult, VisuomotorEnv
 from visuomotor.envs.tasks import ALIASES, TASKS, Task
-from visuomotor.errors import UserError
+from visuomotor.errors import UserError, did_you_mean
 
 _TaskType = TypeVar("_TaskType", bound=type[Task])
 
@@ -55,8 +54,7 @@ def make_task(name: str) -> Task:
         for plugin in entry_points(group=PLUGINS):
             plugin.load()
     if name not in TASKS:
-        near = difflib.get_close_matches(name, TASKS, n=2, cutoff=0.4)
-        hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+        hint = did_you_mean(name, TASKS)
         raise UserError(f"unknown task '{name}'{hint}; tasks: {', '.join(TASKS)}")
     return TASKS[name]()
 

@@ -1,0 +1,142 @@
+"""Factors of randomization: a name, a range, a distribution and a neutral value; and one's own.
+
+Knows how values are drawn, not where they go (see randomization.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import mujoco
+import numpy as np
+from torch import Tensor
+
+from visuomotor.errors import UserError
+
+DISTRIBUTIONS = ("uniform", "log_uniform", "integer")
+_Apply = TypeVar("_Apply", bound=Callable[[mujoco.MjModel, Tensor, Tensor], None])
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One number drawn per episode.
+
+    distribution: "uniform", "log_uniform" or "integer" (both ends included). At strength s the
+    ends of the range are neutral + s * (end - neutral) (for log_uniform in the logarithm; for
+    integer the nearest whole number), so that strength 0 gives `neutral` exactly.
+    """
+
+    name: str
+    low: float
+    high: float
+    neutral: float
+    distribution: str = "uniform"
+
+
+@dataclass(frozen=True)
+class OwnFactor:
+    """A group of factors that a user adds; see `register_factor`."""
+
+    group: str
+    parts: tuple[str, ...]
+    low: float
+    high: float
+    neutral: float
+    distribution: str
+    field: str
+    apply: Callable[[mujoco.MjModel, Tensor, Tensor], None]
+
+
+OWN: dict[str, OwnFactor] = {}
+
+
+def register_factor(
+    group: str,
+    *,
+    field: str,
+    bounds: tuple[float, float],
+    neutral: float,
+    distribution: str = "uniform",
+    parts: tuple[str, ...] = (),
+) -> Callable[[_Apply], _Apply]:
+    """Decorator that makes a function a factor of every environment that is built from then on.
+
+    The function is called with the MjModel, the field of the worlds that begin an episode (n, ...),
+    and the drawn values (n, number of parts, at least 1). It changes the field in place, which
+    holds the scene's own value with the package's factors in it. Without `parts` the group is one
+    factor. Its values stand in `episodes.csv` behind all others, which stay as they were drawn.
+
+        @register_factor("table_friction", field="geom_friction", bounds=(0.8, 1.25), neutral=1.0)
+        def table_friction(model, field, values):
+            field[:, model.geom("table").id, 0] *= values[:, 0]
+
+    field: of the MjModel, or "opt.gravity". Raises UserError where the name is taken, or a range
+    does not hold the neutral value.
+    """
+    if not bounds[0] <= neutral <= bounds[1]:
+        raise UserError(f"factor '{group}': bounds={bounds} do not hold neutral={neutral}")
+    if distribution not in DISTRIBUTIONS:
+        raise UserError(
+            f"factor '{group}': distribution='{distribution}'; valid: {', '.join(DISTRIBUTIONS)}"
+        )
+    if distribution == "log_uniform" and bounds[0] <= 0.0:
+        raise UserError(f"factor '{group}': bounds={bounds}; a log_uniform range is above 0")
+
+    def add(function: _Apply) -> _Apply:
+        present = OWN.get(group)
+        if present is not None and present.apply.__qualname__ != function.__qualname__:
+            raise UserError(f"a factor '{group}' is registered already; give yours another name")
+        own = OwnFactor(group, parts, *bounds, neutral, distribution, field, function)
+        OWN[group] = own
+        return function
+
+    return add
+
+
+class Distributions:
+    """The factors as columns, so that an episode's values are a handful of array operations."""
+
+    def __init__(self, factors: list[Factor], enabled: list[bool]):
+        low = np.array([f.low for f in factors])
+        high = np.array([f.high for f in factors])
+        self.neutral = np.array([f.neutral for f in factors])
+        self._enabled = np.array(enabled)
+        self._log = np.array([f.distribution == "log_uniform" for f in factors])
+        self._integer = np.array([f.distribution == "integer" for f in factors])
+        self._low, self._high, self._centre = (
+            self._to_scale(values) for values in (low, high, self.neutral)
+        )
+
+    def _to_scale(self, values: np.ndarray) -> np.ndarray:
+        return np.where(self._log, np.log(np.where(self._log, values, 1.0)), values)
+
+    def values(self, uniform: np.ndarray, strength: float) -> np.ndarray:
+        """uniform (K,) in [0, 1) -> (K,) values at `strength`."""
+        low = self._centre + strength * (self._low - self._centre)
+        high = self._centre + strength * (self._high - self._centre)
+        drawn = low + uniform * (high - low)
+        first, last = np.round(low), np.round(high)
+        whole = np.minimum(last, first + np.floor(uniform * (last - first + 1.0)))
+        drawn = np.where(self._integer, whole, drawn)
+        drawn = np.where(self._log, np.exp(np.where(self._log, drawn, 0.0)), drawn)
+        # A range of no width at its neutral value is that value, to the last bit.
+        fixed = ~self._enabled | ((low == self._centre) & (high == self._centre))
+        return np.where(fixed, self.neutral, drawn)
+
+
+def beyond(factor: Factor, uniform: float) -> float:
+    """uniform in [0, 1) -> a value outside of the range; neutral where there is no range."""
+    if factor.distribution == "integer":
+        return factor.high + 1.0 if factor.high > factor.low else factor.neutral
+    logarithmic = factor.distribution == "log_uniform"
+    low, centre, high = (
+        float(np.log(v)) if logarithmic else v for v in (factor.low, factor.neutral, factor.high)
+    )
+    reaches = [end - centre for end in (low, high) if end != centre]
+    if not reaches:
+        return factor.neutral
+    side = min(int(uniform * len(reaches)), len(reaches) - 1)
+    value = centre + reaches[side] * (1.0 + uniform * len(reaches) - side)
+    return float(np.exp(value)) if logarithmic else value
