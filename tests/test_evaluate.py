@@ -19,10 +19,10 @@ from torch import Tensor
 
 import visuomotor.evaluate
 import visuomotor.evaluation
+from tests.runs import CPU, moving_actor, small_run, write_run
 from visuomotor import __version__
-from visuomotor.checkpoint import save_checkpoint
 from visuomotor.cli import run_command
-from visuomotor.config import ActorConfig, CameraConfig, Config, CurriculumConfig, EnvConfig
+from visuomotor.config import CameraConfig, Config, CurriculumConfig
 from visuomotor.envs import Observation, VisuomotorEnv, make_env
 from visuomotor.evaluate import evaluate
 from visuomotor.evaluation import (
@@ -36,19 +36,14 @@ from visuomotor.evaluation import (
     summarize,
 )
 from visuomotor.overrides import to_yaml
-from visuomotor.pixel_actor import PixelActor
-from visuomotor.policies import make_actor
 from visuomotor.runtime.files import GOLDEN, MANIFEST, MODEL, seal_manifest
 from visuomotor.statistics import wilson_interval
 
-CPU = torch.device("cpu")
 STEPS = 6
 BARE = ("video=false", "report=false")
-CONFIG = Config(
-    task="lifting",
+CONFIG = replace(
+    small_run(STEPS),
     camera=CameraConfig(height=24, width=32),
-    actor=ActorConfig(visual_dim=16, proprio_dim=8, hidden_dim=12),
-    env=EnvConfig(episode_steps=STEPS, num_threads=1),
     # Both are of training alone.
     curriculum=CurriculumConfig(enabled=True, initial_share=0.0, final_share=0.0),
     randomization=replace(Config().randomization, curriculum_steps=1000),
@@ -313,15 +308,8 @@ def test_strength_alone_decides_how_far_worlds_are_randomized() -> None:
     assert masses.min() < 0.9 and masses.max() > 1.1
 
 
-def _actor(seed: int = 0) -> PixelActor:
-    torch.manual_seed(seed)
-    actor = make_actor(CONFIG, 6)
-    torch.nn.init.normal_(actor.mean_head.weight, std=1.0)  # an arm that moves
-    return actor.eval()
-
-
 def test_judging_an_actor_leaves_it_as_it_was_and_repeats() -> None:
-    actor = _actor()
+    actor = moving_actor(CONFIG)
     before = {name: value.clone() for name, value in actor.state_dict().items()}
     settings: dict[str, Any] = {"episodes": 3, "seed": 1, "strength": 1.0, "device": CPU}
     first = evaluate_actor(actor, CONFIG, **settings)
@@ -341,15 +329,7 @@ def test_judging_an_actor_leaves_it_as_it_was_and_repeats() -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with a small actor; only read."""
-    return _write_run(tmp_path_factory.mktemp("runs") / "run")
-
-
-def _write_run(folder: Path, *, seed: int = 0, config: Config = CONFIG) -> Path:
-    folder.mkdir()
-    (folder / "config.yaml").write_text(to_yaml(config))
-    state = {"policy": {"actor": _actor(seed).state_dict()}, "phase": "ril", "wall_s": 1.5}
-    save_checkpoint(folder / "checkpoints", 4096, state)
-    return folder
+    return write_run(tmp_path_factory.mktemp("runs") / "run", CONFIG)
 
 
 def _names(folder: Path) -> set[str]:
@@ -427,7 +407,7 @@ def test_nominal_worlds_are_all_at_their_defaults(run: Path, tmp_path: Path) -> 
 
 
 def test_a_runs_evaluation_belongs_into_its_folder(tmp_path: Path) -> None:
-    folder = _write_run(tmp_path / "run")
+    folder = write_run(tmp_path / "run", CONFIG)
     before = _names(folder)
     arguments = [
         f"policy={folder}",
@@ -441,80 +421,6 @@ def test_a_runs_evaluation_belongs_into_its_folder(tmp_path: Path) -> None:
     assert _names(folder) == before | {"evaluation.json", "episodes.csv", "factors.csv"}
     summary = json.loads((folder / "evaluation.json").read_text())
     assert (summary["sims"], summary["strength"], summary["episodes"]) == ("randomized", 0.5, 1)
-
-
-# --- policies side by side ----------------------------------------------------------------------
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
-def test_policies_side_by_side_meet_the_same_episodes(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    other = _write_run(tmp_path / "run", seed=1)
-    out = tmp_path / "out"
-    arguments = [
-        f"policy={run},{other}",
-        "episodes=3",
-        "seed=4",
-        "video=false",
-        "report=false",
-        "device=cpu",
-    ]
-    assert run_command(evaluate, [*arguments, f"out={out}"]) == 0
-    assert _names(out) == {"run", "run-2", "comparison.json"}  # of one name, yet kept apart
-    first, second = (_rows(out / name / "episodes.csv") for name in ("run", "run-2"))
-    for a, b in zip(first, second, strict=True):
-        assert {name for name in a if a[name] != b[name]} <= set(OUTCOMES)
-
-    kept = json.loads((out / "comparison.json").read_text())
-    assert (kept["task"], kept["seed"], kept["episodes"]) == ("lifting", 4, 3)
-    assert list(kept["policies"]) == ["run", "run-2"]
-    assert kept["policies"]["run-2"]["policy"] == str(other)
-    (pair,) = kept["differences"]
-    assert (pair["policy"], pair["from"]) == ("run-2", "run")
-    assert pair["both"] + pair["only_first"] + pair["only_second"] + pair["neither"] == 3
-    assert pair["low"] <= pair["difference"] <= pair["high"]
-    said = capsys.readouterr().out
-    assert "run-2 - run" in said and "McNemar" in said
-
-    # Alone it has the same episodes and outcomes, to the last byte.
-    alone = [f"policy={other}", *arguments[1:], f"out={tmp_path / 'alone'}"]
-    assert run_command(evaluate, alone) == 0
-    assert (tmp_path / "alone/episodes.csv").read_bytes() == (
-        out / "run-2/episodes.csv"
-    ).read_bytes()
-
-
-def test_several_policies_without_a_folder_are_kept_by_task_and_seed(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = _names(run)
-    monkeypatch.chdir(tmp_path)
-    arguments = [f"policy={run},{run}", "episodes=1", *BARE, "device=cpu", "seed=2"]
-    assert run_command(evaluate, arguments) == 0
-    assert _names(tmp_path / "evaluations" / "lifting-randomized-seed2") == {
-        *("run", "run-2", "comparison.json")
-    }
-    assert _names(run) == before
-
-
-def test_a_policy_is_judged_in_the_worlds_of_the_first_one(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    randomization = replace(
-        CONFIG.randomization, dynamics=replace(CONFIG.randomization.dynamics, prop_mass=(1.0, 9.0))
-    )
-    other = _write_run(tmp_path / "other", config=replace(CONFIG, randomization=randomization))
-    arguments = [f"policy={run},{other}", "episodes=2", *BARE, "device=cpu"]
-    assert run_command(evaluate, [*arguments, f"out={tmp_path / 'out'}"]) == 0
-    assert f"{other} is judged in the worlds of {run}" in capsys.readouterr().err
-    first, second = (_rows(tmp_path / f"out/{name}/episodes.csv") for name in ("run", "other"))
-    masses = [[row["prop_mass/block_0"] for row in rows] for rows in (first, second)]
-    assert masses[0] == masses[1]
 
 
 # --- bad input ----------------------------------------------------------------------------------
@@ -573,7 +479,7 @@ def test_bad_input_is_one_line_with_what_is_valid(
     ):
         if name in str(arguments):
             others = tmp_path_factory.mktemp("others")
-            places[name] = str(_write_run(others / name, config=replace(CONFIG, env=env)))
+            places[name] = str(write_run(others / name, replace(CONFIG, env=env)))
     filled = [
         re.sub("RUN|EMPTY|LONGER|SLOWER", lambda match: places[match[0]], text)
         for text in arguments
@@ -630,7 +536,7 @@ def test_a_damaged_bundle_is_refused(
 def test_a_damaged_run_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
-    folder = _write_run(tmp_path / "run")
+    folder = write_run(tmp_path / "run", CONFIG)
     if damage == "config":
         (folder / "config.yaml").write_text("task: [lifting")
         told = "is no valid YAML"

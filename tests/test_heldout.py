@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,23 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+from tests.runs import CPU, assert_refused, small_run, write_run
 from visuomotor import evaluate, train
-from visuomotor.checkpoint import save_checkpoint
 from visuomotor.cli import run_command
-from visuomotor.config import ActorConfig, CameraConfig, Config, EnvConfig
 from visuomotor.envs import VisuomotorEnv, scene
 from visuomotor.evaluation import evaluation_env
 from visuomotor.heldout import CHANGES, HeldOut, _patterns
-from visuomotor.overrides import to_yaml
-from visuomotor.policies import make_actor
 
-CPU = torch.device("cpu")
-CONFIG = Config(
-    task="lifting",
-    camera=CameraConfig(height=24, width=24),
-    actor=ActorConfig(visual_dim=16, proprio_dim=8, hidden_dim=12),
-    env=EnvConfig(episode_steps=4, num_threads=1),
-)
+CONFIG = small_run(episode_steps=4)
 WORLDS = 40
 
 
@@ -165,13 +155,7 @@ def test_all_together_run_in_every_task() -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    folder.mkdir()
-    (folder / "config.yaml").write_text(to_yaml(CONFIG))
-    torch.manual_seed(0)
-    state = {"policy": {"actor": make_actor(CONFIG, 6).state_dict()}, "phase": "ril", "wall_s": 1.0}
-    save_checkpoint(folder / "checkpoints", 4096, state)
-    return folder
+    return write_run(tmp_path_factory.mktemp("runs") / "run", CONFIG)
 
 
 def test_the_evaluation_names_what_was_changed(run: Path, tmp_path: Path) -> None:
@@ -209,11 +193,7 @@ def test_bad_input_is_one_line(
     told: str,
 ) -> None:
     out = tmp_path / "out"
-    given = [*arguments, "device=cpu", f"out={out}"]
-    if command == "evaluate":
-        assert run_command(evaluate.evaluate, [f"policy={run}", *given]) == 2
-    else:
-        assert run_command(train.train, ["task=lifting", *given]) == 2
-    (line,) = [text for text in capsys.readouterr().err.splitlines() if "Warp" not in text]
-    assert re.search(told, line)
+    commands = {"evaluate": evaluate.evaluate, "train": train.train}
+    given = [{"evaluate": f"policy={run}", "train": "task=lifting"}[command], *arguments]
+    assert_refused(capsys, commands[command], [*given, f"out={out}"], told)
     assert not out.exists()

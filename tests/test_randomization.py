@@ -11,34 +11,20 @@ import numpy as np
 import pytest
 import torch
 
-from visuomotor import randomization
 from visuomotor.config import (
-    ActorConfig,
     AppearanceConfig,
-    CameraConfig,
     Config,
     DynamicsConfig,
-    EnvConfig,
     LatencyConfig,
     RandomizationConfig,
 )
 from visuomotor.envs import make_task, scene
 from visuomotor.envs.camera import RayCaster
 from visuomotor.envs.mujoco_cpu import MujocoCpuSimulation
-from visuomotor.errors import UserError
-from visuomotor.evaluation import episodes_csv, evaluate_actor, evaluation_env
-from visuomotor.policies import make_actor
-from visuomotor.randomization import Randomizer, register_factor, strength_at
+from visuomotor.randomization import Randomizer, strength_at
 from visuomotor.vision_import import functional
 
 DRAWS = 4000
-CPU = torch.device("cpu")
-SMALL = Config(
-    task="lifting",
-    camera=CameraConfig(height=24, width=24),
-    actor=ActorConfig(visual_dim=16, proprio_dim=8, hidden_dim=12),
-    env=EnvConfig(episode_steps=3, num_threads=1),
-)
 AXES = ("x", "y", "z")
 CHANNELS = ("r", "g", "b")
 # Constants that MuJoCo derives from masses, inertias, sizes and armatures.
@@ -785,83 +771,6 @@ def test_a_new_strength_holds_from_the_next_episode_on(make):
 def test_the_curriculum_grows_the_strength_to_its_full_value(steps, env_steps, expected):
     randomization = RandomizationConfig(strength=0.8, curriculum_steps=steps)
     assert strength_at(randomization, env_steps) == pytest.approx(expected)
-
-
-# --- a factor of one's own ------------------------------------------------------------------------
-
-
-@pytest.fixture
-def registry(monkeypatch):
-    """What is registered in a test is gone afterwards."""
-    monkeypatch.setattr(randomization, "_OWN", {})
-
-
-def _table_friction(model, field, values):
-    field[:, model.geom("table").id, 0] *= values[:, 0]
-
-
-def test_a_factor_of_ones_own_is_drawn_applied_and_told(registry, tmp_path):
-    plain = evaluation_env(SMALL, num_envs=3, seed=0, strength=1.0, device=CPU, render=False)
-    plain.reset()
-    register_factor("table_friction", field="geom_friction", bounds=(0.5, 0.9), neutral=0.9)(
-        _table_friction
-    )
-
-    @register_factor(
-        "arm_weight", field="body_gravcomp", bounds=(0.0, 1.0), neutral=0.0, parts=("hand", "wrist")
-    )
-    def arm_weight(model, field, values):
-        for column, body in enumerate(("jaco_arm/jaco_hand/hand", "jaco_arm/b_6")):
-            field[:, model.body(body).id] = values[:, column]
-
-    env = evaluation_env(SMALL, num_envs=3, seed=0, strength=1.0, device=CPU, render=False)
-    env.reset()
-    names = list(env.randomizer.factor_names)
-    assert names[-3:] == ["table_friction", "arm_weight/hand", "arm_weight/wrist"]
-    assert np.array_equal(env.factors[:, :-3], plain.factors)  # the others are as they were
-    drawn = env.factors[:, -3]
-    assert ((drawn >= 0.5) & (drawn <= 0.9)).all() and len(set(drawn)) == 3
-    table = env.sim.model.geom("table").id
-    friction = env.sim.model_field("geom_friction")[:, table, 0].numpy()
-    np.testing.assert_allclose(friction, drawn * env.sim.model.geom_friction[table, 0])
-    hand = env.sim.model.body("jaco_arm/jaco_hand/hand").id
-    np.testing.assert_allclose(env.sim.model_field("body_gravcomp")[:, hand], env.factors[:, -2])
-
-    actor = make_actor(SMALL, 6)
-    episodes = evaluate_actor(actor, SMALL, episodes=2, seed=0, strength=1.0, device=CPU)
-    header = episodes_csv(episodes, seed=0).splitlines()[0]
-    assert header.endswith("table_friction,arm_weight/hand,arm_weight/wrist")
-    quiet = evaluation_env(SMALL, num_envs=1, seed=0, strength=0.0, device=CPU, render=False)
-    quiet.reset()
-    assert quiet.factors[0, -3:].tolist() == [0.9, 0.0, 0.0]
-
-
-@pytest.mark.parametrize(
-    ("settings", "told"),
-    [
-        ({"bounds": (0.5, 0.9), "neutral": 1.0}, r"bounds=\(0.5, 0.9\) do not hold neutral=1.0"),
-        ({"distribution": "normal"}, "distribution='normal'; valid: uniform, log_uniform, integer"),
-        (
-            {"bounds": (0.0, 2.0), "distribution": "log_uniform"},
-            r"bounds=\(0.0, 2.0\); a log_uniform range is above 0",
-        ),
-    ],
-)
-def test_a_factor_that_makes_no_sense_is_refused(registry, settings, told):
-    given = {"field": "geom_friction", "bounds": (0.5, 2.0), "neutral": 1.0, **settings}
-    with pytest.raises(UserError, match=told):
-        register_factor("mine", **given)
-
-
-def test_a_name_is_taken_once(registry, model):
-    mine = {"field": "geom_friction", "bounds": (0.5, 2.0), "neutral": 1.0}
-    register_factor("mine", **mine)(_table_friction)
-    register_factor("mine", **mine)(_table_friction)  # its module was imported anew
-    with pytest.raises(UserError, match="'mine' is registered already"):
-        register_factor("mine", **mine)(lambda model, field, values: None)
-    register_factor("hue", **mine)(_table_friction)
-    with pytest.raises(UserError, match="'hue' is there already"):
-        Randomizer(RandomizationConfig(), model)
 
 
 def test_the_documents_list_every_factor_with_its_range(randomizer):

@@ -8,27 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from tests.browser import browser
-from visuomotor.checkpoint import save_checkpoint
+from tests.runs import small_run, write_run
 from visuomotor.cli import run_command
-from visuomotor.config import ActorConfig, CameraConfig, Config, EnvConfig
 from visuomotor.evaluate import evaluate
 from visuomotor.evaluation import Episodes, summarize
 from visuomotor.factor_effects import factor_effects
-from visuomotor.overrides import to_yaml
-from visuomotor.policies import make_actor
 from visuomotor.report import Reported, report_html
 from visuomotor.statistics import paired_difference
 from visuomotor.video import Clip
 
-CONFIG = Config(
-    task="lifting",
-    camera=CameraConfig(height=24, width=24),
-    actor=ActorConfig(visual_dim=16, proprio_dim=8, hidden_dim=12),
-    env=EnvConfig(episode_steps=8, num_threads=1),
-)
+CONFIG = small_run(episode_steps=8)
 CURVE = """env_steps,wall_s,phase,success_rate,evaluation_success_rate
 4096,1,ril,0.2,
 8192,2,ril,,0.5
@@ -141,12 +132,7 @@ def test_a_browser_draws_plots_and_plays_clips_without_errors(page: str, tmp_pat
 
 
 def test_the_command_writes_a_report_with_both_kinds_of_clips(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "config.yaml").write_text(to_yaml(CONFIG))
-    torch.manual_seed(0)
-    state = {"policy": {"actor": make_actor(CONFIG, 6).state_dict()}, "phase": "ril", "wall_s": 1.0}
-    save_checkpoint(run / "checkpoints", 4096, state)
+    run = write_run(tmp_path / "run", CONFIG)
     (run / "metrics.jsonl").write_text('{"env_steps": 4096, "success_rate": 0.0, "phase": "ril"}\n')
     out = tmp_path / "out"
     arguments = [f"policy={run}", "episodes=3", "video=false", "device=cpu", f"out={out}"]
@@ -159,3 +145,12 @@ def test_the_command_writes_a_report_with_both_kinds_of_clips(tmp_path: Path) ->
     assert "Learning curves" in page and "episode_steps: 8" in page
     seen = _look(out / "report.html", tmp_path)
     assert (seen["videos"], seen["failed"]) == (6, 0)
+
+
+def test_a_damaged_older_evaluation_does_not_stand_in_the_way_of_a_new_one(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", CONFIG)
+    (run / "evaluation.json").write_text("{half")
+    arguments = [f"policy={run}", "episodes=1", "video=false", "device=cpu"]
+    assert run_command(evaluate, arguments) == 0
+    assert (run / "report.html").exists()
+    assert '"episodes": 1' in (run / "evaluation.json").read_text()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,24 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from visuomotor.checkpoint import save_checkpoint
+from tests.runs import CPU, assert_refused, small_run, write_run
 from visuomotor.cli import run_command
-from visuomotor.config import ActorConfig, CameraConfig, Config, EnvConfig
 from visuomotor.errors import UserError
 from visuomotor.evaluate import evaluate
 from visuomotor.evaluation import evaluation_env
-from visuomotor.overrides import to_yaml
-from visuomotor.policies import make_actor
 from visuomotor.randomization import Factor, Randomizer
 from visuomotor.sweep import SweepPoint, grid, holding_range, swept_factor
 
-CPU = torch.device("cpu")
-CONFIG = Config(
-    task="lifting",
-    camera=CameraConfig(height=24, width=32),
-    actor=ActorConfig(visual_dim=16, proprio_dim=8, hidden_dim=12),
-    env=EnvConfig(episode_steps=4, num_threads=1),
-)
+CONFIG = small_run(episode_steps=4)
 
 
 @pytest.fixture(scope="module")
@@ -129,13 +119,7 @@ def test_delays_beyond_training_have_room() -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    folder.mkdir()
-    (folder / "config.yaml").write_text(to_yaml(CONFIG))
-    torch.manual_seed(0)
-    state = {"policy": {"actor": make_actor(CONFIG, 6).state_dict()}, "phase": "ril", "wall_s": 1.0}
-    save_checkpoint(folder / "checkpoints", 4096, state)
-    return folder
+    return write_run(tmp_path_factory.mktemp("runs") / "run", CONFIG)
 
 
 def test_a_sweep_is_kept_as_table_record_and_picture(
@@ -181,15 +165,11 @@ def test_bad_input_is_one_line(
     told: str,
 ) -> None:
     out = tmp_path / "out"
-    assert run_command(evaluate, [f"policy={run}", *arguments, "device=cpu", f"out={out}"]) == 2
-    (line,) = [text for text in capsys.readouterr().err.splitlines() if "Warp" not in text]
-    assert re.search(told, line)
+    assert_refused(capsys, evaluate, [f"policy={run}", *arguments, f"out={out}"], told)
     assert not out.exists()
 
 
-def test_what_is_not_varied_in_training_needs_values(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_not_varied_in_training_needs_values() -> None:
     still = replace(CONFIG.randomization.appearance, hue=(0.0, 0.0))
     config = replace(CONFIG, randomization=replace(CONFIG.randomization, appearance=still))
     env = evaluation_env(config, num_envs=1, seed=0, strength=0.0, device=CPU, render=False)

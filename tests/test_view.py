@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -15,54 +14,30 @@ import pytest
 import torch
 
 from tests.browser import browser
-from visuomotor.checkpoint import save_checkpoint
-from visuomotor.cli import run_command
-from visuomotor.config import ActorConfig, CameraConfig, Config, EnvConfig
+from tests.runs import CPU, assert_refused, moving_actor, small_run, write_run
 from visuomotor.evaluation import evaluation_env
 from visuomotor.gail_reward import Discriminator
-from visuomotor.overrides import to_yaml
-from visuomotor.policies import PixelPolicy, make_actor
+from visuomotor.policies import PixelPolicy
 from visuomotor.view import HOST, Panel, ViewConfig, Watched, view
 
-CONFIG = Config(
-    task="lifting",
-    camera=CameraConfig(height=24, width=24),
-    actor=ActorConfig(visual_dim=16, proprio_dim=8, hidden_dim=12),
-    env=EnvConfig(episode_steps=9, num_threads=1),
-)
+CONFIG = small_run(episode_steps=9)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `ril` leaves it: an actor, and a discriminator beside it."""
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    folder.mkdir()
-    (folder / "config.yaml").write_text(to_yaml(CONFIG))
-    torch.manual_seed(0)
-    actor = make_actor(CONFIG, 6)
-    torch.nn.init.normal_(actor.mean_head.weight, std=0.5)
-    env = evaluation_env(
-        CONFIG, num_envs=1, seed=0, strength=0.0, device=torch.device("cpu"), render=False
-    )
+    env = evaluation_env(CONFIG, num_envs=1, seed=0, strength=0.0, device=CPU, render=False)
     width = env.task.object_features().shape[1]
     discriminator = Discriminator(feature_dim=width, hidden_sizes=(7, 5))
-    state = {
-        "policy": {"actor": actor.state_dict()},
-        "phase": "ril",
-        "learner": {"gail": {"discriminator": discriminator.state_dict()}},
-        "wall_s": 1.0,
-    }
-    save_checkpoint(folder / "checkpoints", 4096, state)
-    return folder
+    learner = {"gail": {"discriminator": discriminator.state_dict()}}
+    return write_run(tmp_path_factory.mktemp("runs") / "run", CONFIG, learner=learner)
 
 
 def test_what_is_watched_is_the_episode_of_an_evaluation(run: Path) -> None:
     watched = Watched(ViewConfig(policy=str(run), seed=5, device="cpu"))
-    env = evaluation_env(CONFIG, num_envs=1, seed=5, strength=1.0, device=torch.device("cpu"))
-    torch.manual_seed(0)
-    actor = make_actor(CONFIG, 6)
-    torch.nn.init.normal_(actor.mean_head.weight, std=0.5)
-    policy, seen, start = PixelPolicy(actor.eval(), 1), env.reset(), torch.tensor([True])
+    env = evaluation_env(CONFIG, num_envs=1, seed=5, strength=1.0, device=CPU)
+    policy, seen = PixelPolicy(moving_actor(CONFIG), 1), env.reset()
+    start = torch.tensor([True])
     assert np.array_equal(watched.env.factors, env.factors)
     for step in range(1, 6):
         shown = watched.step()
@@ -124,9 +99,7 @@ def test_without_a_policy_the_arm_stands_still_and_the_scene_is_the_worlds() -> 
 def test_bad_input_is_one_line(
     capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
 ) -> None:
-    assert run_command(view, [*arguments, "device=cpu"]) == 2
-    (line,) = [text for text in capsys.readouterr().err.splitlines() if "Warp" not in text]
-    assert re.search(told, line)
+    assert_refused(capsys, view, arguments, told)
 
 
 # --- in a browser -------------------------------------------------------------------------------

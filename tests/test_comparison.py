@@ -1,0 +1,99 @@
+"""Policies side by side: the same episodes for each, kept apart, compared in pairs."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.runs import small_run, write_run
+from visuomotor.cli import run_command
+from visuomotor.evaluate import evaluate
+from visuomotor.evaluation import OUTCOMES
+
+CONFIG = small_run(episode_steps=6)
+BARE = ("video=false", "report=false")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a small actor; only read."""
+    return write_run(tmp_path_factory.mktemp("runs") / "run", CONFIG)
+
+
+def _names(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir()}
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_policies_side_by_side_meet_the_same_episodes(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_run(tmp_path / "run", CONFIG, seed=1)
+    out = tmp_path / "out"
+    arguments = [
+        f"policy={run},{other}",
+        "episodes=3",
+        "seed=4",
+        "video=false",
+        "report=false",
+        "device=cpu",
+    ]
+    assert run_command(evaluate, [*arguments, f"out={out}"]) == 0
+    assert _names(out) == {"run", "run-2", "comparison.json"}  # of one name, yet kept apart
+    first, second = (_rows(out / name / "episodes.csv") for name in ("run", "run-2"))
+    for a, b in zip(first, second, strict=True):
+        assert {name for name in a if a[name] != b[name]} <= set(OUTCOMES)
+
+    kept = json.loads((out / "comparison.json").read_text())
+    assert (kept["task"], kept["seed"], kept["episodes"]) == ("lifting", 4, 3)
+    assert list(kept["policies"]) == ["run", "run-2"]
+    assert kept["policies"]["run-2"]["policy"] == str(other)
+    (pair,) = kept["differences"]
+    assert (pair["policy"], pair["from"]) == ("run-2", "run")
+    assert pair["both"] + pair["only_first"] + pair["only_second"] + pair["neither"] == 3
+    assert pair["low"] <= pair["difference"] <= pair["high"]
+    said = capsys.readouterr().out
+    assert "run-2 - run" in said and "McNemar" in said
+
+    # Alone it has the same episodes and outcomes, to the last byte.
+    alone = [f"policy={other}", *arguments[1:], f"out={tmp_path / 'alone'}"]
+    assert run_command(evaluate, alone) == 0
+    assert (tmp_path / "alone/episodes.csv").read_bytes() == (
+        out / "run-2/episodes.csv"
+    ).read_bytes()
+
+
+def test_several_policies_without_a_folder_are_kept_by_task_and_seed(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = _names(run)
+    monkeypatch.chdir(tmp_path)
+    arguments = [f"policy={run},{run}", "episodes=1", *BARE, "device=cpu", "seed=2"]
+    assert run_command(evaluate, arguments) == 0
+    assert _names(tmp_path / "evaluations" / "lifting-randomized-seed2") == {
+        *("run", "run-2", "comparison.json")
+    }
+    assert _names(run) == before
+
+
+def test_a_policy_is_judged_in_the_worlds_of_the_first_one(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    randomization = replace(
+        CONFIG.randomization, dynamics=replace(CONFIG.randomization.dynamics, prop_mass=(1.0, 9.0))
+    )
+    other = write_run(tmp_path / "other", replace(CONFIG, randomization=randomization))
+    arguments = [f"policy={run},{other}", "episodes=2", *BARE, "device=cpu"]
+    assert run_command(evaluate, [*arguments, f"out={tmp_path / 'out'}"]) == 0
+    assert f"{other} is judged in the worlds of {run}" in capsys.readouterr().err
+    first, second = (_rows(tmp_path / f"out/{name}/episodes.csv") for name in ("run", "other"))
+    masses = [[row["prop_mass/block_0"] for row in rows] for rows in (first, second)]
+    assert masses[0] == masses[1]

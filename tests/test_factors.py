@@ -1,0 +1,92 @@
+"""A factor of one's own: drawn, applied and told as all others; refused where it makes no sense."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from tests.runs import CPU, moving_actor, small_run
+from visuomotor.envs import make_env
+from visuomotor.errors import UserError
+from visuomotor.evaluation import episodes_csv, evaluate_actor, evaluation_env
+from visuomotor.factors import OWN
+from visuomotor.randomization import register_factor
+
+CONFIG = small_run(episode_steps=3)
+
+
+@pytest.fixture
+def registry():
+    """What is registered in a test is gone afterwards."""
+    with mock.patch.dict(OWN, clear=True):
+        yield
+
+
+def _table_friction(model, field, values):
+    field[:, model.geom("table").id, 0] *= values[:, 0]
+
+
+def test_a_factor_of_ones_own_is_drawn_applied_and_told(registry):
+    plain = evaluation_env(CONFIG, num_envs=3, seed=0, strength=1.0, device=CPU, render=False)
+    plain.reset()
+    register_factor("table_friction", field="geom_friction", bounds=(0.5, 0.9), neutral=0.9)(
+        _table_friction
+    )
+
+    @register_factor(
+        "arm_weight", field="body_gravcomp", bounds=(0.0, 1.0), neutral=0.0, parts=("hand", "wrist")
+    )
+    def arm_weight(model, field, values):
+        for column, body in enumerate(("jaco_arm/jaco_hand/hand", "jaco_arm/b_6")):
+            field[:, model.body(body).id] = values[:, column]
+
+    env = evaluation_env(CONFIG, num_envs=3, seed=0, strength=1.0, device=CPU, render=False)
+    env.reset()
+    names = list(env.randomizer.factor_names)
+    assert names[-3:] == ["table_friction", "arm_weight/hand", "arm_weight/wrist"]
+    assert np.array_equal(env.factors[:, :-3], plain.factors)  # the others are as they were
+    drawn = env.factors[:, -3]
+    assert ((drawn >= 0.5) & (drawn <= 0.9)).all() and len(set(drawn)) == 3
+    table = env.sim.model.geom("table").id
+    friction = env.sim.model_field("geom_friction")[:, table, 0].numpy()
+    np.testing.assert_allclose(friction, drawn * env.sim.model.geom_friction[table, 0])
+    hand = env.sim.model.body("jaco_arm/jaco_hand/hand").id
+    np.testing.assert_allclose(env.sim.model_field("body_gravcomp")[:, hand], env.factors[:, -2])
+
+    actor = moving_actor(CONFIG)
+    episodes = evaluate_actor(actor, CONFIG, episodes=2, seed=0, strength=1.0, device=CPU)
+    header = episodes_csv(episodes, seed=0).splitlines()[0]
+    assert header.endswith("table_friction,arm_weight/hand,arm_weight/wrist")
+    quiet = evaluation_env(CONFIG, num_envs=1, seed=0, strength=0.0, device=CPU, render=False)
+    quiet.reset()
+    assert quiet.factors[0, -3:].tolist() == [0.9, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"bounds": (0.5, 0.9), "neutral": 1.0}, r"bounds=\(0.5, 0.9\) do not hold neutral=1.0"),
+        ({"distribution": "normal"}, "distribution='normal'; valid: uniform, log_uniform, integer"),
+        (
+            {"bounds": (0.0, 2.0), "distribution": "log_uniform"},
+            r"bounds=\(0.0, 2.0\); a log_uniform range is above 0",
+        ),
+    ],
+)
+def test_a_factor_that_makes_no_sense_is_refused(registry, settings, told):
+    given = {"field": "geom_friction", "bounds": (0.5, 2.0), "neutral": 1.0, **settings}
+    with pytest.raises(UserError, match=told):
+        register_factor("mine", **given)
+
+
+def test_a_name_is_taken_once(registry):
+    mine = {"field": "geom_friction", "bounds": (0.5, 2.0), "neutral": 1.0}
+    register_factor("mine", **mine)(_table_friction)
+    register_factor("mine", **mine)(_table_friction)  # its module was imported anew
+    with pytest.raises(UserError, match="'mine' is registered already"):
+        register_factor("mine", **mine)(lambda model, field, values: None)
+    register_factor("hue", **mine)(_table_friction)
+    with pytest.raises(UserError, match="'hue' is there already"):
+        make_env(CONFIG, num_envs=1, render=False)
