@@ -305,6 +305,26 @@ def test_cloning_loss_is_the_mean_squared_error_of_the_means() -> None:
     assert cloning_loss(ppo.actor, batch)[0].item() == pytest.approx((9.0 + 1.0) / 2.0)
 
 
+def test_a_linear_cloning_error_is_least_at_the_likelier_of_two_labels_not_between_them() -> None:
+    ppo = make_teacher_ppo()
+    labels = torch.tensor([[[1.0, 1.0]], [[1.0, 1.0]], [[-1.0, -1.0]]])
+    batch = CloningBatch(Sequences(state=torch.zeros(3, 1, S)), labels)
+    linear = torch.tensor([False, True])
+    optimizer = torch.optim.Adam(ppo.actor.parameters(), lr=0.01)
+    for _ in range(400):
+        loss, metrics = cloning_loss(ppo.actor, batch, linear=linear)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    squared, absolute = ppo.actor(torch.zeros(S)).tolist()
+    assert squared == pytest.approx(1 / 3, abs=0.05)
+    # Least where 2 (1 - x) / 0.1 = 1: half a tenth below the likelier label.
+    assert absolute == pytest.approx(0.95, abs=0.05)
+    assert metrics["cloning_loss"].item() == pytest.approx(
+        torch.nn.functional.mse_loss(ppo.actor(torch.zeros(3, 1, S)), labels).item(), abs=0.02
+    )
+
+
 def test_cloning_loss_adds_the_auxiliary_loss_by_its_weight() -> None:
     ppo = make_pixel_ppo(target_dim=3)
     batch = cloning_batch(ppo, 0)

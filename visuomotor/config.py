@@ -220,6 +220,8 @@ class DistillConfig:
     teacher_run: str | None = None  # a finished teacher's run folder, instead of training one
     dagger_steps: int = 1_000_000  # env steps of the student under its labels; 0: a teacher only
     learning_rate: float = 1e-3
+    # Of the fingers' labels: squared, or linear, under which nothing lies between hold and let go.
+    finger_loss: str = "squared"
     teacher_share: float = 0.5  # share of worlds in which the teacher acts at first, falls to 0
     action_noise: float = 0.1  # standard deviation added to actions: states to recover from
     minibatches: int = 8  # groups of whole worlds in a pass over a rollout

@@ -20,7 +20,7 @@ from visuomotor.envs import make_env
 from visuomotor.episode_log import EpisodeLog
 from visuomotor.networks import Progress, load_optimizer_state, optimizer_state
 from visuomotor.pixel_actor import PixelActor
-from visuomotor.policies import PixelPolicy, make_actor
+from visuomotor.policies import NUM_ARM, NUM_FINGERS, PixelPolicy, make_actor
 from visuomotor.ppo import CloningBatch, cloning_loss
 from visuomotor.randomization import strength_at
 from visuomotor.replay import DemonstrationReplay, scattered_frames
@@ -77,6 +77,9 @@ class Distillation:
         self.policy = PixelPolicy(self.actor, num_envs)
         self.env.strength = strength_at(config.randomization, 0)
         self.observation = self.env.reset()
+        self._linear: torch.Tensor | None = None
+        if config.distill.finger_loss == "linear":
+            self._linear = torch.arange(NUM_ARM + NUM_FINGERS, device=device) >= NUM_ARM
         self._episode_start = torch.ones(num_envs, dtype=torch.bool, device=device)
         self._buffers = [self._buffer(replay) for _ in range(config.distill.memory)]
         self._filled = 0
@@ -189,7 +192,9 @@ class Distillation:
                 buffer = self._buffers[slot]
                 for batch in buffer.minibatches(distill.minibatches, self._generator):
                     labels = CloningBatch(batch.inputs, batch.action, batch.aux_targets)
-                    loss, metrics = cloning_loss(self.actor, labels, self.config.aux.weight)
+                    loss, metrics = cloning_loss(
+                        self.actor, labels, self.config.aux.weight, linear=self._linear
+                    )
                     self.optimizer.zero_grad(set_to_none=True)
                     loss.backward()
                     torch.nn.utils.clip_grad_norm_(

@@ -248,6 +248,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
     DistillConfig: {
         "dagger_steps": at_least(0),
         "learning_rate": POSITIVE,
+        "finger_loss": one_of("squared", "linear"),
         "teacher_share": SHARE,
         "action_noise": at_least(0),
         "minibatches": at_least(1),

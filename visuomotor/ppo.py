@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, mse_loss
+from torch.nn.functional import embedding, mse_loss, smooth_l1_loss
 
 from visuomotor.aux_tasks import aux_loss
 from visuomotor.config import PPOConfig
@@ -29,6 +29,7 @@ Metrics = dict[str, Tensor]
 KL_TOLERANCE = 2.0  # the step size moves when the divergence is off its target by this factor
 KL_STEP = 1.5  # ... by this factor
 KL_STOP = 4.0  # the actor rests until the next update once the divergence exceeds target times this
+LINEAR_FROM = 0.1  # of an action's error, where a cloning loss may be linear: a tenth of its speed
 
 UPDATE_METRICS = (
     "approx_kl",
@@ -175,9 +176,14 @@ def cloning_loss(
     batch: CloningBatch,
     aux_weight: float = 0.0,
     std: Tensor | None = None,
+    linear: Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
     """Mean squared error between the actor's means and the expert's actions, plus the auxiliary
     loss times aux_weight where there are heads and targets. Serves cloning and DAgger alike.
+
+    linear (A,) bool: actions whose error counts linearly beyond LINEAR_FROM. Where the expert does
+    either of two things, as fingers do that hold or let go, the squared error is least halfway,
+    which is neither; the linear one is least at the likelier of the two.
 
     With `std` (A,) the loss is the expert's negative log-likelihood up to a constant, which has
     the size of the surrogate's gradient and so can hold its own beside it; the deviation itself
@@ -186,6 +192,10 @@ def cloning_loss(
     mean, visual = action_means(actor, batch.inputs)
     error = mse_loss(mean, batch.action)
     loss = error
+    if linear is not None:
+        squared = (mean - batch.action).square()
+        huber = smooth_l1_loss(mean, batch.action, reduction="none", beta=LINEAR_FROM)
+        loss = torch.where(linear, huber, squared).mean()
     if std is not None:
         loss = negative_log_likelihood(mean, batch.action, std)
     metrics = {"cloning_loss": error.detach()}
