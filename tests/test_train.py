@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,17 @@ import cv2
 import pytest
 import torch
 
+from visuomotor import predecessors
 from visuomotor.checkpoint import list_checkpoints, load_checkpoint
 from visuomotor.cli import run_command
 from visuomotor.config import Config
 from visuomotor.demonstrate import collect
 from visuomotor.demonstrations import save_demonstrations
 from visuomotor.distillation import Distillation
+from visuomotor.errors import UserError
+from visuomotor.overrides import load_yaml
 from visuomotor.pixel_actor import PixelActor
+from visuomotor.predecessors import carried_over, ship_teacher
 from visuomotor.reinforcement import Reinforcement
 from visuomotor.train import Run, train
 
@@ -255,7 +260,9 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(
     assert len(metrics(tmp_path / "run")) == 4
 
 
-def test_the_teacher_of_one_run_serves_another(demonstrations: str, tmp_path: Path) -> None:
+def test_the_teacher_of_one_run_serves_another_as_a_run_and_as_shipped(
+    demonstrations: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = [*SMALL, "algorithm=distill", f"distill.dagger_steps={2 * ITERATION}"]
     first, second = tmp_path / "first", tmp_path / "second"
     teacher = f"distill.teacher.total_steps={2 * ITERATION}"
@@ -266,6 +273,16 @@ def test_the_teacher_of_one_run_serves_another(demonstrations: str, tmp_path: Pa
     (one, _, _), (other, _, _) = (load_checkpoint(f / "checkpoints") for f in (first, second))
     for name, value in one["learner"]["teacher"].items():
         assert torch.equal(value, other["learner"]["teacher"][name])
+
+    monkeypatch.setattr(predecessors, "TEACHERS", tmp_path / "teachers")
+    ship_teacher(first, tmp_path / "teachers" / "its_name")
+    config = load_yaml(second / "config.yaml", Config)
+    distill = replace(config.distill, teacher_run="its_name")
+    carried = carried_over(replace(config, distill=distill))
+    for name, value in one["learner"]["teacher"].items():
+        assert torch.equal(value, carried["teacher"][name])
+    with pytest.raises(UserError, match=r"no run; .* its_name"):
+        carried_over(replace(config, distill=replace(distill, teacher_run="another_name")))
 
 
 @pytest.mark.parametrize("algorithm", [RIL, DISTILL], ids=["ril", "distill"])

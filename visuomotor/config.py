@@ -217,7 +217,7 @@ class TeacherConfig:
 @dataclass(frozen=True)
 class DistillConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    teacher_run: str | None = None  # a finished teacher's run folder, instead of training one
+    teacher_run: str | None = None  # a finished teacher's run or a shipped one's task: no training
     dagger_steps: int = 1_000_000  # env steps of the student under its labels; 0: a teacher only
     learning_rate: float = 1e-3
     # Of the fingers' labels: squared, or linear, under which nothing lies between hold and let go.

@@ -39,20 +39,18 @@ from visuomotor.evaluation import (
     write_evaluation,
     write_json,
 )
-from visuomotor.overrides import HELP_WORDS, leaf_types, load_yaml, parse_overrides
+from visuomotor.overrides import HELP_WORDS, leaf_types, parse_overrides
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.policies import make_teacher
-from visuomotor.policy_files import load_policy
+from visuomotor.predecessors import carried_over
 from visuomotor.reinforcement import Reinforcement
 from visuomotor.replay import DemonstrationReplay
 from visuomotor.retargeting import with_retargeted
-from visuomotor.run_folder import CONFIG_FILE, Progress, RunFolder, refuse_occupied
+from visuomotor.run_folder import Progress, RunFolder, refuse_occupied
 from visuomotor.state_teacher import StateTeacher
 
 # Phases of each algorithm, in order; a checkpoint belongs to one phase.
 PHASES = {"ril": ("start", "ril"), "distill": ("teacher", "dagger", "finetune")}
-# Settings that decide what an actor's weights fit.
-SHAPING = ("recurrent", "encoder", "reads", "visual_dim", "proprio_dim", "hidden_dim")
 START_SHARE = 0.25  # of ril's total_steps at most is spent on its start
 # Of what a checkpoint says about a learner; another number means that it cannot go on exactly.
 CHECKPOINT_FORMAT = 3
@@ -416,7 +414,7 @@ def _open(argv: list[str]) -> Run:
     # What is read comes first: a file that cannot be read leaves no run behind. But an occupied
     # folder is refused before any work is done for it.
     refuse_occupied(config.out)
-    carried = _teacher_of(config) | _actor_of(config)
+    carried = carried_over(config)
     replay = replay_of(config)
     run = Run(RunFolder.create(Path(config.out), config), replay, device)
     run.begin(carried)
@@ -430,65 +428,6 @@ def replay_of(config: Config) -> DemonstrationReplay:
     if config.retargeted > 0 and config.cloning.enabled:
         demonstrations = with_retargeted(config, demonstrations, config.retargeted)
     return DemonstrationReplay(config, demonstrations)
-
-
-def _teacher_of(config: Config) -> dict[str, Any]:
-    """What the teacher of another run hands over; empty if this run trains its own.
-
-    Raises UserError if that run has no finished teacher, or one of another kind.
-    """
-    if config.distill.teacher_run is None:
-        return {}
-    path = Path(config.distill.teacher_run)
-    key = f"distill.teacher_run={path}"
-    if config.algorithm != "distill":
-        raise UserError(f"{key} needs algorithm=distill, not {config.algorithm}")
-    if not (path / CONFIG_FILE).is_file():
-        raise UserError(f"{key} is no run; name the folder of a run with algorithm=distill")
-    other = load_yaml(path / CONFIG_FILE, Config)
-    for name, mine, its in (
-        ("task", config.task, other.task),
-        ("algorithm", config.algorithm, other.algorithm),
-        (
-            "distill.teacher.hidden_sizes",
-            config.distill.teacher.hidden_sizes,
-            other.distill.teacher.hidden_sizes,
-        ),
-    ):
-        if mine != its:
-            raise UserError(f"{key} has {name}={its}, this run {mine}; they must be equal")
-    state, _, notes = load_checkpoint(path / "checkpoints")
-    for note in notes:
-        print(note, file=sys.stderr)
-    if state["phase"] != "teacher":
-        return {name: state["carried"][name] for name in ("teacher", "critic", "gail")}
-    raise UserError(
-        f"{key} has not finished its teacher; go on with it first: python -m visuomotor.train "
-        f"resume={path}"
-    )
-
-
-def _actor_of(config: Config) -> dict[str, Any]:
-    """The pixel actor that this run begins with; empty if it begins with a new one.
-
-    Raises UserError if it is of another kind, or serves another task or camera.
-    """
-    if config.start_from is None:
-        return {}
-    actor, other, _ = load_policy(config.start_from)
-    for name, mine, its in (
-        ("task", config.task, other.task),
-        ("camera", config.camera, other.camera),
-        ("aux.weight above 0", config.aux.weight > 0.0, actor.aux_heads is not None),
-        ("aux.hidden_sizes", config.aux.hidden_sizes, other.aux.hidden_sizes),
-        *((f"actor.{n}", getattr(config.actor, n), getattr(other.actor, n)) for n in SHAPING),
-    ):
-        if mine != its:
-            raise UserError(
-                f"start_from={config.start_from} has {name}={its}, this run {mine}; they must be "
-                "equal"
-            )
-    return {"actor": actor.state_dict()}
 
 
 def _resume(argv: list[str]) -> Run:
@@ -508,7 +447,7 @@ def _resume(argv: list[str]) -> Run:
         run.load()
     else:
         print("no checkpoint yet: beginning from the start", file=sys.stderr)
-        run.begin(_teacher_of(config) | _actor_of(config))
+        run.begin(carried_over(config))
     return run
 
 

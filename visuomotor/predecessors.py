@@ -1,0 +1,112 @@
+"""Networks that a run takes over from another: its teacher, or its pixel actor.
+
+A shipped teacher is a run folder with nothing in it but its settings and these networks.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from visuomotor.checkpoint import load_checkpoint, save_checkpoint
+from visuomotor.config import Config
+from visuomotor.errors import UserError
+from visuomotor.overrides import load_yaml, save_yaml
+from visuomotor.policy_files import PRETRAINED, load_policy
+from visuomotor.run_folder import CONFIG_FILE
+
+TEACHERS = PRETRAINED / "teachers"
+TEACHER_PARTS = ("teacher", "critic", "gail")
+# Of ActorConfig: what decides the shapes of a pixel actor's weights.
+SHAPING = ("recurrent", "encoder", "reads", "visual_dim", "proprio_dim", "hidden_dim")
+
+
+def shipped_teachers() -> list[str]:
+    """The teachers that come with the package, by their task's name."""
+    return sorted(entry.parent.name for entry in TEACHERS.glob(f"*/{CONFIG_FILE}"))
+
+
+def carried_over(config: Config) -> dict[str, Any]:
+    """The networks that this run begins with; empty if it makes its own. Raises UserError."""
+    return _teacher_of(config) | _actor_of(config)
+
+
+def ship_teacher(run: Path | str, out: Path | str) -> None:
+    """Writes a run's finished teacher as a folder that `distill.teacher_run` accepts.
+
+    Raises UserError if the run has none.
+    """
+    run, out = Path(run), Path(out)
+    config = load_yaml(run / CONFIG_FILE, Config)
+    distill = replace(config.distill, teacher_run=str(run))
+    carried = _teacher_of(replace(config, distill=distill))
+    out.mkdir(parents=True)
+    shipped = replace(config, out=None, distill=replace(config.distill, teacher_run=None))
+    save_yaml(shipped, out / CONFIG_FILE)
+    save_checkpoint(out / "checkpoints", 0, {"phase": "dagger", "carried": carried})
+
+
+def _teacher_of(config: Config) -> dict[str, Any]:
+    """What the teacher of another run hands over; empty if this run trains its own.
+
+    Raises UserError if that run has no finished teacher, or one of another kind.
+    """
+    if config.distill.teacher_run is None:
+        return {}
+    path = Path(config.distill.teacher_run)
+    key = f"distill.teacher_run={path}"
+    if config.distill.teacher_run in shipped_teachers():
+        path = TEACHERS / path
+    if config.algorithm != "distill":
+        raise UserError(f"{key} needs algorithm=distill, not {config.algorithm}")
+    if not (path / CONFIG_FILE).is_file():
+        raise UserError(
+            f"{key} is no run; name the folder of a run with algorithm=distill, or a shipped "
+            f"teacher: {', '.join(shipped_teachers())}"
+        )
+    other = load_yaml(path / CONFIG_FILE, Config)
+    for name, mine, its in (
+        ("task", config.task, other.task),
+        ("algorithm", config.algorithm, other.algorithm),
+        (
+            "distill.teacher.hidden_sizes",
+            config.distill.teacher.hidden_sizes,
+            other.distill.teacher.hidden_sizes,
+        ),
+    ):
+        if mine != its:
+            raise UserError(f"{key} has {name}={its}, this run {mine}; they must be equal")
+    state, _, notes = load_checkpoint(path / "checkpoints")
+    for note in notes:
+        print(note, file=sys.stderr)
+    if state["phase"] != "teacher":
+        return {name: state["carried"][name] for name in TEACHER_PARTS}
+    raise UserError(
+        f"{key} has not finished its teacher; go on with it first: python -m visuomotor.train "
+        f"resume={path}"
+    )
+
+
+def _actor_of(config: Config) -> dict[str, Any]:
+    """The pixel actor that this run begins with; empty if it begins with a new one.
+
+    Raises UserError if it is of another kind, or serves another task or camera.
+    """
+    if config.start_from is None:
+        return {}
+    actor, other, _ = load_policy(config.start_from)
+    for name, mine, its in (
+        ("task", config.task, other.task),
+        ("camera", config.camera, other.camera),
+        ("aux.weight above 0", config.aux.weight > 0.0, actor.aux_heads is not None),
+        ("aux.hidden_sizes", config.aux.hidden_sizes, other.aux.hidden_sizes),
+        *((f"actor.{n}", getattr(config.actor, n), getattr(other.actor, n)) for n in SHAPING),
+    ):
+        if mine != its:
+            raise UserError(
+                f"start_from={config.start_from} has {name}={its}, this run {mine}; they must be "
+                "equal"
+            )
+    return {"actor": actor.state_dict()}
