@@ -74,8 +74,7 @@ def starts(name: str) -> str:
                 away = np.abs(data.xpos[body][:2] - np.array(TABLE_CENTRE[:2]))
                 off += bool((away > np.array(TABLE_HALF_SIZE[:2])).any())
                 unseen += not is_seen(model, data, body)
-        env.episode_ids += WORLDS
-        env._start_episodes(everyone)
+        env.restart(env.episode_ids + WORLDS)
     return (
         f"deepest contact {1000 * deepest:.3f} mm, contacts between props {between}, "
         f"props off the table {off}, unseen {unseen}"

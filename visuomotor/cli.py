@@ -30,6 +30,8 @@ EXIT_TERMINATED = 128 + signal.SIGTERM  # 143
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _CUDA = re.compile(r"cuda:(\d+)", re.ASCII)
 
+NOTICE = b"\nstopping after this iteration; Ctrl-C ends at once\n"
+
 
 def run_command(main: Callable[[list[str]], int | None], argv: Sequence[str]) -> int:
     """Runs a command on its arguments (without the program's name). Returns its exit code.
@@ -69,7 +71,9 @@ class StopSignal:
     the end of the block. To be entered in the main thread: Python delivers signals to it alone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, notice: bytes = NOTICE) -> None:
+        """notice: told on stderr at the first signal."""
+        self._notice = notice
         self._received: int | None = None
         self._before: dict[int, Any] = {}
 
@@ -105,7 +109,7 @@ class StopSignal:
         self._received = number
         # Not print(): the signal may have come in the middle of another write to sys.stderr,
         # whose buffer does not allow to be entered twice.
-        os.write(2, b"\nstopping after this iteration; Ctrl-C ends at once\n")
+        os.write(2, self._notice)
 
 
 def resolve_device(name: str) -> torch.device:

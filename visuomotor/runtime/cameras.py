@@ -1,0 +1,104 @@
+"""Cameras that the runtime can look through, and the newest image of one.
+
+numpy and OpenCV. Real cameras wait for their next frame, so each is read by a thread of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import cv2
+import numpy as np
+
+IDLE = 0.002  # s between questions to a camera that never waits
+
+
+class CameraError(Exception):
+    """A camera that is not there; one line that says what to do."""
+
+
+class Camera(Protocol):
+    channels: str  # "BGR" or "RGB"
+
+    def read(self) -> np.ndarray | None:
+        """(h, w, 3) uint8, the next frame; None if there is none now."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Frame(NamedTuple):
+    image: np.ndarray  # (h, w, 3) uint8
+    stamp: float  # s, time.monotonic() at which it came
+    changed: float  # s, when a frame came that differed from the one before it
+
+
+class Newest:
+    """Reads a camera in the background; `frame` is the newest, None before the first.
+
+    A camera that hangs may hand out one picture for ever: `changed` then stays behind.
+    """
+
+    def __init__(self, camera: Camera):
+        self.camera = camera
+        self.frame: Frame | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        while not self._stop.is_set():
+            image = self.camera.read()
+            if image is None:
+                time.sleep(IDLE)
+                continue
+            now, last = time.monotonic(), self.frame
+            same = last is not None and np.array_equal(last.image, image)
+            self.frame = Frame(image, now, last.changed if same and last is not None else now)
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join(timeout=1.0)
+        self.camera.close()
+
+
+class Capture:
+    """A camera of this computer by its number, a stream by its URL, or a video file.
+
+    A file is played at its own rate, once around and again. Raises CameraError if it cannot be
+    opened.
+    """
+
+    channels = "BGR"
+
+    def __init__(self, source: str, rate: float | None = None):
+        """source: "0", "rtsp://...", "film.mp4"; rate: frames/s that are asked for."""
+        self._capture = cv2.VideoCapture(int(source) if source.isdigit() else source)
+        if not self._capture.isOpened():
+            raise CameraError(
+                f"camera={source} cannot be opened; give the number of a camera (0 is the first), "
+                "a URL, or a video file"
+            )
+        # The newest frame is wanted, not the oldest of a queue.
+        self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+        if rate is not None:
+            self._capture.set(cv2.CAP_PROP_FPS, rate)
+        self._is_file = Path(source).is_file()
+        self.rate: float = self._capture.get(cv2.CAP_PROP_FPS) or 30.0
+        self._due = time.monotonic()
+
+    def read(self) -> np.ndarray | None:
+        if self._is_file:
+            self._due = max(self._due + 1.0 / self.rate, time.monotonic())
+            time.sleep(max(0.0, self._due - time.monotonic()))
+        found, image = self._capture.read()
+        if not found and self._is_file:
+            self._capture.set(cv2.CAP_PROP_POS_FRAMES, 0)
+            found, image = self._capture.read()
+        return np.asarray(image) if found else None
+
+    def close(self) -> None:
+        self._capture.release()

@@ -1,0 +1,171 @@
+"""What may be sent to the arm at this tick: the streamer's decisions, with no clock of its own.
+
+numpy only; every time is a `time.monotonic()` in s that the caller passes in, so that a test plays
+hours in a moment and a step of the wall clock changes nothing.
+
+    LATCHED --a human presses the dead-man switch, all is well--> RUNNING
+    RUNNING --something is late--> SLOWING --it is back--> RUNNING
+    RUNNING, SLOWING --late for too long, wrong, or the switch is released--> STOPPING
+    STOPPING --the arm rests--> LATCHED: nothing but zeros is sent
+
+A press counts only after a release that was seen while latched.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+import numpy as np
+
+from visuomotor.runtime.arm import ArmLimits, JointState
+from visuomotor.runtime.limiter import Limiter
+
+JUMP_SLACK = 0.15  # rad that a joint may be off from where its top speed could have brought it
+JUMP_SPEED = 2.0  # times its velocity limit: what an arm that is pushed may do
+
+
+class State(Enum):
+    LATCHED = 0
+    RUNNING = 1
+    SLOWING = 2
+    STOPPING = 3
+
+
+class Ages(NamedTuple):
+    """s after which the arm slows down, and after which it latches."""
+
+    slow: float
+    latch: float
+
+
+class Patience(NamedTuple):
+    """How old what the guard depends on may be."""
+
+    command: Ages = Ages(0.100, 0.250)
+    joints: Ages = Ages(0.050, 0.250)
+    frame: Ages = Ages(0.100, 0.250)  # of a camera with 20 frames/s; see `for_camera`
+
+    @staticmethod
+    def for_camera(period: float) -> Patience:
+        """period: s between a camera's frames; two of them may pass."""
+        slow = 2.0 * period
+        return Patience(frame=Ages(slow, max(0.250, slow + 0.1)))
+
+
+class Command(NamedTuple):
+    """What the policy's process last asked for."""
+
+    velocity: np.ndarray  # (A,) rad/s
+    stamp: float  # s, when it was decided
+    frame_stamp: float  # s, when the camera's newest frame that differs from the one before came
+    problem: str = ""  # why the policy cannot act; empty: it can
+
+
+class Decision(NamedTuple):
+    velocity: np.ndarray  # (A,) rad/s, to be sent now
+    state: State
+    reason: str  # why the arm does not run; empty if it does
+    armed: int  # how often a human has armed it
+
+
+class Guard:
+    """Call `tick` every `dt` s."""
+
+    def __init__(self, limits: ArmLimits, dt: float, patience: Patience | None = None):
+        self.limits = limits
+        self.patience = Patience() if patience is None else patience
+        self._limiter = Limiter(limits, dt)
+        self.state = State.LATCHED
+        self.reason = "not armed yet"
+        self._released = False
+        self._armed = 0
+        self._last: JointState | None = None
+
+    def tick(
+        self,
+        now: float,
+        command: Command | None,
+        joints: JointState | None,
+        pressed: bool,
+    ) -> Decision:
+        """pressed: whether a human holds the dead-man switch."""
+        wrong = self._wrong(command, joints)
+        late, reason = self._late(now, command, joints)
+        if joints is not None and not wrong:
+            self._last = joints
+        if self.state is State.LATCHED:
+            self._latched(pressed, wrong or (reason if late else ""))
+        elif wrong or not pressed or late == 2:
+            if self.state is not State.STOPPING:
+                why = wrong or (reason if late == 2 else "the dead-man switch was released")
+                self.state, self.reason = State.STOPPING, why
+        elif self.state is not State.STOPPING:
+            self.state = State.SLOWING if late else State.RUNNING
+            self.reason = reason if late else ""
+        velocity = self._velocity(command, joints)
+        if self.state is State.STOPPING and self._limiter.at_rest:
+            self.state, self._released = State.LATCHED, False
+        return Decision(velocity, self.state, self.reason, self._armed)
+
+    def fail(self, reason: str) -> None:
+        """Something outside is wrong: the arm comes to rest and latches."""
+        if self.state in (State.RUNNING, State.SLOWING):
+            self.state, self.reason = State.STOPPING, reason
+
+    def _latched(self, pressed: bool, obstacle: str) -> None:
+        if not pressed:
+            self._released = True
+        elif self._released and not obstacle:
+            self.state, self.reason = State.RUNNING, ""
+            self._armed += 1
+            self._limiter.rest()
+        elif self._released:
+            self._released = False  # a switch that is held down must not arm once all is well
+            self.reason = f"cannot be armed: {obstacle}"
+
+    def _velocity(self, command: Command | None, joints: JointState | None) -> np.ndarray:
+        if self.state is State.LATCHED:
+            return np.zeros(len(self.limits.joint_names))
+        if self.state is State.RUNNING:
+            assert command is not None and joints is not None
+            return self._limiter.step(command.velocity, joints.position)
+        return self._limiter.brake()
+
+    def _wrong(self, command: Command | None, joints: JointState | None) -> str:
+        """What no waiting mends; empty: nothing."""
+        if command is not None:
+            if command.problem:
+                return f"the policy cannot act: {command.problem}"
+            if not np.isfinite(command.velocity).all():
+                return f"the command is not finite: {command.velocity}"
+        if joints is None:
+            return ""
+        if not (np.isfinite(joints.position).all() and np.isfinite(joints.velocity).all()):
+            return "the arm reports joints that are not finite"
+        if self._last is not None and joints.stamp > self._last.stamp:
+            most = JUMP_SPEED * self.limits.velocity * (joints.stamp - self._last.stamp)
+            jump = np.abs(joints.position - self._last.position) - most - JUMP_SLACK
+            if self.state is not State.LATCHED and jump.max() > 0.0:
+                name = self.limits.joint_names[int(jump.argmax())]
+                return f"{name} jumped further than an arm can move: joints may be swapped"
+        return ""
+
+    def _late(
+        self, now: float, command: Command | None, joints: JointState | None
+    ) -> tuple[int, str]:
+        """-> 0: nothing is late, 1: slow down, 2: latch; and what it is."""
+        worst, reason = 0, ""
+        stamps = (
+            ("command", None if command is None else command.stamp, self.patience.command),
+            ("joint state", None if joints is None else joints.stamp, self.patience.joints),
+            ("frame", None if command is None else command.frame_stamp, self.patience.frame),
+        )
+        for name, stamp, ages in stamps:
+            age = np.inf if stamp is None else now - stamp
+            level = 2 if age > ages.latch else 1 if age > ages.slow else 0
+            if level > worst:
+                worst = level
+                told = "never came" if stamp is None else f"is {1000 * age:.0f} ms old"
+                reason = f"the last {name} {told}, at most {1000 * ages.slow:.0f} ms are allowed"
+        return worst, reason

@@ -1,0 +1,137 @@
+"""Velocities that an arm can follow, and from which it can always still stop in time.
+
+numpy only, no clock, no input or output: a function of what is wanted and where the arm is. Every
+tick the wanted velocity is approached under limits of velocity, acceleration and jerk; then the
+whole stop from there is played through. If it would end beyond a joint's limit or out of the
+workspace, the arm brakes instead. Since every tick leaves a stop that is good, braking always is.
+This is no certified safety function (docs/safety.md).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from visuomotor.runtime.arm import ArmLimits
+from visuomotor.runtime.kinematics import ForwardKinematics
+
+JOINT_MARGIN = 0.03  # rad kept from a joint's limit: what the arm lags behind the command
+WORKSPACE_MARGIN = 0.01  # m kept from the workspace's walls
+MAX_STOP_TICKS = 200
+_NEVER_WORSE = 1e-6  # m or rad: outside already, only the way back is open
+
+
+class Motion(NamedTuple):
+    """What is sent at one tick, and how it changes."""
+
+    velocity: np.ndarray  # (A,) rad/s
+    acceleration: np.ndarray  # (A,) rad/s^2
+
+
+class Limiter:
+    """Keeps the last motion; `step` once per tick of `dt` s."""
+
+    def __init__(self, limits: ArmLimits, dt: float):
+        if not dt > 0.0:
+            raise ValueError(f"dt={dt}: expected a positive period in s")
+        self.limits = limits
+        self.dt = dt
+        self._kinematics = ForwardKinematics(limits.chain)
+        self.rest()
+
+    def rest(self) -> None:
+        """The arm stands still, whatever was sent before."""
+        zeros = np.zeros(len(self.limits.joint_names))
+        self.motion = Motion(zeros, zeros.copy())
+
+    @property
+    def at_rest(self) -> bool:
+        return not self.motion.velocity.any()
+
+    def step(self, wanted: np.ndarray, position: np.ndarray) -> np.ndarray:
+        """wanted (A,) rad/s, finite; position (A,) rad, where the arm is -> what to send, (A,).
+
+        Arrays that are not finite raise ValueError: the caller must brake instead.
+        """
+        if not (np.isfinite(wanted).all() and np.isfinite(position).all()):
+            raise ValueError("wanted and position must be finite")
+        limit = self.limits.velocity
+        candidate = self._towards(self.motion, np.clip(wanted, -limit, limit))
+        braking = self._towards(self.motion, np.zeros_like(limit))
+        stop = self.stop_way(candidate)
+        # Joints are judged alone, so that one at its limit does not hold the others.
+        beyond = self._beyond_joints(position, stop)
+        if beyond.any():
+            candidate = _where(beyond, braking, candidate)
+            stop = self.stop_way(candidate)
+        if self._leaves_workspace(position, stop):
+            in_arm = np.arange(len(limit)) < self._kinematics.num_joints
+            candidate = _where(in_arm, braking, candidate)
+        self.motion = candidate
+        return candidate.velocity
+
+    def brake(self) -> np.ndarray:
+        """One tick towards rest, with no need to know where the arm is -> what to send, (A,)."""
+        self.motion = self._towards(self.motion, np.zeros(len(self.limits.velocity)))
+        return self.motion.velocity
+
+    def stop_way(self, motion: Motion) -> np.ndarray:
+        """(K, A) rad: where the joints are, from now, after each tick until they rest."""
+        way = [np.zeros_like(motion.velocity)]
+        rest = np.zeros_like(motion.velocity)
+        while motion.velocity.any() and len(way) < MAX_STOP_TICKS:
+            way.append(way[-1] + motion.velocity * self.dt)
+            motion = self._towards(motion, rest)
+        return np.stack(way)
+
+    def _towards(self, motion: Motion, target: np.ndarray) -> Motion:
+        """One tick of the fastest approach to a velocity that does not shoot over it."""
+        dt, jerk, most = self.dt, self.limits.jerk, self.limits.acceleration
+        missing = target - motion.velocity
+        # The largest acceleration a with which, falling by jerk * dt a tick, the sum of what is
+        # still to come, a dt + (a - jerk dt) dt + ..., does not exceed what is missing.
+        step = jerk * dt
+        allowed = 0.5 * (np.sqrt(step * step + 8.0 * step * np.abs(missing) / dt) - step)
+        wanted = np.sign(missing) * np.minimum(allowed, most)
+        low = np.maximum(motion.acceleration - step, -most)
+        high = np.minimum(motion.acceleration + step, most)
+        acceleration = np.clip(wanted, low, high)
+        # Arrives: what is missing can be made up at once, within the jerk.
+        last = missing / dt
+        arrives = (np.abs(last) <= step) & (last >= low) & (last <= high)
+        acceleration = np.where(arrives, last, acceleration)
+        velocity = np.where(arrives, target, motion.velocity + acceleration * dt)
+        limit = self.limits.velocity
+        return Motion(np.clip(velocity, -limit, limit), acceleration)
+
+    def _beyond_joints(self, position: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        """(A,) bool: joints whose stop leads beyond their limit and beyond where they are."""
+        low, high = stop.min(axis=0), stop.max(axis=0)
+        bottom = self.limits.position_low + JOINT_MARGIN
+        top = self.limits.position_high - JOINT_MARGIN
+        too_low = (position + low < bottom) & (low < -_NEVER_WORSE)
+        too_high = (position + high > top) & (high > _NEVER_WORSE)
+        beyond: np.ndarray = too_low | too_high
+        return beyond
+
+    def _leaves_workspace(self, position: np.ndarray, stop: np.ndarray) -> bool:
+        joints = self._kinematics.num_joints
+        if not stop[-1, :joints].any():
+            return False
+        outside = self._outside(position[:joints] + stop[:, :joints])
+        return bool((outside[1:] > outside[0] + _NEVER_WORSE).any())
+
+    def _outside(self, position: np.ndarray) -> np.ndarray:
+        """(n, J) rad -> (n,) m: how far the hand is out of the workspace; 0 within."""
+        point = self._kinematics.tool(position)
+        low = self.limits.workspace_low + WORKSPACE_MARGIN
+        high = self.limits.workspace_high - WORKSPACE_MARGIN
+        excess = np.maximum(np.maximum(low - point, point - high), 0.0)
+        distance: np.ndarray = np.linalg.norm(excess, axis=-1)
+        return distance
+
+
+def _where(chosen: np.ndarray, one: Motion, other: Motion) -> Motion:
+    """(A,) bool: joints that move as in `one`; the rest as in `other`."""
+    return Motion(*(np.where(chosen, a, b) for a, b in zip(one, other, strict=True)))

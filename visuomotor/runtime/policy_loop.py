@@ -1,0 +1,105 @@
+"""The policy's process: newest image and joints in, a velocity out, at the policy's rate.
+
+It talks to nobody but the streamer, over shared memory. Whatever happens to it, the arm is the
+streamer's: when this process is late, stopped or gone, the streamer slows the arm down.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from visuomotor.runtime.bundle import Bundle, BundleError
+from visuomotor.runtime.cameras import Newest
+from visuomotor.runtime.guard import State
+from visuomotor.runtime.preprocessing import Preprocessing
+from visuomotor.runtime.proprioception import entries, proprioception
+from visuomotor.runtime.slots import Slot, command_type, state_of, text
+
+
+def check_proprioception(bundle: Bundle) -> None:
+    """Raises BundleError if the policy reads anything but what `proprioception` gives."""
+    expected = entries(bundle.contract.joint_names)
+    received = bundle.manifest["proprio"].get("entries")
+    if received != expected:
+        raise BundleError(
+            f"policy.json: proprio.entries: this runtime gives {expected}, the policy wants "
+            f"{received}"
+        )
+
+
+class PolicyLoop:
+    """Call `tick` at the policy's rate.
+
+    The memory is empty as long as the arm is latched, so every start by a human is a new episode.
+    An image is taken every `camera.refresh_period_steps` and held in between, as in training.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        camera: Newest,
+        preprocessing: Preprocessing,
+        command: Slot,
+        report: Slot,
+    ):
+        check_proprioception(bundle)
+        self.bundle = bundle
+        self._camera = camera
+        self._preprocessing = preprocessing
+        self._command = command
+        self._report = report
+        self._refresh = int(bundle.manifest["camera"]["refresh_period_steps"])
+        self._pixels: np.ndarray | None = None
+        self._frame_stamp = 0.0
+        self._steps = 0
+        self._value = np.zeros((), command_type(len(bundle.contract.joint_names)))
+        self.durations: list[float] = []  # s that a step of the policy took, without the camera
+
+    def tick(self) -> None:
+        _, report = self._report.read()
+        frame = self._camera.frame
+        if report is None or not report["joint_stamp"] or frame is None:
+            return  # nothing to act on yet: the streamer sees no command
+        if state_of(report) is State.LATCHED:
+            self.bundle.reset()
+            self._steps = 0
+        problem = ""
+        velocity = np.zeros(len(self.bundle.contract.joint_names))
+        try:
+            if self._steps % self._refresh == 0:
+                self._pixels = self._preprocessing(frame.image, self._camera.camera.channels)
+                self._frame_stamp = frame.stamp
+            assert self._pixels is not None
+            begin = time.perf_counter()
+            proprio = proprioception(report["position"], report["velocity"])
+            velocity = self.bundle.step(self._pixels, proprio)
+            self.durations.append(time.perf_counter() - begin)
+        except (BundleError, ValueError) as error:
+            problem = str(error)
+        self._steps += 1
+        value = self._value
+        value["velocity"] = velocity
+        value["stamp"] = time.monotonic()
+        value["frame_stamp"] = frame.changed
+        value["used_frame_stamp"] = self._frame_stamp
+        value["used_joint_stamp"] = report["joint_stamp"]
+        value["problem"] = text(problem)
+        self._command.write(value)
+
+
+def run_at(
+    period: float, tick: Callable[[], None], should_stop: Callable[[], bool]
+) -> None:
+    """Calls tick every `period` s; one that is late is not made up for."""
+    due = time.monotonic()
+    while not should_stop():
+        tick()
+        due += period
+        wait = due - time.monotonic()
+        if wait > 0.0:
+            time.sleep(wait)
+        elif wait < -period:
+            due = time.monotonic()

@@ -1,0 +1,92 @@
+"""A camera's image as a policy reads it: undistorted to the simulated camera, shrunk by area, RGB.
+
+The one function that resizes images, in simulation, export and on the arm. numpy and OpenCV.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+
+class Lens(NamedTuple):
+    """A calibrated camera (docs/real_arm.md): what it sees where."""
+
+    width: int  # pixels of the images that it was calibrated with
+    height: int
+    matrix: np.ndarray  # (3, 3) pixels; pixel centres at whole numbers, as OpenCV counts
+    distortion: np.ndarray  # (D,) OpenCV's k1, k2, p1, p2, k3, ...
+
+
+def simulated_matrix(height: int, width: int, fovy_deg: float) -> np.ndarray:
+    """(3, 3): the pinhole camera of the simulation with images of this size, in OpenCV's count."""
+    focal = 0.5 * height / np.tan(np.deg2rad(fovy_deg) / 2)
+    return np.array([[focal, 0, width / 2 - 0.5], [0, focal, height / 2 - 0.5], [0, 0, 1.0]])
+
+
+class Preprocessing:
+    """From frames of one camera to (height, width, 3) uint8 RGB.
+
+    Without a lens the image is taken to show what the simulated camera shows: its middle, cut to
+    the policy's shape, is shrunk.
+    """
+
+    def __init__(self, height: int, width: int, fovy_deg: float, lens: Lens | None = None):
+        self.height, self.width = height, width
+        self._maps = None if lens is None else _undistortion(height, width, fovy_deg, lens)
+        self._lens = lens
+
+    def __call__(self, frame: np.ndarray, channels: str = "BGR") -> np.ndarray:
+        """frame (h, w, 3) uint8; channels: BGR (OpenCV's) or RGB.
+
+        Raises ValueError on another shape or type, or another size than the lens's.
+        """
+        if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+            raise ValueError(
+                f"frame: expected (height, width, 3) uint8, received {frame.shape} {frame.dtype}"
+            )
+        if channels not in ("BGR", "RGB"):
+            raise ValueError(f"channels={channels}: expected BGR or RGB")
+        if self._lens is not None and frame.shape[:2] != (self._lens.height, self._lens.width):
+            raise ValueError(
+                f"frame: {frame.shape[1]}x{frame.shape[0]} pixels, but the camera was calibrated "
+                f"with {self._lens.width}x{self._lens.height}"
+            )
+        if self._maps is not None:
+            frame = cv2.remap(frame, *self._maps, cv2.INTER_LINEAR)
+        else:
+            frame = _middle(frame, self.width / self.height)
+        return resize(frame[..., ::-1] if channels == "BGR" else frame, self.height, self.width)
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(h, w, 3) uint8 -> (height, width, 3) uint8, area averaging; the same size stays as it is."""
+    image = np.ascontiguousarray(image)
+    if image.shape[:2] == (height, width):
+        return image
+    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA))
+
+
+def _middle(frame: np.ndarray, aspect: float) -> np.ndarray:
+    """The largest middle part of a frame whose width is `aspect` times its height."""
+    height, width = frame.shape[:2]
+    wanted_width = min(width, round(height * aspect))
+    wanted_height = min(height, round(wanted_width / aspect))
+    top, left = (height - wanted_height) // 2, (width - wanted_width) // 2
+    return frame[top : top + wanted_height, left : left + wanted_width]
+
+
+def _undistortion(
+    height: int, width: int, fovy_deg: float, lens: Lens
+) -> tuple[np.ndarray, np.ndarray]:
+    """OpenCV's maps from the real image to a pinhole image, as large as its resolution merits, of
+    the simulated field of view."""
+    scale = max(1, round(lens.matrix[1, 1] / simulated_matrix(height, width, fovy_deg)[1, 1]))
+    size = (width * scale, height * scale)
+    pinhole = simulated_matrix(size[1], size[0], fovy_deg)
+    maps = cv2.initUndistortRectifyMap(
+        lens.matrix, lens.distortion, np.eye(3), pinhole, size, cv2.CV_32FC1
+    )
+    return maps[0], maps[1]

@@ -1,0 +1,116 @@
+"""The runtime's two processes: `python -m visuomotor.runtime.processes streamer|policy JSON`.
+
+Started by `visuomotor.deploy`, which also holds the shared memory between them. Each prints one
+line of JSON when it is ready, or its one error; SIGTERM ends it.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visuomotor.runtime.arm import ArmError
+from visuomotor.runtime.arms import make_arm
+from visuomotor.runtime.bundle import load_bundle
+from visuomotor.runtime.cameras import Camera, CameraError, Capture, Newest
+from visuomotor.runtime.errors import BundleError
+from visuomotor.runtime.guard import Patience
+from visuomotor.runtime.lens import load_lens
+from visuomotor.runtime.policy_loop import PolicyLoop, run_at
+from visuomotor.runtime.preprocessing import Preprocessing
+from visuomotor.runtime.slots import Slot, command_type, report_type
+from visuomotor.runtime.streamer import SWITCH, Streamer, keep_awake, run_streamer
+
+FIRST_FRAME = 10.0  # s that a camera is given
+_Stop = dict[str, bool]
+
+
+def make_camera(settings: dict[str, Any]) -> Camera:
+    """settings: `kind` (sim, ros2 or capture) and what its class takes. Raises CameraError."""
+    rest = {key: value for key, value in settings.items() if key != "kind"}
+    match settings["kind"]:
+        case "sim":
+            from visuomotor.runtime.arms.sim import SimCamera
+
+            return SimCamera(**rest)
+        case "ros2":
+            from visuomotor.runtime.arms.ros2 import Ros2Camera
+
+            return Ros2Camera(**rest)
+        case "capture":
+            return Capture(**rest)
+    raise CameraError(f"camera: unknown kind {settings['kind']}")
+
+
+def streamer_process(settings: dict[str, Any], stop: _Stop) -> None:
+    """settings: arm, num_joints, slots (names), log (path or null), camera_period [s]."""
+    arm = make_arm(settings["arm"])
+    joints = len(arm.limits.joint_names)
+    slots = settings["slots"]
+    arm.connect()
+    streamer = Streamer(
+        arm,
+        Slot.open(slots["command"], command_type(joints)),
+        Slot.open(slots["report"], report_type(joints)),
+        Slot.open(slots["switch"], SWITCH),
+        None if settings["log"] is None else Path(settings["log"]),
+        Patience.for_camera(settings["camera_period"]),
+    )
+    print(json.dumps({"ready": keep_awake()}), flush=True)
+    run_streamer(streamer, lambda: stop["requested"])
+
+
+def policy_process(settings: dict[str, Any], stop: _Stop) -> None:
+    """settings: bundle (path), camera, lens (path or null), slots (names)."""
+    bundle = load_bundle(settings["bundle"])
+    contract = bundle.contract
+    fovy = float(bundle.manifest["camera"]["fovy_deg"])
+    lens = None if settings["lens"] is None else load_lens(settings["lens"])
+    joints, slots = len(contract.joint_names), settings["slots"]
+    camera = Newest(make_camera(settings["camera"]))
+    loop = PolicyLoop(
+        bundle,
+        camera,
+        Preprocessing(contract.height, contract.width, fovy, lens),
+        Slot.open(slots["command"], command_type(joints)),
+        Slot.open(slots["report"], report_type(joints)),
+    )
+    deadline = time.monotonic() + FIRST_FRAME
+    while camera.frame is None and not stop["requested"]:
+        if time.monotonic() > deadline:
+            raise CameraError(f"the camera has sent no frame within {FIRST_FRAME:.0f} s")
+        time.sleep(0.01)
+    print(json.dumps({"ready": f"replayed {bundle.replay.steps} steps"}), flush=True)
+    run_at(1.0 / contract.control_rate_hz, loop.tick, lambda: stop["requested"])
+    camera.close()
+    if loop.durations:
+        spent = 1000 * np.percentile(loop.durations, [50, 99])
+        print(json.dumps({"policy_ms_p50": spent[0], "policy_ms_p99": spent[1]}), flush=True)
+
+
+def main(argv: list[str]) -> int:
+    role, settings = argv[0], json.loads(argv[1])
+    stop: _Stop = {"requested": False}
+
+    def request_stop(number: int, frame: object) -> None:
+        stop["requested"] = True
+
+    signal.signal(signal.SIGTERM, request_stop)
+    # Ctrl-C in a terminal goes to every process of it: deploy decides the order in which they end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        {"streamer": streamer_process, "policy": policy_process}[role](settings, stop)
+    except (ArmError, BundleError, CameraError) as error:
+        print(json.dumps({"error": str(error)}), flush=True)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,179 @@
+"""The streamer's process: 100 times a second it decides what the arm is sent. numpy only.
+
+It owns the arm. It trusts nobody: what to send is `Guard`'s decision, from the newest command, the
+newest joint state and the switch that a human holds. Every tick is logged.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from visuomotor.runtime.arm import Arm
+from visuomotor.runtime.guard import Guard, Patience, State
+from visuomotor.runtime.slots import Slot, report_type, text, to_command
+
+PERIOD = 0.01  # s
+GRACE = 1.0  # s that the arm is given to come to rest when the process is asked to leave
+SWITCH_AGE = 0.15  # s after which a switch that is not confirmed counts as released
+MOST_LATE = 0.1  # s that a tick may come late before the streamer no longer trusts itself
+
+SWITCH = np.dtype([("pressed", "?"), ("stamp", "<f8")])  # what the human's side tells
+
+
+def log_type(num_joints: int) -> np.dtype:
+    """A row a tick."""
+    return np.dtype(
+        [
+            ("time", "<f8"),  # s, time.monotonic()
+            ("state", "<i4"),
+            ("requested", "<f8", (num_joints,)),  # rad/s; NaN: nothing
+            ("sent", "<f8", (num_joints,)),  # rad/s
+            ("position", "<f8", (num_joints,)),
+            ("velocity", "<f8", (num_joints,)),
+            ("command_number", "<u8"),
+            ("command_age", "<f8"),  # s
+            ("joint_age", "<f8"),
+            ("frame_age", "<f8"),  # since the picture last changed
+            ("used_frame_age", "<f8"),  # of the picture that the command was made from
+            ("used_joint_age", "<f8"),
+        ]
+    )
+
+
+class Log:
+    """Rows of `log_type` behind a line of JSON; `read_log` reads them back."""
+
+    def __init__(self, path: Path, joint_names: tuple[str, ...]):
+        self._file = open(path, "wb", buffering=1 << 20)  # noqa: SIM115  (closed in close)
+        header = {"format": "visuomotor-log", "version": 1, "joints": list(joint_names)}
+        self._file.write(json.dumps(header).encode() + b"\n")
+        self.row = np.zeros((), log_type(len(joint_names)))
+        self._flushed = time.monotonic()
+
+    def write(self) -> None:
+        self._file.write(self.row.tobytes())
+        if time.monotonic() - self._flushed > 1.0:
+            self._file.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_log(path: Path | str) -> tuple[tuple[str, ...], np.ndarray]:
+    """-> joint names, rows of `log_type`. A last row that was cut off is left out.
+
+    Raises ValueError if the file is no log.
+    """
+    content = Path(path).read_bytes()
+    line, _, rows = content.partition(b"\n")
+    try:
+        header = json.loads(line)
+        names = tuple(header["joints"]) if header["format"] == "visuomotor-log" else None
+    except (ValueError, KeyError, TypeError):
+        names = None
+    if names is None:
+        raise ValueError(f"{path} is no log of the streamer")
+    dtype = log_type(len(names))
+    whole = len(rows) // dtype.itemsize
+    return names, np.frombuffer(rows[: whole * dtype.itemsize], dtype)
+
+
+class Streamer:
+    """Call `tick` every PERIOD s, and `leave` in the end."""
+
+    def __init__(
+        self,
+        arm: Arm,
+        command: Slot,
+        report: Slot,
+        switch: Slot,
+        log_path: Path | None = None,
+        patience: Patience | None = None,
+    ):
+        self.arm = arm
+        self.guard = Guard(arm.limits, PERIOD, patience)
+        self._command, self._report, self._switch = command, report, switch
+        self._value = np.zeros((), report_type(len(arm.limits.joint_names)))
+        self._log = None if log_path is None else Log(log_path, arm.limits.joint_names)
+        self._last_tick: float | None = None
+
+    def tick(self, leaving: bool = False) -> None:
+        now = time.monotonic()
+        number, value = self._command.read()
+        command = None if value is None else to_command(value)
+        joints = self.arm.read()
+        late = 0.0 if self._last_tick is None else now - self._last_tick - PERIOD
+        if late > MOST_LATE:
+            self.guard.fail(f"the streamer itself was held up for {1000 * late:.0f} ms")
+        self._last_tick = now
+        decision = self.guard.tick(now, command, joints, not leaving and self._pressed(now))
+        self.arm.send(decision.velocity)
+        report = self._value
+        if joints is not None:
+            report["position"], report["velocity"] = joints.position, joints.velocity
+            report["joint_stamp"] = joints.stamp
+        report["sent"] = decision.velocity
+        report["stamp"] = now
+        report["state"] = decision.state.value
+        report["armed"] = decision.armed
+        report["reason"] = text(decision.reason)
+        self._report.write(report)
+        if self._log is not None:
+            row = self._log.row
+            row["time"], row["state"], row["sent"] = now, decision.state.value, decision.velocity
+            row["requested"] = np.nan if command is None else command.velocity
+            row["position"], row["velocity"] = report["position"], report["velocity"]
+            row["command_number"] = number
+            row["joint_age"] = np.nan if joints is None else now - joints.stamp
+            for name in ("command_age", "frame_age", "used_frame_age", "used_joint_age"):
+                stamp = name.removesuffix("_age") + "_stamp" if name != "command_age" else "stamp"
+                row[name] = np.nan if value is None else now - float(value[stamp])
+            self._log.write()
+
+    def _pressed(self, now: float) -> bool:
+        _, switch = self._switch.read()
+        if switch is None:
+            return False
+        return bool(switch["pressed"]) and now - float(switch["stamp"]) < SWITCH_AGE
+
+    def leave(self) -> None:
+        """Brings the arm to rest and ends the connection."""
+        deadline = time.monotonic() + GRACE
+        while self.guard.state is not State.LATCHED and time.monotonic() < deadline:
+            self.tick(leaving=True)
+            time.sleep(PERIOD)
+        self.arm.stop()
+        if self._log is not None:
+            self._log.close()
+
+
+def keep_awake() -> str:
+    """Asks for real-time scheduling; -> what came of it, a line."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))
+    except (OSError, AttributeError) as error:
+        return f"no real-time scheduling ({error}); docs/real_arm.md says how to allow it"
+    return "real-time scheduling, SCHED_FIFO 10"
+
+
+def run_streamer(streamer: Streamer, should_stop: Callable[[], bool]) -> None:
+    """Ticks by the clock until asked to stop; then brings the arm to rest, whatever happened."""
+    due = time.monotonic()
+    try:
+        while not should_stop():
+            streamer.tick()
+            due += PERIOD
+            wait = due - time.monotonic()
+            if wait > 0.0:
+                time.sleep(wait)
+            elif wait < -PERIOD:
+                due = time.monotonic()
+    finally:
+        streamer.leave()

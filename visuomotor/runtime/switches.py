@@ -1,0 +1,145 @@
+"""The dead-man switch: what a human holds as long as the arm may move.
+
+Nothing but Python. Whoever reads the switch confirms it 50 times a second; a process that dies or a
+cable that is pulled lets go of it.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import struct
+import sys
+import termios
+import threading
+import time
+import tty
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from visuomotor.runtime.slots import Slot
+from visuomotor.runtime.streamer import SWITCH
+
+CONFIRM_PERIOD = 0.02  # s
+# A key that is held repeats: first after half a second, then 25 to 30 times a second.
+FIRST_REPEAT, NEXT_REPEAT = 0.7, 0.12  # s
+_JS_EVENT = struct.Struct("<IhBB")  # Linux joystick API: time, value, type, number
+_JS_BUTTON, _JS_INIT = 0x01, 0x80
+
+
+class SwitchError(Exception):
+    """A switch that is not there; one line that says what to do."""
+
+
+class Switch(Protocol):
+    def pressed(self) -> bool: ...
+
+    def close(self) -> None: ...
+
+
+class ByHand:
+    """Pressed by a program: for the simulated arm, where nobody can be hurt."""
+
+    def __init__(self) -> None:
+        self.down = False
+
+    def pressed(self) -> bool:
+        return self.down
+
+    def close(self) -> None:
+        self.down = False
+
+
+class SpaceBar:
+    """The space bar of this terminal. Its release is noticed NEXT_REPEAT s late (and a short press
+    lasts FIRST_REPEAT s): a joystick's button is better."""
+
+    def __init__(self) -> None:
+        if not sys.stdin.isatty():
+            raise SwitchError("switch=space needs a terminal; take switch=joystick:/dev/input/js0")
+        self._descriptor = sys.stdin.fileno()
+        self._before = termios.tcgetattr(self._descriptor)
+        tty.setcbreak(self._descriptor)
+        self._until = 0.0
+
+    def pressed(self) -> bool:
+        while select.select([self._descriptor], [], [], 0.0)[0]:
+            now = time.monotonic()
+            if os.read(self._descriptor, 1) == b" ":
+                held = now < self._until
+                self._until = now + (NEXT_REPEAT if held else FIRST_REPEAT)
+            else:
+                self._until = 0.0  # any other key lets go
+        return time.monotonic() < self._until
+
+    def close(self) -> None:
+        termios.tcsetattr(self._descriptor, termios.TCSADRAIN, self._before)
+
+
+class Joystick:
+    """A button of a Linux joystick device. A device that goes away is a button let go."""
+
+    def __init__(self, path: str, button: int = 0):
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError as error:
+            there = ", ".join(sorted(map(str, Path("/dev/input").glob("js*")))) or "none"
+            raise SwitchError(
+                f"switch=joystick:{path}: {error.strerror}; joysticks here: {there}"
+            ) from error
+        self._button = button
+        self._down = False
+
+    def pressed(self) -> bool:
+        try:
+            while event := os.read(self._descriptor, _JS_EVENT.size):
+                _, value, kind, number = _JS_EVENT.unpack(event)
+                if kind & ~_JS_INIT == _JS_BUTTON and number == self._button:
+                    self._down = value == 1 and not kind & _JS_INIT
+        except BlockingIOError:
+            pass
+        except (OSError, struct.error):
+            self._down = False
+        return self._down
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def make_switch(name: str) -> Switch:
+    """`space`, `joystick:<device>` or `joystick:<device>:<button>`. Raises SwitchError."""
+    kind, _, rest = name.partition(":")
+    if kind == "space" and not rest:
+        return SpaceBar()
+    if kind == "joystick" and rest:
+        path, _, button = rest.partition(":")
+        if not button or button.isdecimal():
+            return Joystick(path, int(button or 0))
+    raise SwitchError(
+        f"switch={name}: expected space, joystick:/dev/input/js0 or joystick:/dev/input/js0:<button>"
+    )
+
+
+class Confirmation:
+    """Tells the streamer, in the background, whether the switch is pressed."""
+
+    def __init__(self, switch: Switch, slot: Slot):
+        self.switch = switch
+        self._slot = slot
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._confirm, daemon=True)
+        self._thread.start()
+
+    def _confirm(self) -> None:
+        value = np.zeros((), SWITCH)
+        while not self._stop.wait(CONFIRM_PERIOD):
+            value["pressed"] = self.switch.pressed()
+            value["stamp"] = time.monotonic()
+            self._slot.write(value)
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join(timeout=1.0)
+        self.switch.close()
