@@ -43,9 +43,8 @@ class Watched(PixelPolicy):
     @torch.no_grad()
     def act(self, seen: Observation, episode_start: Tensor) -> Tensor:  # type: ignore[override]
         mean = super().act(seen, episode_start)
-        heads, visual = self.actor.aux_heads, self.visual
-        assert heads is not None and visual is not None
-        error = heads(visual) - seen.aux_targets
+        assert self.visual is not None
+        error = self.actor.located(self.visual) - seen.aux_targets
         shown = error[seen.new_frame].reshape(-1, error.shape[1] // 3, 3).norm(dim=-1)
         self.sight.append(shown.numpy())
         self.stages.append(seen.stage.numpy().copy())

@@ -21,7 +21,7 @@ from visuomotor.demonstrate import collect
 from visuomotor.demonstrations import MIN_STD, Demonstration, Demonstrations, ResetStates
 from visuomotor.envs import VisuomotorEnv, make_env
 from visuomotor.errors import UserError
-from visuomotor.replay import EARLIER_ACTIONS, DemonstrationReplay, scattered_frames
+from visuomotor.replay import EARLIER_ACTIONS, DemonstrationReplay, ScatteredFrames
 
 PERIOD = 4  # control steps between frames
 CONFIG = Config(
@@ -229,7 +229,7 @@ def test_a_batch_of_states_follows_its_generator(replay: DemonstrationReplay) ->
 
 def _scattered(replay: DemonstrationReplay, count: int, seed: int) -> tuple[Tensor, Tensor]:
     starts = ResetStates(replay.demos, stages=replay.stage)
-    return scattered_frames(_randomized(appearance=True), starts, count, seed)
+    return ScatteredFrames(_randomized(appearance=True), starts, seed).draw(count)
 
 
 def test_scattered_frames_are_as_many_as_asked_and_all_different(

@@ -135,6 +135,10 @@ class AuxConfig:
     # Before anything acts the CNN learns to see, on start states and demonstration states.
     start_frames: int = 12_288
     start_updates: int = 3000  # Adam steps, batch_size frames each; 0: none
+    # Of distill: in each iteration so many states just met are seen anew, each in an appearance of
+    # its own, and every minibatch has `replayed` batches of such frames beside it; 0: none. An
+    # episode has one appearance; of episodes of 500 steps a run meets too few to see through them.
+    scattered: int = 256
     # After every update of ril: a pass over the rollout and older frames, with the policy held.
     # Groups of frames, each beside replayed batches of older ones.
     minibatches: int = 6

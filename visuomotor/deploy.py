@@ -56,7 +56,9 @@ class SimOptions:
 class DeployConfig:
     bundle: str = ""  # a bundle's folder, or a shipped policy
     arm: str = "sim"  # sim, ros2 or jaco2
-    camera: str = "auto"  # a number, URL or file (OpenCV), topic:<ROS 2 image topic>; auto: arm=sim's
+    camera: str = (
+        "auto"  # a number, URL or file (OpenCV), topic:<ROS 2 image topic>; auto: arm=sim's
+    )
     camera_rate: float = 30.0  # frames/s of that camera; two missing frames stop the arm
     lens: str | None = None  # a calibration (visuomotor.calibrate); None: as the simulated camera
     switch: str = "space"  # space, joystick:<device>[:<button>]; of arm=sim it is held by itself

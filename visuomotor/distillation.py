@@ -23,12 +23,13 @@ from visuomotor.pixel_actor import PixelActor
 from visuomotor.policies import NUM_ARM, NUM_FINGERS, PixelPolicy, make_actor
 from visuomotor.ppo import CloningBatch, cloning_loss
 from visuomotor.randomization import strength_at
-from visuomotor.replay import DemonstrationReplay, scattered_frames
+from visuomotor.replay import DemonstrationReplay, ScatteredFrames
 from visuomotor.rollout import RolloutBuffer
 from visuomotor.state_teacher import StateTeacher
 
 TEACHER_FADE = 0.3  # share of the run after which the student acts everywhere
 MAX_GRAD_NORM = 1.0
+MET_EVERY = 8  # steps of a rollout between the states that are seen anew
 
 
 class Distillation:
@@ -83,6 +84,12 @@ class Distillation:
         self._episode_start = torch.ones(num_envs, dtype=torch.bool, device=device)
         self._buffers = [self._buffer(replay) for _ in range(config.distill.memory)]
         self._filled = 0
+        self._vision: AuxiliaryPhase | None = None
+        self._scattered: ScatteredFrames | None = None
+        if self.actor.aux_heads is not None:
+            self._vision = AuxiliaryPhase(self.actor, config.aux, generator=self._generator)
+            self._scattered = ScatteredFrames(config, self._reset_states, _seed(config.seed) + 2)
+        self._met: list[torch.Tensor] = []  # states of this rollout
         self.env_steps = 0
         self.iterations = 0
         self._episodes = EpisodeLog(self.env.task.stages, self.observation.stage)
@@ -104,13 +111,11 @@ class Distillation:
     def vision_start(self, progress: Progress | None = None) -> None:
         """Teaches the CNN to see, on start states and demonstration states, before it acts."""
         aux = self.config.aux
-        if self.actor.aux_heads is None or aux.start_updates == 0:
+        if self._vision is None or aux.start_updates == 0:
             return
-        frames, targets = scattered_frames(
-            self.config, self._reset_states, aux.start_frames, _seed(self.config.seed) + 2
-        )
-        phase = AuxiliaryPhase(self.actor, aux, generator=self._generator)
-        phase.start(frames.to(self.device), targets.to(self.device), progress)
+        assert self._vision is not None and self._scattered is not None
+        frames, targets = self._scattered.draw(aux.start_frames)
+        self._vision.start(frames.to(self.device), targets.to(self.device), progress)
 
     def _sample_start(self, rng: np.random.Generator) -> np.ndarray | None:
         if rng.random() < self.config.curriculum.final_share:
@@ -122,6 +127,7 @@ class Distillation:
         slot = self.iterations % len(self._buffers)
         self.env.strength = strength_at(self.config.randomization, self.env_steps)
         self._rollout(self._buffers[slot])
+        self._see_anew()
         self._filled = max(self._filled, slot + 1)
         left = 1.0 - self.env_steps / self.total_steps
         rate = self.config.distill.learning_rate * max(0.0, min(1.0, 2.0 * left))
@@ -135,6 +141,13 @@ class Distillation:
         metrics["mean_reward"] = float(self._buffers[slot].task_reward.mean())
         return metrics
 
+    def _see_anew(self) -> None:
+        """States just met, in other appearances, join the frames that vision is taught with."""
+        if self._vision is None or self._scattered is None or self.config.aux.scattered == 0:
+            return
+        frames, targets = self._scattered.draw(self.config.aux.scattered, torch.cat(self._met))
+        self._vision.memory.add(frames.to(self.device), targets.to(self.device))
+
     def _teacher_share(self) -> float:
         done = self.env_steps / (TEACHER_FADE * self.total_steps)
         return self.config.distill.teacher_share * max(0.0, 1.0 - done)
@@ -147,7 +160,10 @@ class Distillation:
         teacher_acts = torch.arange(n, device=self.device) < round(self._teacher_share() * n)
         empty = torch.zeros(n, 0, device=self.device)
         zeros = torch.zeros(n, device=self.device)
-        for _ in range(buffer.num_steps):
+        self._met.clear()
+        for step in range(buffer.num_steps):
+            if step % MET_EVERY == 0:
+                self._met.append(self.env.sim.get_state(torch.arange(n)))
             seen = self.observation
             mean = self.policy.act(seen, self._episode_start)
             label = self.teacher(seen.state).clamp(-1.0, 1.0)
@@ -195,6 +211,7 @@ class Distillation:
                     loss, metrics = cloning_loss(
                         self.actor, labels, self.config.aux.weight, linear=self._linear
                     )
+                    loss = loss + self._scattered_loss()
                     self.optimizer.zero_grad(set_to_none=True)
                     loss.backward()
                     torch.nn.utils.clip_grad_norm_(
@@ -205,9 +222,19 @@ class Distillation:
                         totals[name].append(float(value))
         return {name: float(np.mean(values)) for name, values in totals.items()}
 
+    def _scattered_loss(self) -> torch.Tensor | float:
+        """Of a batch of frames in appearances of their own; 0 where there are none."""
+        aux = self.config.aux
+        if self._vision is None or aux.scattered == 0 or aux.replayed == 0:
+            return 0.0
+        return aux.weight * aux.replayed * self._vision.frames_loss()[0]
+
     def state_dict(self) -> dict[str, Any]:
         """Everything but the memory of older rollouts, which is part of an exact resume too."""
+        vision, scattered = self._vision, self._scattered
         return {
+            "vision": None if vision is None else vision.state_dict(),
+            "scattered": None if scattered is None else scattered.state_dict(),
             "env": self.env.state_dict(),
             "actor": self.actor.state_dict(),
             "teacher": self.teacher.state_dict(),
@@ -232,6 +259,9 @@ class Distillation:
         self.actor.load_state_dict(state["actor"])
         self.teacher.load_state_dict(state["teacher"])
         load_optimizer_state(self.optimizer, state["optimizer"])
+        if self._vision is not None and self._scattered is not None:
+            self._vision.load_state_dict(state["vision"])
+            self._scattered.load_state_dict(state["scattered"])
         self._filled = len(state["buffers"])
         for buffer, saved in zip(self._buffers, state["buffers"], strict=False):
             buffer.load_state_dict(saved)

@@ -194,6 +194,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "hidden_sizes": LAYERS,
         "start_frames": at_least(1),
         "start_updates": at_least(0),
+        "scattered": at_least(0),
         "minibatches": at_least(1),
         "batch_size": at_least(1),
         "replayed": at_least(0),

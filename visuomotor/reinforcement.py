@@ -23,7 +23,7 @@ from visuomotor.networks import Progress
 from visuomotor.policies import PixelPolicy, make_actor, make_critic, make_teacher
 from visuomotor.ppo import PPO, CloningBatch, gaussian_log_prob
 from visuomotor.randomization import strength_at
-from visuomotor.replay import DemonstrationReplay, scattered_frames
+from visuomotor.replay import DemonstrationReplay, ScatteredFrames
 from visuomotor.rollout import ReturnNormalizer, RolloutBuffer
 from visuomotor.state_teacher import StateTeacher
 
@@ -153,9 +153,8 @@ class Reinforcement:
         aux = self.config.aux
         if self.vision is None or aux.start_updates == 0:
             return
-        frames, targets = scattered_frames(
-            self.config, self._reset_states, aux.start_frames, _seed(self.config.seed, 98)
-        )
+        scattered = ScatteredFrames(self.config, self._reset_states, _seed(self.config.seed, 98))
+        frames, targets = scattered.draw(aux.start_frames)
         self.vision.start(frames.to(self.device), targets.to(self.device), progress)
 
     def clone_start(self, progress: Progress | None = None) -> None:

@@ -7,6 +7,7 @@ and images are derived here, so that every randomization of the images is there 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,27 +119,50 @@ def check_states(demos: Demonstrations, width: int, task: str) -> None:
             )
 
 
-def scattered_frames(
-    config: Config, starts: ResetStates, count: int, seed: int
-) -> tuple[Tensor, Tensor]:
-    """`count` frames (M, 3, H, W) uint8 and the auxiliary targets (M, K) in m of what they show:
-    half of them start states, half states of demonstrations, each in an appearance of its own."""
+class ScatteredFrames:
+    """Frames that each show another state in an appearance of its own. What one episode shows has
+    one appearance, which a CNN would rather remember than see through.
 
-    def start(rng: np.random.Generator) -> np.ndarray | None:
-        return None if rng.random() < 0.5 else starts.sample(rng, by_stage=0.0).state
+    Args:
+      config: task, camera and randomization are read.
+      starts: states of demonstrations.
+      seed: of states and appearances.
+    """
 
-    # Episodes of one step: every step shows every world in a new one.
-    brief = replace(config, env=replace(config.env, episode_steps=1))
-    env = make_env(brief, num_envs=REPLAY_WORLDS, seed=seed, render=True, reset_sampler=start)
-    seen = env.reset()
-    frames, targets = [], []
-    still = torch.zeros(env.num_envs, 9)
-    for _ in range(-(-count // env.num_envs)):
-        assert seen.pixels is not None
-        frames.append(seen.pixels.clone())
-        targets.append(seen.aux_targets.clone())
-        seen = env.step(still).observation
-    return torch.cat(frames)[:count], torch.cat(targets)[:count]
+    def __init__(self, config: Config, starts: ResetStates, seed: int):
+        self._starts = starts
+        self._met: np.ndarray | None = None
+        self.env = make_env(
+            config, num_envs=REPLAY_WORLDS, seed=seed, render=True, reset_sampler=self._start
+        )
+        self._next = torch.arange(REPLAY_WORLDS)  # episodes
+
+    def _start(self, rng: np.random.Generator) -> np.ndarray | None:
+        if self._met is not None:
+            state: np.ndarray = self._met[rng.integers(len(self._met))]
+            return state
+        return None if rng.random() < 0.5 else self._starts.sample(rng, by_stage=0.0).state
+
+    def draw(self, count: int, met: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """`count` frames (M, 3, H, W) uint8 and the auxiliary targets (M, K) in m of what they
+        show. met: (n, nq + nv) states of which each frame shows one; None: half of them show start
+        states, half states of demonstrations."""
+        self._met = None if met is None else met.cpu().numpy()
+        frames, targets = [], []
+        for _ in range(-(-count // self.env.num_envs)):
+            seen = self.env.restart(self._next)
+            self._next = self._next + self.env.num_envs
+            assert seen.pixels is not None
+            frames.append(seen.pixels.clone())
+            targets.append(seen.aux_targets.clone())
+        return torch.cat(frames)[:count], torch.cat(targets)[:count]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"env": self.env.state_dict(), "next": self._next.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.env.load_state_dict(state["env"])
+        self._next = state["next"].clone()
 
 
 def _chunks(states: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:

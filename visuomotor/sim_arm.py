@@ -206,7 +206,11 @@ class SimArm:
             case "start":
                 self.start(int(request["episode"]))
             case "score":
-                return {"success": self._success, "stage": self._stage, "seconds": self.ticks * TICK}
+                return {
+                    "success": self._success,
+                    "stage": self._stage,
+                    "seconds": self.ticks * TICK,
+                }
             case "fault" if request.get("kind") in FAULTS:
                 self._faults[request["kind"]] = float(request["value"])
             case "record":
@@ -243,7 +247,9 @@ class SimArm:
             else:
                 self._frozen = None
             message = encode_frame(now, image)
-            self._publish("camera", message[:40] if self._faults.get("frames_nan") else message, now)
+            self._publish(
+                "camera", message[:40] if self._faults.get("frames_nan") else message, now
+            )
 
     def _publish(self, what: str, message: bytes, now: float) -> None:
         for address, since in list(self._subscribers[what].items()):

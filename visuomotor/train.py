@@ -53,7 +53,7 @@ from visuomotor.state_teacher import StateTeacher
 PHASES = {"ril": ("start", "ril"), "distill": ("teacher", "dagger", "finetune")}
 START_SHARE = 0.25  # of ril's total_steps at most is spent on its start
 # Of what a checkpoint says about a learner; another number means that it cannot go on exactly.
-CHECKPOINT_FORMAT = 3
+CHECKPOINT_FORMAT = 4
 # In every row of metrics.jsonl, besides env_steps, wall_s and fps.
 PROMISED_METRICS = (
     "success_rate",

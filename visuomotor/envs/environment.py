@@ -168,10 +168,11 @@ class VisuomotorEnv:
             self.elapsed = group * self.episode_steps // groups
         return self._observe(self._everyone)
 
-    def restart(self, episodes: Tensor) -> None:
+    def restart(self, episodes: Tensor) -> Observation:
         """episodes (N,) int64: every world starts the episode of this number now."""
         self.episode_ids = episodes.clone()
         self._start_episodes(self._everyone)
+        return self._observe(self._everyone)
 
     def current(self) -> Observation:
         """What the worlds show now, drawing fresh noise; pixels are left out."""

@@ -38,7 +38,7 @@ CHAIN = Chain(
             _WRIST,
         ]
     ),
-    tool_pos=np.array([0.0024, 0.015, -0.193]),  # between the fingertips
+    tool_pos=np.array([0.015, 0.0024, -0.193]),  # between the fingertips
 )
 
 LIMITS = ArmLimits(

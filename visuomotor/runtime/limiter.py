@@ -19,6 +19,7 @@ from visuomotor.runtime.kinematics import ForwardKinematics
 JOINT_MARGIN = 0.03  # rad kept from a joint's limit: what the arm lags behind the command
 WORKSPACE_MARGIN = 0.01  # m kept from the workspace's walls
 MAX_STOP_TICKS = 200
+_SAME = 1e-12  # rad/s: what rounding leaves between a velocity and its target
 _NEVER_WORSE = 1e-6  # m or rad: outside already, only the way back is open
 
 
@@ -47,7 +48,7 @@ class Limiter:
 
     @property
     def at_rest(self) -> bool:
-        return not self.motion.velocity.any()
+        return not (self.motion.velocity.any() or self.motion.acceleration.any())
 
     def step(self, wanted: np.ndarray, position: np.ndarray) -> np.ndarray:
         """wanted (A,) rad/s, finite; position (A,) rad, where the arm is -> what to send, (A,).
@@ -80,28 +81,27 @@ class Limiter:
         """(K, A) rad: where the joints are, from now, after each tick until they rest."""
         way = [np.zeros_like(motion.velocity)]
         rest = np.zeros_like(motion.velocity)
-        while motion.velocity.any() and len(way) < MAX_STOP_TICKS:
+        while (motion.velocity.any() or motion.acceleration.any()) and len(way) < MAX_STOP_TICKS:
             way.append(way[-1] + motion.velocity * self.dt)
             motion = self._towards(motion, rest)
         return np.stack(way)
 
     def _towards(self, motion: Motion, target: np.ndarray) -> Motion:
         """One tick of the fastest approach to a velocity that does not shoot over it."""
-        dt, jerk, most = self.dt, self.limits.jerk, self.limits.acceleration
+        dt, most = self.dt, self.limits.acceleration
+        step = self.limits.jerk * dt
         missing = target - motion.velocity
-        # The largest acceleration a with which, falling by jerk * dt a tick, the sum of what is
-        # still to come, a dt + (a - jerk dt) dt + ..., does not exceed what is missing.
-        step = jerk * dt
-        allowed = 0.5 * (np.sqrt(step * step + 8.0 * step * np.abs(missing) / dt) - step)
-        wanted = np.sign(missing) * np.minimum(allowed, most)
+        # The largest acceleration from which, falling by `step` a tick, a + (a - step) + ... is
+        # what is missing. For a = (m + r) step with 0 <= r < 1 that is ((m + 1) r + m (m + 1) / 2).
+        ticks = np.abs(missing) / (dt * step)
+        whole = np.floor(0.5 * (np.sqrt(1.0 + 8.0 * ticks) - 1.0))
+        part = (ticks - 0.5 * whole * (whole + 1.0)) / (whole + 1.0)
+        wanted = np.sign(missing) * np.minimum((whole + part) * step, most)
         low = np.maximum(motion.acceleration - step, -most)
         high = np.minimum(motion.acceleration + step, most)
         acceleration = np.clip(wanted, low, high)
-        # Arrives: what is missing can be made up at once, within the jerk.
-        last = missing / dt
-        arrives = (np.abs(last) <= step) & (last >= low) & (last <= high)
-        acceleration = np.where(arrives, last, acceleration)
-        velocity = np.where(arrives, target, motion.velocity + acceleration * dt)
+        velocity = motion.velocity + acceleration * dt
+        velocity = np.where(np.abs(velocity - target) < _SAME, target, velocity)
         limit = self.limits.velocity
         return Motion(np.clip(velocity, -limit, limit), acceleration)
 

@@ -90,9 +90,7 @@ class PolicyLoop:
         self._command.write(value)
 
 
-def run_at(
-    period: float, tick: Callable[[], None], should_stop: Callable[[], bool]
-) -> None:
+def run_at(period: float, tick: Callable[[], None], should_stop: Callable[[], bool]) -> None:
     """Calls tick every `period` s; one that is late is not made up for."""
     due = time.monotonic()
     while not should_stop():

@@ -1,0 +1,184 @@
+"""What the streamer decides: when the arm runs, slows down and latches. Time is played, not waited
+for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from visuomotor.envs import robot
+from visuomotor.runtime.arm import JointState
+from visuomotor.runtime.guard import Command, Decision, Guard, Patience, State
+from visuomotor.runtime.jaco import LIMITS
+
+DT = 0.01
+START = np.array(robot.START_QPOS, dtype=float)
+WANTED = 0.3 * LIMITS.velocity
+RAMP = 0.25  # s that a stop from full speed may take
+
+
+class Scene:
+    """An arm that does what it is sent, a policy that decides at 20 Hz, a camera with 20 frames/s
+    and a human; each can be told to stop or to lie."""
+
+    def __init__(self) -> None:
+        self.guard = Guard(LIMITS, DT)
+        self.ticks = 0
+        self.position = START.copy()
+        self.pressed = False
+        self.wanted = WANTED.copy()
+        self.command: Command | None = None
+        self.joints: JointState | None = None
+        self.frame_stamp = 0.0
+        self.silent: set[str] = set()
+        self.lie: Callable[[JointState], JointState] = lambda joints: joints
+        self.decisions: list[Decision] = []
+
+    @property
+    def now(self) -> float:
+        return 100.0 + self.ticks * DT
+
+    def run(self, seconds: float) -> Decision:
+        for _ in range(round(seconds / DT)):
+            if "joints" not in self.silent:
+                self.joints = self.lie(JointState(self.position.copy(), np.zeros(9), self.now))
+            if self.ticks % 5 == 0 and "camera" not in self.silent:
+                self.frame_stamp = self.now
+            if self.ticks % 5 == 0 and "policy" not in self.silent:
+                self.command = Command(self.wanted.copy(), self.now, self.frame_stamp)
+            decision = self.guard.tick(self.now, self.command, self.joints, self.pressed)
+            self.position = self.position + decision.velocity * DT
+            self.decisions.append(decision)
+            self.ticks += 1
+        return self.decisions[-1]
+
+    def arm(self) -> None:
+        self.pressed = False
+        self.run(0.1)
+        self.pressed = True
+        assert self.run(0.3).state is State.RUNNING
+
+    def rest_after(self) -> float:
+        """s from now until nothing but zeros is sent."""
+        begin = self.ticks
+        self.run(1.0)
+        moving = [i for i in range(begin, self.ticks) if self.decisions[i].velocity.any()]
+        return 0.0 if not moving else (moving[-1] + 1 - begin) * DT
+
+
+def test_nothing_moves_before_a_human_presses_and_then_it_runs() -> None:
+    scene = Scene()
+    assert scene.run(0.5).state is State.LATCHED
+    assert not any(d.velocity.any() for d in scene.decisions)
+    scene.arm()
+    assert scene.decisions[-1].velocity == pytest.approx(WANTED)
+    assert scene.decisions[-1].armed == 1
+
+
+def test_a_switch_that_was_never_seen_released_does_not_arm() -> None:
+    scene = Scene()
+    scene.pressed = True
+    assert scene.run(1.0).state is State.LATCHED
+
+
+def test_letting_go_brings_the_arm_to_rest_and_latches_until_pressed_anew() -> None:
+    scene = Scene()
+    scene.arm()
+    scene.pressed = False
+    assert scene.rest_after() <= RAMP
+    assert scene.decisions[-1].state is State.LATCHED
+    assert "released" in scene.decisions[-1].reason
+    scene.arm()
+    assert scene.decisions[-1].armed == 2
+
+
+def test_a_command_that_is_late_slows_down_and_one_that_returns_in_time_goes_on() -> None:
+    scene = Scene()
+    scene.arm()
+    scene.silent = {"policy"}
+    states = [scene.run(DT).state for _ in range(17)]
+    assert State.SLOWING in states and State.LATCHED not in states
+    assert np.abs(scene.decisions[-1].velocity).max() < np.abs(WANTED).max()
+    scene.silent = set()
+    assert scene.run(0.3).state is State.RUNNING
+    assert scene.decisions[-1].velocity == pytest.approx(WANTED)
+
+
+@pytest.mark.parametrize("silent", ["policy", "joints", "camera"])
+def test_silence_latches_and_stays_latched_when_it_ends(silent: str) -> None:
+    scene = Scene()
+    scene.arm()
+    scene.silent = {silent}
+    assert scene.rest_after() <= 0.25 + RAMP
+    assert scene.decisions[-1].state is State.LATCHED
+    assert "ms old" in scene.decisions[-1].reason
+    scene.silent = set()
+    last = scene.ticks
+    assert scene.run(1.0).state is State.LATCHED, "the switch is still held"
+    assert not any(d.velocity.any() for d in scene.decisions[last:])
+    scene.arm()
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_a_command_that_is_no_number_is_never_sent(broken: float) -> None:
+    scene = Scene()
+    scene.arm()
+    scene.wanted[3] = broken
+    assert scene.rest_after() <= 0.05 + RAMP
+    assert all(np.isfinite(d.velocity).all() for d in scene.decisions)
+    assert scene.decisions[-1].state is State.LATCHED
+    assert "not finite" in scene.decisions[-1].reason
+
+
+def test_joints_that_are_no_numbers_stop_the_arm() -> None:
+    scene = Scene()
+    scene.arm()
+    scene.lie = lambda joints: joints._replace(position=joints.position * np.nan)
+    assert scene.rest_after() <= RAMP
+    assert "not finite" in scene.decisions[-1].reason
+
+
+def test_joints_that_jump_stop_the_arm() -> None:
+    scene = Scene()
+    scene.arm()
+    swapped = [0, 2, 1, *range(3, 9)]
+    scene.lie = lambda joints: joints._replace(position=joints.position[swapped])
+    assert scene.rest_after() <= RAMP
+    assert "jumped" in scene.decisions[-1].reason
+
+
+def test_a_policy_that_cannot_act_stops_the_arm_and_says_why() -> None:
+    scene = Scene()
+    scene.arm()
+    scene.silent = {"policy"}
+    scene.command = Command(np.zeros(9), scene.now, scene.now, "proprio[3] = nan")
+    assert scene.rest_after() <= RAMP
+    assert "proprio[3] = nan" in scene.decisions[-1].reason
+
+
+def test_a_failure_outside_stops_the_arm() -> None:
+    scene = Scene()
+    scene.arm()
+    scene.guard.fail("the streamer itself was held up")
+    assert scene.rest_after() <= RAMP
+    assert scene.decisions[-1].state is State.LATCHED
+
+
+def test_nothing_arms_while_something_is_wrong_and_a_held_switch_does_not_arm_later() -> None:
+    scene = Scene()
+    scene.silent = {"camera"}
+    scene.run(0.5)
+    scene.pressed = True
+    assert scene.run(0.2).state is State.LATCHED
+    assert "cannot be armed" in scene.decisions[-1].reason
+    scene.silent = set()
+    assert scene.run(0.5).state is State.LATCHED
+    scene.arm()
+
+
+def test_a_camera_s_patience_is_two_of_its_periods() -> None:
+    assert Patience.for_camera(1 / 30).frame.slow == pytest.approx(2 / 30)
+    assert Patience.for_camera(0.2).frame.slow == pytest.approx(0.4)
+    assert Patience.for_camera(0.2).frame.latch > 0.4

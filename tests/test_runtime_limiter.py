@@ -1,0 +1,154 @@
+"""Velocities that are sent to an arm: limits kept whatever is asked, and always a way to stop."""
+
+from __future__ import annotations
+
+import mujoco
+import numpy as np
+import pytest
+
+from visuomotor.config import CameraConfig, EnvConfig
+from visuomotor.envs import robot, scene
+from visuomotor.runtime.jaco import CHAIN, LIMITS
+from visuomotor.runtime.kinematics import ForwardKinematics
+from visuomotor.runtime.limiter import JOINT_MARGIN, Limiter
+
+DT = 0.01
+START = np.array(robot.START_QPOS, dtype=float)
+
+
+@pytest.fixture(scope="module")
+def model() -> mujoco.MjModel:
+    return scene.build_spec(EnvConfig(), CameraConfig()).compile()
+
+
+def follow(limiter: Limiter, position: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Wanted velocities (T, A) on an arm that does what it is sent -> sent, positions, (T, A)."""
+    sent, places = [], []
+    for velocity in wanted:
+        sent.append(limiter.step(velocity, position))
+        position = position + sent[-1] * DT
+        places.append(position)
+    return np.array(sent), np.array(places)
+
+
+def test_the_runtime_s_arm_is_that_of_the_simulation(model: mujoco.MjModel) -> None:
+    assert LIMITS.joint_names == tuple(robot.JOINTS)
+    for i, name in enumerate(robot.JOINTS):
+        joint = model.joint(name)
+        low, high = LIMITS.position_low[i], LIMITS.position_high[i]
+        if model.jnt_limited[joint.id]:
+            assert (low, high) == pytest.approx(tuple(joint.range))
+        else:
+            assert (low, high) == (-np.inf, np.inf)
+        if name in robot.ARM_JOINTS:
+            limit = model.actuator_ctrlrange[model.actuator(name).id, 1]
+            assert LIMITS.velocity[i] == pytest.approx(limit)
+        else:
+            assert LIMITS.velocity[i] == robot.FINGER_MAX_VELOCITY
+
+
+def test_forward_kinematics_is_mujoco_s(model: mujoco.MjModel) -> None:
+    data = mujoco.MjData(model)
+    kinematics = ForwardKinematics(CHAIN)
+    rng = np.random.default_rng(0)
+    joints = [int(model.joint(name).qposadr[0]) for name in robot.ARM_JOINTS]
+    site = model.site(robot.PINCH_SITE).id
+    angles = rng.uniform(-3.0, 3.0, (50, 6))
+    for q in angles:
+        data.qpos[joints] = q
+        mujoco.mj_kinematics(model, data)
+        expected = data.site_xpos[site] - np.array(robot.BASE_POS)
+        assert kinematics.tool(q) == pytest.approx(expected, abs=1e-6)
+    assert kinematics.tool(angles) == pytest.approx(
+        np.stack([kinematics.tool(q) for q in angles]), abs=1e-12
+    )
+
+
+def test_a_velocity_is_reached_without_shooting_over_it() -> None:
+    limiter = Limiter(LIMITS, DT)
+    wanted = 0.5 * LIMITS.velocity * np.where(np.arange(9) % 2, 1, -1)
+    wanted[6:] = 0.0
+    sent, _ = follow(limiter, START, np.tile(wanted, (12, 1)))
+    assert (np.abs(sent) <= np.abs(wanted) + 1e-12).all()
+    ratio = sent[:, :6] / wanted[:6]
+    assert (np.diff(ratio, axis=0) >= -1e-12).all()
+    assert sent[-1] == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_limit_is_exceeded_by_a_policy_that_switches_wildly(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    limiter = Limiter(LIMITS, DT)
+    hold = rng.integers(1, 40)
+    wanted = np.repeat(rng.choice([-5.0, -0.3, 0.0, 0.3, 5.0], (60, 9)), hold, axis=0)[:600]
+    sent, places = follow(limiter, START, wanted)
+    acceleration = np.diff(sent, axis=0, prepend=0.0) / DT
+    jerk = np.diff(acceleration, axis=0, prepend=0.0) / DT
+    slack = 1 + 1e-9
+    assert (np.abs(sent) <= LIMITS.velocity * slack).all()
+    assert (np.abs(acceleration) <= LIMITS.acceleration * slack).all()
+    assert (np.abs(jerk) <= LIMITS.jerk * slack).all()
+    assert (places >= LIMITS.position_low + JOINT_MARGIN - 1e-9).all()
+    assert (places <= LIMITS.position_high - JOINT_MARGIN + 1e-9).all()
+
+
+@pytest.mark.parametrize("towards", [-1.0, 1.0])
+@pytest.mark.parametrize("joint", [1, 2, 6, 7, 8])
+def test_a_joint_driven_at_its_limit_stops_before_it(joint: int, towards: float) -> None:
+    limiter = Limiter(
+        LIMITS._replace(workspace_low=np.full(3, -9.0), workspace_high=np.full(3, 9.0)), DT
+    )
+    wanted = np.zeros((1500, 9))
+    wanted[:, joint] = towards * 9.0
+    sent, places = follow(limiter, START, wanted)
+    limit = LIMITS.position_high[joint] if towards > 0 else LIMITS.position_low[joint]
+    way = towards * (limit - places[:, joint])
+    assert way.min() >= JOINT_MARGIN - 1e-9
+    assert way[-1] < JOINT_MARGIN + 0.05, "it should come near"
+    assert sent[-1, joint] == pytest.approx(0.0, abs=0.02)
+
+
+def test_the_hand_does_not_leave_the_workspace() -> None:
+    kinematics = ForwardKinematics(CHAIN)
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        limiter = Limiter(LIMITS, DT)
+        wanted = np.repeat(rng.choice([-1.0, 1.0], (5, 9)), 200, axis=0)
+        sent, places = follow(limiter, START, wanted)
+        hand = kinematics.tool(places[:, :6])
+        assert (hand >= LIMITS.workspace_low - 1e-9).all()
+        assert (hand <= LIMITS.workspace_high + 1e-9).all()
+        assert np.abs(sent[:100]).max() > 0.3
+
+
+def test_from_outside_the_workspace_only_the_way_back_is_open() -> None:
+    limits = LIMITS._replace(workspace_low=np.array([-0.35, -0.75, 0.4]))
+    kinematics = ForwardKinematics(CHAIN)
+    assert kinematics.tool(START[:6])[2] < 0.4
+    for direction in (-1.0, 1.0):
+        limiter = Limiter(limits, DT)
+        wanted = np.zeros((40, 9))
+        wanted[:, 1] = direction
+        _, places = follow(limiter, START, wanted)
+        heights = kinematics.tool(places[:, :6])[:, 2]
+        assert (heights >= kinematics.tool(START[:6])[2] - 1e-6).all()
+
+
+def test_braking_needs_no_position_and_ends_at_rest() -> None:
+    limiter = Limiter(LIMITS, DT)
+    follow(limiter, START, np.tile(LIMITS.velocity * [0, 1, -1, 1, -1, 1, 1, 1, 1], (25, 1)))
+    assert not limiter.at_rest
+    ticks = 0
+    while not limiter.at_rest:
+        limiter.brake()
+        ticks += 1
+    assert ticks * DT <= 0.25
+
+
+def test_what_is_no_number_is_refused() -> None:
+    limiter = Limiter(LIMITS, DT)
+    for wanted, position in ((np.full(9, np.nan), START), (np.zeros(9), np.full(9, np.inf))):
+        with pytest.raises(ValueError, match="finite"):
+            limiter.step(wanted, position)
+    with pytest.raises(ValueError, match="dt=0"):
+        Limiter(LIMITS, 0.0)
