@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,7 +23,8 @@ import numpy as np
 from visuomotor.cli import StopSignal, run_command
 from visuomotor.errors import UserError
 from visuomotor.files import write_atomic
-from visuomotor.overrides import parse_overrides
+from visuomotor.overrides import load_yaml, parse_overrides
+from visuomotor.runtime.arm import ArmError
 from visuomotor.runtime.arms import KINDS
 from visuomotor.runtime.arms.sim import request
 from visuomotor.runtime.bundle import load_bundle
@@ -182,7 +183,8 @@ class Deployment:
             except SwitchError as error:
                 raise UserError(str(error)) from error
         self.switch = switch
-        self._stack.callback(Confirmation(switch, self.slots["switch"]).close)
+        self._confirmation = Confirmation(switch, self.slots["switch"])
+        self._stack.callback(self._confirmation.close)
 
     def _process(self, role: str, settings: dict[str, Any]) -> Process:
         module = "visuomotor.runtime.processes"
@@ -192,6 +194,8 @@ class Deployment:
 
     def _arm_and_camera(self) -> tuple[dict[str, Any], dict[str, Any]]:
         config = self.config
+        settings: dict[str, Any] = {"domain": 0, "network": "lo"}
+        arm: dict[str, Any]
         if config.arm == "sim":
             options = [f"{name}={value}" for name, value in vars(config.sim).items()]
             arguments = ["visuomotor.sim_arm", f"task={self.contract.task}", *options]
@@ -201,13 +205,29 @@ class Deployment:
             self.sim_port = int(process.line()["port"])
             arm = {"kind": "sim", "port": self.sim_port}
         else:
-            arm = {"kind": config.arm, "settings": config.arm_config}
+            settings = self._arm_settings()
+            arm = {"kind": config.arm, "settings": settings}
         if config.camera == "auto":
             return arm, {"kind": "sim", "port": self.sim_port}
         if config.camera.startswith("topic:"):
-            return arm, {"kind": "ros2", "topic": config.camera.removeprefix("topic:")}
+            topic = config.camera.removeprefix("topic:")
+            network = {name: settings[name] for name in ("domain", "network")}
+            return arm, {"kind": "ros2", "topic": topic, **network}
         camera = {"kind": "capture", "source": config.camera, "rate": config.camera_rate}
         return arm, camera
+
+    def _arm_settings(self) -> dict[str, Any]:
+        """Of arm=ros2 and arm=jaco2, from the YAML file, checked here rather than on the arm."""
+        from visuomotor.runtime.arms import settings_type
+
+        try:
+            kind = settings_type(self.config.arm)
+            path = self.config.arm_config
+            settings = kind() if path is None else load_yaml(path, kind)
+            settings.validate()
+        except ArmError as error:
+            raise UserError(f"arm={self.config.arm}: {error}") from error
+        return asdict(settings)
 
     # --- while it runs -------------------------------------------------------------------------
 
@@ -252,6 +272,19 @@ class Deployment:
         self.switch.down = False
         return self.wait(State.LATCHED, ARM_SECONDS)
 
+    def end_episode(self) -> None:
+        """The time is up: the arm comes to rest, and the human's next press is the next start."""
+        self._confirmation.let_go = True
+        self.wait(State.LATCHED, ARM_SECONDS)
+        self._confirmation.let_go = False
+
+    @property
+    def episode_seconds(self) -> float:
+        control = self.manifest["control"]
+        trained: float = control["episode_steps"] * control["period_s"]
+        asked = self.config.episode_seconds
+        return trained if asked is None else asked
+
     def start_sim(self, episode: int) -> None:
         assert self.sim_port is not None
         request(self.sim_port, {"do": "start", "episode": episode})
@@ -295,21 +328,17 @@ def latency(log: Path) -> dict[str, float]:
 
 def run_sim(deployment: Deployment, stop: StopSignal) -> list[dict[str, Any]]:
     """Episodes on the simulated arm, one after the other; success is judged at their end."""
-    config, control = deployment.config, deployment.manifest["control"]
-    seconds = config.episode_seconds or control["episode_steps"] * control["period_s"]
+    config, seconds = deployment.config, deployment.episode_seconds
     rows: list[dict[str, Any]] = []
     assert deployment.sim_port is not None
     with live_line(sys.stderr) as show:
         for episode in range(config.episodes):
-            if stop.requested:
-                break
             deployment.start_sim(episode)
             armed = deployment.press()
             deadline = time.monotonic() + seconds
             while armed and time.monotonic() < deadline and not stop.requested:
-                if deployment.state is State.LATCHED:
+                if deployment.wait(State.LATCHED, 0.02):
                     break
-                time.sleep(0.02)
             ran = deployment.state is State.RUNNING
             reason = "" if ran else deployment.reason
             score = request(deployment.sim_port, {"do": "score"})
@@ -332,8 +361,7 @@ def run_sim(deployment: Deployment, stop: StopSignal) -> list[dict[str, Any]]:
 def run_arm(deployment: Deployment, stop: StopSignal) -> list[dict[str, Any]]:
     """Episodes on a real arm: each begins when the human presses the switch and ends when the time
     is up (the arm then stops) or the human lets go."""
-    config, control = deployment.config, deployment.manifest["control"]
-    seconds = config.episode_seconds or control["episode_steps"] * control["period_s"]
+    config, seconds = deployment.config, deployment.episode_seconds
     rows: list[dict[str, Any]] = []
     with live_line(sys.stderr) as show:
         while len(rows) < config.episodes and not stop.requested:
@@ -342,13 +370,12 @@ def run_arm(deployment: Deployment, stop: StopSignal) -> list[dict[str, Any]]:
                 continue
             show(f"episode {len(rows) + 1}: running for {seconds:.0f} s")
             deadline = time.monotonic() + seconds
-            while deployment.state is not State.LATCHED and not stop.requested:
-                if time.monotonic() > deadline:
+            while time.monotonic() < deadline and not stop.requested:
+                if deployment.wait(State.LATCHED, 0.02):
                     break
-                time.sleep(0.02)
+            else:
+                deployment.end_episode()
             rows.append({"episode": len(rows), "stopped": deployment.reason})
-            if deployment.state is not State.LATCHED:
-                break  # the time is up: leaving brings the arm to rest
     return rows
 
 

@@ -45,11 +45,12 @@ FAULTS = (
     "drop",  # share of all messages, both ways
     "joints_stop",
     "joints_nan",
+    "joints_inf",
     "joints_swapped",
     "joints_missing",
     "frames_stop",
     "frames_freeze",
-    "frames_nan",  # bytes that are no image
+    "frames_broken",  # bytes that are no image
     "clock_step",  # s added to the time stamps that it sends
 )
 
@@ -215,10 +216,12 @@ class SimArm:
                 self._faults[request["kind"]] = float(request["value"])
             case "record":
                 self.recording = Record()
-            case "recorded":
+            case "record_to":
                 return self._save_record(request["path"])
             case _:
-                return {"error": f"expected do=start, score, record, recorded or fault of {FAULTS}"}
+                return {
+                    "error": f"expected do=start, score, record, record_to or fault of {FAULTS}"
+                }
         return {"ok": True}
 
     def _tell_joints(self, now: float, qpos: np.ndarray, qvel: np.ndarray) -> None:
@@ -229,6 +232,8 @@ class SimArm:
         names = list(robot.JOINTS)
         if self._faults.get("joints_nan"):
             position[2] = np.nan
+        if self._faults.get("joints_inf"):
+            velocity[2] = np.inf
         if self._faults.get("joints_swapped"):  # the values, under the same names
             position[[1, 2]] = position[[2, 1]]
         if self._faults.get("joints_missing"):
@@ -247,9 +252,9 @@ class SimArm:
             else:
                 self._frozen = None
             message = encode_frame(now, image)
-            self._publish(
-                "camera", message[:40] if self._faults.get("frames_nan") else message, now
-            )
+            if self._faults.get("frames_broken"):
+                message = message[:40]
+            self._publish("camera", message, now)
 
     def _publish(self, what: str, message: bytes, now: float) -> None:
         for address, since in list(self._subscribers[what].items()):
@@ -282,7 +287,8 @@ class SimArm:
         if self.recording is None:
             return {"error": "nothing was recorded; send do=record first"}
         with open(path, "wb") as file:
-            np.savez(file, **{name: np.array(rows) for name, rows in vars(self.recording).items()})
+            rows: dict[str, Any] = {k: np.array(v) for k, v in vars(self.recording).items()}
+            np.savez(file, **rows)
         return {"ok": True}
 
 

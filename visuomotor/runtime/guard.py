@@ -21,6 +21,7 @@ import numpy as np
 from visuomotor.runtime.arm import ArmLimits, JointState
 from visuomotor.runtime.limiter import Limiter
 
+FRAME_JITTER = 0.02  # s: after a single lost frame the next one is two periods late, and a bit
 JUMP_SLACK = 0.15  # rad that a joint may be off from where its top speed could have brought it
 JUMP_SPEED = 2.0  # times its velocity limit: what an arm that is pushed may do
 
@@ -44,12 +45,12 @@ class Patience(NamedTuple):
 
     command: Ages = Ages(0.100, 0.250)
     joints: Ages = Ages(0.050, 0.250)
-    frame: Ages = Ages(0.100, 0.250)  # of a camera with 20 frames/s; see `for_camera`
+    frame: Ages = Ages(0.120, 0.250)  # of a camera with 20 frames/s; see `for_camera`
 
     @staticmethod
     def for_camera(period: float) -> Patience:
-        """period: s between a camera's frames; two of them may pass."""
-        slow = 2.0 * period
+        """period: s between a camera's frames; two of them may pass, and FRAME_JITTER."""
+        slow = 2.0 * period + FRAME_JITTER
         return Patience(frame=Ages(slow, max(0.250, slow + 0.1)))
 
 

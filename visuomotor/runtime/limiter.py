@@ -18,6 +18,9 @@ from visuomotor.runtime.kinematics import ForwardKinematics
 
 JOINT_MARGIN = 0.03  # rad kept from a joint's limit: what the arm lags behind the command
 WORKSPACE_MARGIN = 0.01  # m kept from the workspace's walls
+# s that an arm is behind: what it reports is old, and what was sent is not yet done. The stop begins
+# where it will be by then.
+LAG = 0.03
 MAX_STOP_TICKS = 200
 _SAME = 1e-12  # rad/s: what rounding leaves between a velocity and its target
 _NEVER_WORSE = 1e-6  # m or rad: outside already, only the way back is open
@@ -58,6 +61,7 @@ class Limiter:
         if not (np.isfinite(wanted).all() and np.isfinite(position).all()):
             raise ValueError("wanted and position must be finite")
         limit = self.limits.velocity
+        position = position + LAG * self.motion.velocity
         candidate = self._towards(self.motion, np.clip(wanted, -limit, limit))
         braking = self._towards(self.motion, np.zeros_like(limit))
         stop = self.stop_way(candidate)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from multiprocessing import resource_tracker, shared_memory
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -67,6 +67,7 @@ class Slot:
     @classmethod
     def create(cls, dtype: np.dtype) -> Slot:
         memory = shared_memory.SharedMemory(create=True, size=_HEADER.itemsize + dtype.itemsize)
+        assert memory.buf is not None
         memory.buf[:] = bytes(len(memory.buf))
         return cls(memory, dtype, owner=True)
 

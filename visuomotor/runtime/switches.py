@@ -118,7 +118,8 @@ def make_switch(name: str) -> Switch:
         if not button or button.isdecimal():
             return Joystick(path, int(button or 0))
     raise SwitchError(
-        f"switch={name}: expected space, joystick:/dev/input/js0 or joystick:/dev/input/js0:<button>"
+        f"switch={name}: expected space, joystick:/dev/input/js0 or, for another button than 0, "
+        "joystick:/dev/input/js0:<button>"
     )
 
 
@@ -127,6 +128,7 @@ class Confirmation:
 
     def __init__(self, switch: Switch, slot: Slot):
         self.switch = switch
+        self.let_go = False  # True: told as released, whatever the human does
         self._slot = slot
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._confirm, daemon=True)
@@ -135,7 +137,7 @@ class Confirmation:
     def _confirm(self) -> None:
         value = np.zeros((), SWITCH)
         while not self._stop.wait(CONFIRM_PERIOD):
-            value["pressed"] = self.switch.pressed()
+            value["pressed"] = self.switch.pressed() and not self.let_go
             value["stamp"] = time.monotonic()
             self._slot.write(value)
 

@@ -9,23 +9,35 @@ from visuomotor.runtime.arm import Arm, ArmError
 KINDS = ("sim", "ros2", "jaco2")
 
 
+def settings_type(kind: str) -> Any:
+    """The dataclass of settings of ros2 or jaco2. Raises ArmError where cyclonedds is missing."""
+    if kind == "jaco2":
+        from visuomotor.runtime.arms.jaco2 import Jaco2Settings
+
+        return Jaco2Settings
+    from visuomotor.runtime.arms.ros2 import Ros2Settings
+
+    return Ros2Settings
+
+
 def make_arm(settings: dict[str, Any]) -> Arm:
-    """settings: `kind` (one of KINDS), and what that arm's class takes.
+    """settings: `kind` (one of KINDS); of sim `port`, of the others `settings`, as a dictionary.
 
     Raises ArmError for an unknown kind, and where a package is missing.
     """
-    rest = {key: value for key, value in settings.items() if key != "kind"}
-    match settings["kind"]:
-        case "sim":
-            from visuomotor.runtime.arms.sim import SimArm
+    kind = settings["kind"]
+    if kind == "sim":
+        from visuomotor.runtime.arms.sim import SimArm
 
-            return SimArm(**rest)
-        case "ros2":
-            from visuomotor.runtime.arms.ros2 import Ros2Arm
+        return SimArm(settings["port"])
+    if kind not in KINDS:
+        raise ArmError(f"arm={kind}: expected {', '.join(KINDS)}")
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in settings["settings"].items()}
+    chosen = settings_type(kind)(**values)
+    if kind == "jaco2":
+        from visuomotor.runtime.arms.jaco2 import Jaco2Arm
 
-            return Ros2Arm(**rest)
-        case "jaco2":
-            from visuomotor.runtime.arms.jaco2 import Jaco2Arm
+        return Jaco2Arm(chosen)
+    from visuomotor.runtime.arms.ros2 import Ros2Arm
 
-            return Jaco2Arm(**rest)
-    raise ArmError(f"arm={settings['kind']}: expected {', '.join(KINDS)}")
+    return Ros2Arm(chosen)

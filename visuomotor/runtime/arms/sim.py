@@ -156,7 +156,7 @@ class SimArm:
                 continue
             if values is not None:
                 # When it came, by our own clock: the sender's may be stepped.
-                self._state = JointState(*values, stamp=time.monotonic())
+                self._state = JointState(values[0], values[1], time.monotonic())
         return self._state
 
     def send(self, velocity: np.ndarray) -> None:

@@ -1,0 +1,173 @@
+"""ROS 2's messages without ROS: their types, and one participant of a DDS domain.
+
+cyclonedds (`pip install "visuomotor[ros2]"`). Type names are what ROS 2 makes of its packages, and
+topic names begin with "rt". By default only this computer's loopback is used.
+"""
+
+# No `from __future__ import annotations`: cyclonedds reads the types of fields as they stand.
+
+from dataclasses import dataclass
+
+try:
+    from cyclonedds.core import Policy, Qos
+    from cyclonedds.domain import Domain, DomainParticipant
+    from cyclonedds.idl import IdlStruct
+    from cyclonedds.idl.annotations import final
+    from cyclonedds.idl.types import float32, float64, int32, sequence, uint8, uint32
+    from cyclonedds.util import duration
+except ImportError as error:  # pragma: no cover
+    from visuomotor.runtime.arm import ArmError
+
+    raise ArmError('ROS 2 arms need cyclonedds: pip install "visuomotor[ros2]"') from error
+
+
+@dataclass
+@final
+class Time(IdlStruct, typename="builtin_interfaces::msg::dds_::Time_"):
+    sec: int32
+    nanosec: uint32
+
+
+@dataclass
+@final
+class Duration(IdlStruct, typename="builtin_interfaces::msg::dds_::Duration_"):
+    sec: int32
+    nanosec: uint32
+
+
+@dataclass
+@final
+class Header(IdlStruct, typename="std_msgs::msg::dds_::Header_"):
+    stamp: Time
+    frame_id: str
+
+
+@dataclass
+@final
+class JointStateMessage(IdlStruct, typename="sensor_msgs::msg::dds_::JointState_"):
+    header: Header
+    name: sequence[str]
+    position: sequence[float64]  # rad
+    velocity: sequence[float64]  # rad/s
+    effort: sequence[float64]
+
+
+@dataclass
+@final
+class ImageMessage(IdlStruct, typename="sensor_msgs::msg::dds_::Image_"):
+    header: Header
+    height: uint32
+    width: uint32
+    encoding: str
+    is_bigendian: uint8
+    step: uint32  # bytes a row
+    data: sequence[uint8]
+
+
+@dataclass
+@final
+class MultiArrayDimension(IdlStruct, typename="std_msgs::msg::dds_::MultiArrayDimension_"):
+    label: str
+    size: uint32
+    stride: uint32
+
+
+@dataclass
+@final
+class MultiArrayLayout(IdlStruct, typename="std_msgs::msg::dds_::MultiArrayLayout_"):
+    dim: sequence[MultiArrayDimension]
+    data_offset: uint32
+
+
+@dataclass
+@final
+class Float64MultiArray(IdlStruct, typename="std_msgs::msg::dds_::Float64MultiArray_"):
+    layout: MultiArrayLayout
+    data: sequence[float64]
+
+
+@dataclass
+@final
+class JointTrajectoryPoint(IdlStruct, typename="trajectory_msgs::msg::dds_::JointTrajectoryPoint_"):
+    positions: sequence[float64]
+    velocities: sequence[float64]
+    accelerations: sequence[float64]
+    effort: sequence[float64]
+    time_from_start: Duration
+
+
+@dataclass
+@final
+class JointTrajectory(IdlStruct, typename="trajectory_msgs::msg::dds_::JointTrajectory_"):
+    header: Header
+    joint_names: sequence[str]
+    points: sequence[JointTrajectoryPoint]
+
+
+@dataclass
+@final
+class KinovaJointVelocity(IdlStruct, typename="kinova_msgs::msg::dds_::JointVelocity_"):
+    joint1: float32  # degrees/s
+    joint2: float32
+    joint3: float32
+    joint4: float32
+    joint5: float32
+    joint6: float32
+    joint7: float32
+
+
+@dataclass
+@final
+class KinovaFingerPosition(IdlStruct, typename="kinova_msgs::msg::dds_::FingerPosition_"):
+    finger1: float32  # turns, 0 open to 6800 closed
+    finger2: float32
+    finger3: float32
+
+
+NEWEST = Qos(Policy.Reliability.BestEffort, Policy.Durability.Volatile, Policy.History.KeepLast(1))
+# What ROS 2's subscribers ask for by default; a best-effort writer would not match them.
+COMMANDS = Qos(
+    Policy.Reliability.Reliable(duration(milliseconds=100)),
+    Policy.Durability.Volatile,
+    Policy.History.KeepLast(1),
+)
+
+
+def topic_name(ros_name: str) -> str:
+    """/joint_states -> rt/joint_states."""
+    return "rt/" + ros_name.removeprefix("/")
+
+
+class Participant:
+    """One member of a DDS domain, on one network interface.
+
+    Domains are configured once a process: a second participant of the same domain shares the first
+    one's network.
+    """
+
+    _domains: dict[int, tuple[str, Domain]] = {}  # noqa: RUF012  (one for the process)
+
+    def __init__(self, domain: int, network: str):
+        known = self._domains.get(domain)
+        if known is None:
+            known = (network, Domain(domain, _configuration(network)))
+            self._domains[domain] = known
+        if known[0] != network:
+            raise ValueError(f"domain {domain} already uses network {known[0]}, not {network}")
+        self.participant = DomainParticipant(domain)
+
+
+def _configuration(network: str) -> str:
+    """Cyclone DDS's XML. Loopback knows no multicast, so its members are looked for one by one."""
+    alone = network == "lo"
+    discovery = (
+        "<Discovery><ParticipantIndex>auto</ParticipantIndex>"
+        "<MaxAutoParticipantIndex>64</MaxAutoParticipantIndex>"
+        '<Peers><Peer address="127.0.0.1"/></Peers></Discovery>'
+    )
+    return (
+        '<CycloneDDS><Domain id="any"><General><Interfaces>'
+        f'<NetworkInterface name="{network}"/></Interfaces>'
+        f"<AllowMulticast>{'false' if alone else 'default'}</AllowMulticast></General>"
+        f"{discovery if alone else ''}</Domain></CycloneDDS>"
+    )

@@ -1,0 +1,78 @@
+"""A Jaco 2 under kinova-ros, behind a bridge that carries its ROS 1 topics over DDS.
+
+kinova-ros wants joint velocities 100 times a second, in degrees/s (its README, section "Velocity
+control for joint space and Cartesian space"). Fingers have no velocity topic: where they should be
+is sent as positions, in turns of their motors; the bridge hands these to kinova-ros's finger action
+(docs/real_arm.md).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from cyclonedds.pub import DataWriter
+from cyclonedds.topic import Topic
+
+from visuomotor.runtime.arms.dds import (
+    COMMANDS,
+    KinovaFingerPosition,
+    KinovaJointVelocity,
+    topic_name,
+)
+from visuomotor.runtime.arms.ros2 import Ros2Arm, Ros2Settings
+from visuomotor.runtime.jaco import LIMITS
+
+FINGER_TURNS = 6800.0  # of a closed finger
+NUM_ARM = 6
+
+
+@dataclass(frozen=True)
+class Jaco2Settings(Ros2Settings):
+    joint_states: str = "/j2n6s300_driver/out/joint_state"
+    command: str = "/j2n6s300_driver/in/joint_velocity"
+    fingers: str = "/j2n6s300_driver/in/finger_position"
+
+
+class Jaco2Arm(Ros2Arm):
+    """An `Arm`."""
+
+    settings: Jaco2Settings
+
+    def __init__(self, settings: Jaco2Settings | None = None):
+        super().__init__(Jaco2Settings() if settings is None else settings)
+        self._fingers: np.ndarray | None = None  # rad, where they should be
+        self._sent = 0.0  # s
+
+    def _open_writer(self) -> None:
+        member, settings = self._member.participant, self.settings
+        velocity = Topic(member, topic_name(settings.command), KinovaJointVelocity)
+        fingers = Topic(member, topic_name(settings.fingers), KinovaFingerPosition)
+        self._writer = DataWriter(member, velocity, qos=COMMANDS)
+        self._finger_writer = DataWriter(member, fingers, qos=COMMANDS)
+
+    def send(self, velocity: np.ndarray) -> None:
+        assert self._state is not None
+        now = time.monotonic()
+        if self._fingers is None:
+            self._fingers = self._state.position[NUM_ARM:].copy()
+            self._sent = now
+        step = min(now - self._sent, 0.05)  # a pause is not made up for
+        self._sent = now
+        self._fingers = self._fingers + velocity[NUM_ARM:] * step
+        self._writer.write(joint_velocity(self._signs * velocity))
+        self._finger_writer.write(finger_position(self._fingers))
+
+
+def joint_velocity(velocity: np.ndarray) -> KinovaJointVelocity:
+    """velocity (A,) rad/s, arm joints first -> degrees/s; a seventh joint stands still."""
+    degrees = np.rad2deg(velocity[:NUM_ARM]).tolist()
+    return KinovaJointVelocity(*degrees, 0.0)
+
+
+def finger_position(position: np.ndarray) -> KinovaFingerPosition:
+    """position (3,) rad -> turns, within what the fingers can do."""
+    low, high = LIMITS.position_low[NUM_ARM:], LIMITS.position_high[NUM_ARM:]
+    share = np.clip((position - low) / (high - low), 0.0, 1.0)
+    return KinovaFingerPosition(*(FINGER_TURNS * share).tolist())

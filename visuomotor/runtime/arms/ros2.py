@@ -1,0 +1,187 @@
+"""An arm and a camera on ROS 2's topics, spoken to over DDS with no ROS installation.
+
+Reads `sensor_msgs/JointState`; sends `std_msgs/Float64MultiArray` to a
+`forward_command_controller` of interface velocity, or a `trajectory_msgs/JointTrajectory` of one
+point. That controller holds the last message for ever: see docs/real_arm.md for what must stand
+behind it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from cyclonedds.core import Listener
+from cyclonedds.pub import DataWriter
+from cyclonedds.sub import DataReader
+from cyclonedds.topic import Topic
+
+from visuomotor.runtime.arm import ArmError, ArmLimits, JointState
+from visuomotor.runtime.arms.dds import (
+    COMMANDS,
+    NEWEST,
+    Duration,
+    Float64MultiArray,
+    Header,
+    ImageMessage,
+    JointStateMessage,
+    JointTrajectory,
+    JointTrajectoryPoint,
+    MultiArrayLayout,
+    Participant,
+    Time,
+    topic_name,
+)
+from visuomotor.runtime.arms.sim import in_order
+from visuomotor.runtime.jaco import LIMITS
+
+PATIENCE = 10.0  # s that `connect` waits for a first joint state
+HORIZON = 0.1  # s: a trajectory's point lies so far ahead
+KINOVA_JOINTS = tuple(f"j2n6s300_joint_{i}" for i in range(1, 7)) + tuple(
+    f"j2n6s300_joint_finger_{i}" for i in range(1, 4)
+)
+MODES = ("velocity", "trajectory")
+ENCODINGS = {"rgb8": "RGB", "bgr8": "BGR"}
+
+
+@dataclass(frozen=True)
+class Ros2Settings:
+    """What `arm_config=` may say; names of joints in the order of the policy's."""
+
+    domain: int = 0  # ROS_DOMAIN_ID
+    network: str = "lo"  # interface; lo: this computer alone
+    joint_states: str = "/joint_states"
+    command: str = "/forward_velocity_controller/commands"
+    mode: str = "velocity"  # velocity: Float64MultiArray; trajectory: JointTrajectory
+    joint_names: tuple[str, ...] = KINOVA_JOINTS
+    # The policy's angle is sign * ROS's angle + offset; a test of each joint by hand shows both.
+    signs: tuple[float, ...] = (1.0,) * 9
+    offsets: tuple[float, ...] = (0.0,) * 9  # rad
+
+    def validate(self) -> None:
+        """Raises ArmError."""
+        joints = len(LIMITS.joint_names)
+        for name in ("joint_names", "signs", "offsets"):
+            if len(getattr(self, name)) != joints:
+                raise ArmError(f"{name}: expected {joints}, one a joint of the policy")
+        if len(set(self.joint_names)) != joints:
+            raise ArmError("joint_names: one stands twice")
+        if any(sign not in (-1.0, 1.0) for sign in self.signs):
+            raise ArmError(f"signs: expected 1 or -1, received {self.signs}")
+        if self.mode not in MODES:
+            raise ArmError(f"mode={self.mode}: expected {' or '.join(MODES)}")
+        if not 0 <= self.domain <= 232:
+            raise ArmError(f"domain={self.domain}: expected 0 to 232")
+
+
+class Ros2Arm:
+    """An `Arm`."""
+
+    def __init__(self, settings: Ros2Settings | None = None):
+        self.settings = Ros2Settings() if settings is None else settings
+        self.settings.validate()
+        self._signs = np.array(self.settings.signs)
+        self._offsets = np.array(self.settings.offsets)
+        self._state: JointState | None = None
+
+    @property
+    def limits(self) -> ArmLimits:
+        return LIMITS
+
+    def connect(self) -> None:
+        settings = self.settings
+        self._member = Participant(settings.domain, settings.network)
+        member = self._member.participant
+        states = Topic(member, topic_name(settings.joint_states), JointStateMessage)
+        self._reader = DataReader(member, states, qos=NEWEST)
+        self._open_writer()
+        deadline = time.monotonic() + PATIENCE
+        while self.read() is None:
+            if time.monotonic() > deadline:
+                raise ArmError(
+                    f"no joint state with {', '.join(settings.joint_names)} came on "
+                    f"{settings.joint_states} (domain {settings.domain}, network "
+                    f"{settings.network}) within {PATIENCE:.0f} s"
+                )
+            time.sleep(0.01)
+
+    def _open_writer(self) -> None:
+        member, settings = self._member.participant, self.settings
+        kind = JointTrajectory if settings.mode == "trajectory" else Float64MultiArray
+        self._writer = DataWriter(
+            member, Topic(member, topic_name(settings.command), kind), qos=COMMANDS
+        )
+
+    def read(self) -> JointState | None:
+        for message in self._reader.take(N=16):
+            if not isinstance(message, JointStateMessage):
+                continue  # that a writer left is told in the same way
+            values = in_order(
+                message.name, self.settings.joint_names, message.position, message.velocity
+            )
+            if values is not None:
+                position, velocity = values
+                self._state = JointState(
+                    self._signs * position + self._offsets,
+                    self._signs * velocity,
+                    stamp=time.monotonic(),
+                )
+        return self._state
+
+    def send(self, velocity: np.ndarray) -> None:
+        self._writer.write(self.message(self._signs * velocity))
+
+    def message(self, velocity: np.ndarray) -> Float64MultiArray | JointTrajectory:
+        """velocity (A,) rad/s in the arm's own sense."""
+        if self.settings.mode == "velocity":
+            return Float64MultiArray(MultiArrayLayout([], 0), velocity.tolist())
+        assert self._state is not None
+        here = self._signs * (self._state.position - self._offsets)
+        point = JointTrajectoryPoint(
+            positions=(here + velocity * HORIZON).tolist(),
+            velocities=velocity.tolist(),
+            accelerations=[],
+            effort=[],
+            time_from_start=Duration(0, int(HORIZON * 1e9)),
+        )
+        # A stamp of 0 means at once: clocks of two computers need not agree.
+        return JointTrajectory(Header(Time(0, 0), ""), list(self.settings.joint_names), [point])
+
+    def stop(self) -> None:
+        if self._state is not None:
+            self.send(np.zeros(len(LIMITS.joint_names)))
+
+
+class Ros2Camera:
+    """A `Camera`: the newest image of a topic, rgb8 or bgr8."""
+
+    channels = "RGB"
+
+    def __init__(self, topic: str, domain: int = 0, network: str = "lo"):
+        self._member = Participant(domain, network)
+        member = self._member.participant
+        images = Topic(member, topic_name(topic), ImageMessage)
+        self._reader = DataReader(member, images, qos=NEWEST, listener=Listener())
+
+    def read(self) -> np.ndarray | None:
+        newest = None
+        for message in self._reader.take(N=4):
+            image = decode_image(message) if isinstance(message, ImageMessage) else None
+            newest = newest if image is None else image
+        return newest
+
+    def close(self) -> None:
+        del self._reader
+
+
+def decode_image(message: ImageMessage) -> np.ndarray | None:
+    """(h, w, 3) uint8 RGB; None if it is of another encoding, or its sizes do not fit."""
+    row = 3 * message.width
+    data = np.frombuffer(bytes(message.data), np.uint8)
+    if message.encoding not in ENCODINGS or message.step < row:
+        return None
+    if data.size != message.step * message.height:
+        return None
+    image = data.reshape(message.height, message.step)[:, :row].reshape(message.height, -1, 3)
+    return image[..., ::-1].copy() if ENCODINGS[message.encoding] == "BGR" else image.copy()
