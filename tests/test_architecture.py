@@ -58,7 +58,13 @@ RULES = {
     ),
     # safetensors.torch would bring torch to the arm.
     "the arm's side needs no torch and no simulator": Rule(
-        ("runtime",), (), ("numpy", "onnxruntime", "safetensors"), ("safetensors.torch",)
+        ("runtime",),
+        (),
+        ("numpy", "onnxruntime", "safetensors", "cv2", "cyclonedds"),
+        ("safetensors.torch",),
+    ),
+    "who deploys needs no torch and no simulator": Rule(
+        ("deploy",), ("cli", "errors", "files", "overrides", "runtime"), ("numpy",)
     ),
 }
 

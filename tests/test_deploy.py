@@ -1,0 +1,345 @@
+"""The runtime as a whole: its processes, what they log, and what they need to be installed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from visuomotor.cli import run_command
+from visuomotor.deploy import deploy
+from visuomotor.envs import robot
+from visuomotor.faults import FAULTS, Fault, _measured, faults, table, verdict
+from visuomotor.runtime.arm import JointState
+from visuomotor.runtime.arms.sim import (
+    decode_frame,
+    decode_velocity,
+    encode_frame,
+    encode_velocity,
+    in_order,
+)
+from visuomotor.runtime.guard import State
+from visuomotor.runtime.jaco import LIMITS
+from visuomotor.runtime.slots import Slot, command_type, report_type, state_of
+from visuomotor.runtime.streamer import SWITCH, Streamer, read_log
+from visuomotor.runtime.switches import ByHand, Confirmation, SwitchError, make_switch
+
+ROOT = Path(__file__).parents[1]
+START = np.array(robot.START_QPOS, dtype=float)
+
+
+# --- installation ----------------------------------------------------------------------------
+
+
+def test_the_arm_s_side_needs_numpy_onnxruntime_opencv_and_safetensors_alone() -> None:
+    program = """
+import importlib, pkgutil, sys
+ALLOWED = {"numpy", "onnxruntime", "cv2", "safetensors", "visuomotor", "flatbuffers"}
+BLOCKED = {"torch", "torchvision", "mujoco", "mujoco_warp", "warp", "dm_control", "dm_env", "yaml",
+           "gymnasium", "h5py", "onnx", "onnxscript", "matplotlib", "tqdm", "scipy", "tensorboard",
+           "plotly", "imageio_ffmpeg", "cyclonedds", "viser", "mjviser"}
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCKED:
+            raise ModuleNotFoundError(f"{name} is not installed here", name=name)
+sys.meta_path.insert(0, Blocker())
+import visuomotor.runtime
+skipped = []
+for module in pkgutil.walk_packages(visuomotor.runtime.__path__, "visuomotor.runtime."):
+    try:
+        importlib.import_module(module.name)
+    except Exception as error:
+        skipped.append((module.name, str(error)))
+print(skipped)
+own = [m for m in sys.modules if m.startswith("visuomotor.")]
+assert all(m.startswith("visuomotor.runtime") for m in own), own
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    # What speaks ROS 2 says what it needs.
+    skipped = eval(done.stdout)
+    assert {name.rpartition(".")[2] for name, _ in skipped} == {"dds", "ros2", "jaco2"}
+    told = dict(skipped)
+    assert "visuomotor[ros2]" in told["visuomotor.runtime.arms.dds"]
+
+
+def test_deploying_loads_neither_torch_nor_mujoco() -> None:
+    program = "import sys, visuomotor.deploy; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert not set(done.stdout.split()) & {"torch", "mujoco", "warp", "dm_control"}
+
+
+# --- the streamer, tick by tick -----------------------------------------------------------------
+
+
+class FakeArm:
+    """Does at once what it is sent."""
+
+    def __init__(self, clock: Callable[[], float]):
+        self.limits = LIMITS
+        self.position = START.copy()
+        self.sent: list[np.ndarray] = []
+        self.stopped = False
+        self._clock = clock
+
+    def connect(self) -> None: ...
+
+    def read(self) -> JointState | None:
+        return JointState(self.position.copy(), np.zeros(9), self._clock())
+
+    def send(self, velocity: np.ndarray) -> None:
+        self.sent.append(velocity.copy())
+        self.position = self.position + 0.01 * velocity
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+class Bench:
+    """A streamer whose clock is played."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, log: Path | None):
+        self.now = 50.0
+        monkeypatch.setattr("visuomotor.runtime.streamer.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("visuomotor.runtime.streamer.time.sleep", self._pass)
+        self.slots = [Slot.create(t) for t in (command_type(9), report_type(9), SWITCH)]
+        self.arm = FakeArm(lambda: self.now)
+        self.streamer = Streamer(self.arm, *self.slots, log_path=log)
+        self.pressed = False
+
+    def _pass(self, seconds: float) -> None:
+        self.now += seconds
+
+    def run(self, ticks: int, command: bool = True) -> State:
+        for _ in range(ticks):
+            self.now += 0.01
+            switch = np.zeros((), SWITCH)
+            switch["pressed"], switch["stamp"] = self.pressed, self.now
+            self.slots[2].write(switch)
+            if command:
+                value = np.zeros((), command_type(9))
+                value["velocity"] = 0.2
+                for name in ("stamp", "frame_stamp", "used_frame_stamp", "used_joint_stamp"):
+                    value[name] = self.now
+                self.slots[0].write(value)
+            self.streamer.tick()
+        report = self.slots[1].read()[1]
+        assert report is not None
+        return state_of(report)
+
+    def close(self) -> None:
+        for slot in self.slots:
+            slot.close()
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    bench = Bench(monkeypatch, tmp_path / "streamer.log")
+    yield bench
+    bench.close()
+
+
+def test_the_streamer_sends_what_is_commanded_and_logs_it(bench: Bench, tmp_path: Path) -> None:
+    assert bench.run(20) is State.LATCHED
+    assert not np.any(bench.arm.sent)
+    bench.pressed = True
+    assert bench.run(50) is State.RUNNING
+    assert bench.arm.sent[-1] == pytest.approx(0.2)
+    bench.streamer.leave()
+    assert bench.arm.stopped
+    assert not bench.arm.sent[-1].any()
+    names, rows = read_log(tmp_path / "streamer.log")
+    assert names == LIMITS.joint_names
+    assert len(rows) == len(bench.arm.sent)
+    assert np.array_equal(rows["sent"], np.array(bench.arm.sent))
+    assert rows["requested"][-1] == pytest.approx(0.2)
+
+
+def test_a_switch_that_is_no_longer_confirmed_is_a_switch_let_go(bench: Bench) -> None:
+    bench.run(20)
+    bench.pressed = True
+    assert bench.run(50) is State.RUNNING
+    before = bench.now
+    value = np.zeros((), SWITCH)
+    value["pressed"], value["stamp"] = True, before
+    for _ in range(60):  # whoever held it is gone; its last word stays in memory
+        bench.slots[2].write(value)
+        bench.now += 0.01
+        bench.streamer.tick()
+    assert bench.streamer.guard.state is State.LATCHED
+    assert not bench.arm.sent[-1].any()
+
+
+def test_a_streamer_that_was_held_up_does_not_trust_itself(bench: Bench) -> None:
+    bench.run(20)
+    bench.pressed = True
+    assert bench.run(50) is State.RUNNING
+    bench.now += 0.3
+    bench.run(60)
+    assert bench.streamer.guard.state is State.LATCHED
+    assert "held up for 300 ms" in bench.streamer.guard.reason
+
+
+def test_a_log_that_was_cut_off_is_read_up_to_there(bench: Bench, tmp_path: Path) -> None:
+    bench.run(20)
+    bench.streamer.leave()
+    path = tmp_path / "streamer.log"
+    whole = len(read_log(path)[1])
+    path.write_bytes(path.read_bytes()[:-5])
+    assert len(read_log(path)[1]) == whole - 1
+    (tmp_path / "other").write_bytes(b"{}\n123")
+    with pytest.raises(ValueError, match="no log"):
+        read_log(tmp_path / "other")
+
+
+# --- messages and switches ------------------------------------------------------------------------
+
+
+def test_messages_that_were_cut_off_are_none() -> None:
+    velocity = np.arange(9) / 3
+    assert (decode_velocity(encode_velocity(velocity)) == velocity).all()
+    image = np.random.default_rng(0).integers(0, 256, (8, 6, 3), dtype=np.uint8)
+    assert (decode_frame(encode_frame(1.0, image)) == image).all()
+    assert decode_velocity(encode_velocity(velocity)[:-1]) is None
+    assert decode_frame(encode_frame(1.0, image)[:-1]) is None
+    assert decode_frame(b"") is None
+
+
+def test_joints_are_put_in_order_by_name() -> None:
+    assert in_order(["b", "x", "a"], ("a", "b"), [1.0, 9.0, 2.0])[0].tolist() == [2.0, 1.0]
+    assert in_order(["a"], ("a", "b"), [1.0]) is None
+    assert in_order(["a", "a", "b"], ("a", "b"), [1.0, 2.0, 3.0]) is None
+    assert in_order(["a", "b"], ("a", "b"), [1.0]) is None
+
+
+def test_the_switch_is_told_in_the_background_and_let_go_at_the_end() -> None:
+    slot, switch = Slot.create(SWITCH), ByHand()
+    confirmation = Confirmation(switch, slot)
+    try:
+        for down in (False, True, False):
+            switch.down = down
+            count = slot.read()[0]
+            while slot.read()[0] < count + 2:
+                pass
+            assert bool(slot.read()[1]["pressed"]) is down
+    finally:
+        confirmation.close()
+        slot.close()
+
+
+@pytest.mark.parametrize("name", ["joystick", "joystick:/dev/input/none", "foot", "space:1"])
+def test_a_switch_that_is_not_there_is_one_clear_error(name: str) -> None:
+    with pytest.raises(SwitchError, match="switch="):
+        make_switch(name)
+
+
+# --- all of it -----------------------------------------------------------------------------------
+
+
+def test_an_episode_on_the_simulated_arm_is_run_and_logged(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Three processes by the clock of this machine; how well it went is not judged here."""
+    out = tmp_path / "deployment"
+    argv = ["bundle=lifting", "arm=sim", "episodes=1", "episode_seconds=1", f"out={out}"]
+    assert run_command(deploy, argv) == 0
+    result = json.loads((out / "deployment.json").read_text())
+    assert result["episodes"] == 1
+    assert result["task"] == "lifting"
+    _, rows = read_log(out / "streamer.log")
+    assert len(rows) > 50
+    sent, latched = rows["sent"], rows["state"] == State.LATCHED.value
+    assert (np.abs(sent) <= LIMITS.velocity + 1e-9).all()
+    assert not sent[latched][1:].any()
+    assert not sent[-1].any()
+    assert "log and summary" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ([], "bundle= is missing"),
+        (["bundle=nowhere"], "bundle=nowhere"),
+        (["bundle=lifting", "arm=ur5"], "sim, ros2, jaco2"),
+        (["bundle=lifting", "arm=ros2"], "needs camera="),
+        (["bundle=lifting", "episodes=0"], "episodes=0"),
+        (["bundel=lifting"], "bundle"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    argv: list[str],
+    told: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_command(deploy, argv) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- faults --------------------------------------------------------------------------------------
+
+
+def record(velocity: np.ndarray) -> dict[str, np.ndarray]:
+    """velocity (T,) of the first joint, at the middle of everything."""
+    steps = len(velocity)
+    asked = np.zeros((steps, 9))
+    asked[:, 0] = velocity
+    return {
+        "time": 0.01 * np.arange(steps),
+        "asked": asked,
+        "moved": asked,
+        "position": np.tile(START, (steps, 1)),
+        "pinch": np.tile((LIMITS.workspace_low + LIMITS.workspace_high) / 2, (steps, 1)),
+    }
+
+
+def measured(fault: Fault, velocity: np.ndarray, state: str = "latched", **changed):
+    row = _measured(fault, record(velocity) | changed, onset=1.0, ended=1.0)
+    facts = {"fault": "x", "tells": "x", "state": state, "still_latched": True, "reason": ""}
+    return row | facts
+
+
+def test_the_time_to_rest_and_each_limit_are_measured() -> None:
+    ramp = np.concatenate((np.full(150, 0.3), np.linspace(0.3, 0.0, 20), np.zeros(100)))
+    row = measured(FAULTS["released"], ramp)
+    assert row["rest_after_s"] == pytest.approx(0.69, abs=0.011)
+    assert row["largest_velocity"] == pytest.approx(0.3 / LIMITS.velocity[0])
+    assert verdict(row) == "too late"
+    quick = np.concatenate((np.full(101, 0.3), np.linspace(0.3, 0.0, 20), np.zeros(100)))
+    assert verdict(measured(FAULTS["released"], quick)) == ""
+    assert verdict(measured(FAULTS["released"], quick, state="running")) == "not latched"
+    assert verdict(measured(FAULTS["none"], quick)).startswith("stopped")
+    sudden = np.concatenate((np.full(101, 0.3), np.zeros(100)))
+    assert verdict(measured(FAULTS["released"], sudden)) == "a limit was exceeded"
+    beyond = np.tile(START, (221, 1))
+    beyond[5, 1] = LIMITS.position_high[1] + 0.01
+    row = measured(FAULTS["released"], quick, position=beyond)
+    assert row["joint_overshoot_rad"] == pytest.approx(0.01)
+    assert verdict(row) == "a limit was exceeded"
+    assert "10" not in table([row]).splitlines()[0]
+
+
+def test_an_unknown_fault_is_refused_with_those_that_there_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run_command(faults, ["only=fire"]) == 2
+    assert "policy-killed" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_killed_policy_brings_the_arm_to_rest(tmp_path: Path) -> None:
+    argv = ["bundle=lifting", "only=policy-killed,released", f"out={tmp_path / 'faults'}"]
+    assert run_command(faults, argv) == 0

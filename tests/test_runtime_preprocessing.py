@@ -1,0 +1,178 @@
+"""From a real camera's image to what the policy reads: the same bytes everywhere."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from visuomotor.config import CameraConfig, Config
+from visuomotor.envs import make_env, robot
+from visuomotor.runtime.cameras import CameraError, Capture, Newest
+from visuomotor.runtime.lens import load_lens, save_lens
+from visuomotor.runtime.preprocessing import Lens, Preprocessing, resize, simulated_matrix
+from visuomotor.runtime.proprioception import entries, proprioception
+
+# Of a picture of whole numbers only, so that every machine makes the same of it.
+GOLDEN = "74967f51a84d7e3e"
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    y, x = np.mgrid[0:height, 0:width]
+    channels = (x * 7 + y * 3) % 256, (x * y) % 256, ((x // 8 + y // 8) % 2) * 255
+    return np.stack(channels, axis=-1).astype(np.uint8)
+
+
+def test_a_picture_of_the_policy_s_own_size_passes_unchanged() -> None:
+    image = picture(64, 64)
+    assert (Preprocessing(64, 64, 30.0)(image, "RGB") == image).all()
+    assert (Preprocessing(64, 64, 30.0)(image, "BGR") == image[..., ::-1]).all()
+
+
+def test_a_picture_is_shrunk_by_area_to_the_same_bytes_on_every_machine() -> None:
+    small = Preprocessing(64, 64, 30.0)(picture(512, 640), "BGR")
+    assert small.shape == (64, 64, 3)
+    assert hashlib.sha256(small.tobytes()).hexdigest()[:16] == GOLDEN
+
+
+def test_shrinking_averages_and_cuts_the_middle() -> None:
+    frame = np.zeros((128, 256, 3), np.uint8)
+    frame[:, 64:192] = 200
+    assert (Preprocessing(64, 64, 30.0)(frame) == 200).all()
+    stripes = np.zeros((128, 128, 3), np.uint8)
+    stripes[::2] = 100
+    assert (resize(stripes, 64, 64) == 50).all()
+
+
+def test_a_distorted_camera_shows_what_the_simulated_one_shows() -> None:
+    """A world of colour rings, seen through a lens with distortion and off centre."""
+    lens = Lens(
+        640,
+        480,
+        np.array([[820.0, 0, 301], [0, 815, 252], [0, 0, 1]]),
+        np.array([-0.3, 0.1, 1e-3, -2e-3, 0.0]),
+    )
+
+    def world(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """The colour in a direction (x/z, y/z)."""
+        waves = np.sin(40 * x), np.cos(30 * y), np.sin(25 * (x + y))
+        return np.stack([127 + 100 * w for w in waves], axis=-1)
+
+    v, u = np.mgrid[0:480, 0:640].astype(np.float64)
+    points = np.stack((u, v), axis=-1).reshape(-1, 1, 2)
+    rays = cv2.undistortPoints(points, lens.matrix, lens.distortion).reshape(480, 640, 2)
+    real = world(rays[..., 0], rays[..., 1]).astype(np.uint8)
+
+    ideal_matrix = simulated_matrix(640, 640, 30.0)
+    v, u = np.mgrid[0:640, 0:640].astype(np.float64)
+    x = (u - ideal_matrix[0, 2]) / ideal_matrix[0, 0]
+    y = (v - ideal_matrix[1, 2]) / ideal_matrix[1, 1]
+    ideal = world(x, y)
+    expected = resize(ideal.astype(np.uint8), 64, 64)
+    seen = Preprocessing(64, 64, 30.0, lens)(real, "RGB")
+    assert np.abs(seen.astype(int) - expected.astype(int)).mean() < 2.0
+    plain = Preprocessing(64, 64, 30.0)(real, "RGB")
+    assert np.abs(plain.astype(int) - expected.astype(int)).mean() > 10.0
+
+
+@pytest.mark.parametrize(
+    ("frame", "told"),
+    [
+        (np.zeros((64, 64), np.uint8), "height, width, 3"),
+        (np.zeros((64, 64, 3), np.float32), "uint8"),
+        (np.zeros((64, 64, 4), np.uint8), "height, width, 3"),
+    ],
+)
+def test_what_is_no_picture_is_refused(frame: np.ndarray, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        Preprocessing(64, 64, 30.0)(frame)
+    with pytest.raises(ValueError, match="BGR or RGB"):
+        Preprocessing(64, 64, 30.0)(picture(64, 64), "GRB")
+
+
+def test_the_simulated_matrix_is_the_simulated_camera_s() -> None:
+    """A point in the world lands in the pixel that the bundle's intrinsics say."""
+    camera = CameraConfig()
+    matrix = simulated_matrix(camera.height, camera.width, camera.fovy)
+    edge = np.tan(np.deg2rad(camera.fovy / 2))
+    assert matrix[0, 0] * edge + matrix[0, 2] == pytest.approx(camera.width - 0.5)
+    assert matrix[1, 1] * -edge + matrix[1, 2] == pytest.approx(-0.5)
+
+
+# --- lenses and cameras -----------------------------------------------------------------------
+
+
+def test_a_lens_survives_its_file(tmp_path: Path) -> None:
+    lens = Lens(640, 480, np.array([[800.5, 0, 320], [0, 801, 240], [0, 0, 1]]), np.arange(5) / 10)
+    save_lens(tmp_path / "lens.yaml", lens)
+    again = load_lens(tmp_path / "lens.yaml")
+    assert (again.width, again.height) == (640, 480)
+    assert (again.matrix == lens.matrix).all()
+    assert (again.distortion == lens.distortion).all()
+    with pytest.raises(ValueError, match="calibrated with 640x480"):
+        Preprocessing(64, 64, 30.0, again)(picture(64, 64))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "no yaml: [", "%YAML:1.0\n---\nimage_width: 640\n", "%YAML:1.0\n---\nimage_width: -4\n"],
+)
+def test_a_file_that_is_no_lens_is_one_clear_error(content: str, tmp_path: Path) -> None:
+    (tmp_path / "lens.yaml").write_text(content)
+    with pytest.raises(CameraError, match="lens="):
+        load_lens(tmp_path / "lens.yaml")
+    with pytest.raises(CameraError, match=r"visuomotor\.calibrate"):
+        load_lens(tmp_path / "nowhere.yaml")
+
+
+class Fake:
+    channels = "RGB"
+
+    def __init__(self, frames: list[np.ndarray]):
+        self.frames = frames
+
+    def read(self) -> np.ndarray | None:
+        return self.frames.pop(0) if self.frames else None
+
+    def close(self) -> None:
+        self.frames = []
+
+
+def test_the_newest_frame_is_kept_and_a_repeated_one_grows_old() -> None:
+    one, two = picture(4, 4), picture(4, 4) + 1
+    camera = Newest(Fake([one, two, two.copy(), two.copy()]))
+    while camera.camera.frames:  # type: ignore[attr-defined]
+        pass
+    camera.close()
+    assert camera.frame is not None
+    assert (camera.frame.image == two).all()
+    assert camera.frame.changed < camera.frame.stamp
+
+
+def test_a_video_file_is_a_camera_and_a_camera_that_is_not_there_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "film.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 100.0, (32, 24))
+    for shade in (0, 100, 200):
+        writer.write(np.full((24, 32, 3), shade, np.uint8))
+    writer.release()
+    camera = Capture(str(path))
+    shades = [int(np.asarray(camera.read()).mean()) for _ in range(4)]
+    camera.close()
+    assert shades == pytest.approx([0, 100, 200, 0], abs=3)
+    with pytest.raises(CameraError, match="number of a camera"):
+        Capture(str(tmp_path / "nowhere.avi"))
+
+
+def test_proprioception_is_the_simulation_s() -> None:
+    env = make_env(Config(task="lifting"), num_envs=3, seed=0, render=False)
+    env.reset()
+    qpos, qvel = env.sim.data("qpos"), env.sim.data("qvel")
+    expected = env.jaco.proprio(qpos, qvel).numpy()
+    for world in range(3):
+        position = qpos[world, env.jaco.qpos_ids].numpy()
+        velocity = qvel[world, env.jaco.dof_ids].numpy()
+        assert (proprioception(position, velocity) == expected[world]).all()
+    assert len(entries(tuple(robot.JOINTS))) == expected.shape[1]
