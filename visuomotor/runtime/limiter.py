@@ -18,8 +18,8 @@ from visuomotor.runtime.kinematics import ForwardKinematics
 
 JOINT_MARGIN = 0.03  # rad kept from a joint's limit: what the arm lags behind the command
 WORKSPACE_MARGIN = 0.01  # m kept from the workspace's walls
-# s that an arm is behind: what it reports is old, and what was sent is not yet done. The stop begins
-# where it will be by then.
+# s that an arm is behind: what it reports is old, and what was sent is not yet done. The stop
+# begins where it will be by then.
 LAG = 0.03
 MAX_STOP_TICKS = 200
 _SAME = 1e-12  # rad/s: what rounding leaves between a velocity and its target

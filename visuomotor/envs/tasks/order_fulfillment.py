@@ -57,12 +57,11 @@ class OrderFulfillment(Task):
 
     Which are present is part of the physical state, and what a demonstration does not keep, the
     shapes, makes no difference of more than some mm where a toy is grasped. What is told about toys
-    is sorted and never depends on the slot. The paper's episode has 1000 steps (recalled, not
-    certain); a demonstration takes about 130 a toy, and 800 leave time to fetch some again.
+    is sorted and never depends on the slot. A demonstration takes about 130 steps a toy.
     """
 
     name = "order_fulfillment"
-    episode_steps = 800  # 40 s
+    episode_steps = 1000  # 50 s (paper)
     stages = ("none", "one", "two", "three", "all")
     stage_rewards = (0.0, 1.0, 2.0, 3.0, 4.0)  # of an episode with four; see `reward`
     props = ("toy_0", "toy_1", "toy_2", "toy_3", "green_box", "red_box")
