@@ -12,7 +12,7 @@ import pytest
 from visuomotor.config import CameraConfig, Config
 from visuomotor.envs import make_env, robot
 from visuomotor.runtime.cameras import CameraError, Capture, Newest
-from visuomotor.runtime.lens import load_lens, save_lens
+from visuomotor.runtime.lens import Calibration, load_lens, save_calibration
 from visuomotor.runtime.preprocessing import Lens, Preprocessing, resize, simulated_matrix
 from visuomotor.runtime.proprioception import entries, proprioception
 
@@ -107,7 +107,7 @@ def test_the_simulated_matrix_is_the_simulated_camera_s() -> None:
 
 def test_a_lens_survives_its_file(tmp_path: Path) -> None:
     lens = Lens(640, 480, np.array([[800.5, 0, 320], [0, 801, 240], [0, 0, 1]]), np.arange(5) / 10)
-    save_lens(tmp_path / "lens.yaml", lens)
+    save_calibration(tmp_path / "lens.yaml", Calibration(lens, {}))
     again = load_lens(tmp_path / "lens.yaml")
     assert (again.width, again.height) == (640, 480)
     assert (again.matrix == lens.matrix).all()

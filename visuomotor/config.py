@@ -264,6 +264,8 @@ class Config:
     # A run, a bundle with weights or a shipped policy: this run begins with its pixel actor, in the
     # place of a vision start and a cloning start.
     start_from: str | None = None
+    # A camera file of visuomotor.calibrate, in the place of camera.pos, camera.lookat, camera.fovy.
+    calibration: str | None = None
     out: str | None = None  # run folder; None: runs/<task>-<algorithm>-<seed>-<time>
     env: EnvConfig = field(default_factory=EnvConfig)
     camera: CameraConfig = field(default_factory=CameraConfig)

@@ -25,7 +25,7 @@ from visuomotor.errors import UserError
 from visuomotor.files import write_atomic
 from visuomotor.overrides import load_yaml, parse_overrides
 from visuomotor.runtime.arm import ArmError
-from visuomotor.runtime.arms import KINDS
+from visuomotor.runtime.arms import KINDS, settings_type
 from visuomotor.runtime.arms.sim import request
 from visuomotor.runtime.bundle import load_bundle
 from visuomotor.runtime.errors import BundleError
@@ -85,6 +85,20 @@ class DeployConfig:
             raise UserError(f"episode_seconds={self.episode_seconds}: expected more than 0")
         if not 1.0 <= self.camera_rate <= 1000.0:
             raise UserError(f"camera_rate={self.camera_rate}: expected 1 to 1000 frames/s")
+
+
+def arm_settings(config: DeployConfig) -> dict[str, Any]:
+    """Of arm=ros2 and arm=jaco2, from the YAML file, checked here rather than on the arm.
+
+    Raises UserError.
+    """
+    try:
+        kind = settings_type(config.arm)
+        settings = kind() if config.arm_config is None else load_yaml(config.arm_config, kind)
+        settings.validate()
+    except ArmError as error:
+        raise UserError(f"arm={config.arm}: {error}") from error
+    return asdict(settings)
 
 
 class Process:
@@ -205,7 +219,7 @@ class Deployment:
             self.sim_port = int(process.line()["port"])
             arm = {"kind": "sim", "port": self.sim_port}
         else:
-            settings = self._arm_settings()
+            settings = arm_settings(config)
             arm = {"kind": config.arm, "settings": settings}
         if config.camera == "auto":
             return arm, {"kind": "sim", "port": self.sim_port}
@@ -215,19 +229,6 @@ class Deployment:
             return arm, {"kind": "ros2", "topic": topic, **network}
         camera = {"kind": "capture", "source": config.camera, "rate": config.camera_rate}
         return arm, camera
-
-    def _arm_settings(self) -> dict[str, Any]:
-        """Of arm=ros2 and arm=jaco2, from the YAML file, checked here rather than on the arm."""
-        from visuomotor.runtime.arms import settings_type
-
-        try:
-            kind = settings_type(self.config.arm)
-            path = self.config.arm_config
-            settings = kind() if path is None else load_yaml(path, kind)
-            settings.validate()
-        except ArmError as error:
-            raise UserError(f"arm={self.config.arm}: {error}") from error
-        return asdict(settings)
 
     # --- while it runs -------------------------------------------------------------------------
 

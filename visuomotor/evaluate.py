@@ -39,6 +39,7 @@ from visuomotor.factor_effects import effects_csv, told
 from visuomotor.heldout import CHANGES, HeldOut
 from visuomotor.overrides import parse_overrides, to_yaml
 from visuomotor.policy_files import LoadedPolicy, load_evaluated_policy, training_curve
+from visuomotor.real_camera import calibrated
 from visuomotor.sweep import (
     PREFIX,
     SweepPoint,
@@ -86,6 +87,7 @@ class EvaluateConfig:
     device: str = "auto"
     strength: float | None = None  # of the randomization; None: 1 for randomized, 0 for nominal
     episode_steps: int | None = None  # control steps; None: as the policy was trained
+    calibration: str | None = None  # visuomotor.calibrate's file: the nominal camera stands there
     video: bool = True  # a short film and a contact sheet of the policy's own camera
     report: bool = True  # report.html: plots, clips, settings; opens offline
 
@@ -384,6 +386,7 @@ def evaluate(argv: list[str]) -> int:
     device = resolve_device(options.device)
     loaded = [load_evaluated_policy(name, device) for name in names]
     configs = _same_worlds(names, [one.config for one in loaded], options.episode_steps)
+    configs = [replace(c, camera=calibrated(c.camera, options.calibration)) for c in configs]
     if options.sims.startswith(PREFIX):
         return _sweep(names, loaded, configs, options, device)
     # What is read comes before the work.

@@ -81,7 +81,8 @@ TIGHT = (0.3, 0.12)
 START_FINGERS = (0.1, 1.3)  # rad, in half of the episodes: the hand is in any state at first
 RISE = 0.12  # m/s, of a hand that starts over
 LAST = 15  # control steps before a prop is let go on purpose, in which it is not by mistake
-LONGER = 1.5  # times the task's own episode: time to start over
+# Times the task's own episode, time to start over; but at most so many times the longest motion.
+LONGER, LONGEST = 1.5, 3
 SEED = 2000  # of the starts and of the noise: every run of a task has the same episodes
 _STARTS, _NOISE = 23, 24  # concerns of the random streams
 
@@ -98,7 +99,9 @@ def with_retargeted(config: Config, demonstrations: Demonstrations, count: int) 
     if count == 0 or not usable:
         return demonstrations
     quiet = replace(config, randomization=replace(config.randomization, strength=0.0))
+    longest = max(len(demo.states) for demo in usable)
     steps = int(LONGER * (config.env.episode_steps or make_task(config.task).episode_steps))
+    steps = min(steps, LONGEST * longest)
     quiet = replace(quiet, env=replace(config.env, episode_steps=steps))
     env = make_env(quiet, num_envs=min(MAX_WORLDS, count), seed=SEED, render=False)
     # Before anything is put into the simulator.

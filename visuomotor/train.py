@@ -43,6 +43,7 @@ from visuomotor.overrides import HELP_WORDS, leaf_types, parse_overrides
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.policies import make_teacher
 from visuomotor.predecessors import carried_over
+from visuomotor.real_camera import calibrated
 from visuomotor.reinforcement import Reinforcement
 from visuomotor.replay import DemonstrationReplay
 from visuomotor.retargeting import with_retargeted
@@ -405,6 +406,9 @@ def _open(argv: list[str]) -> Run:
             )
     config = parse_overrides([a for a in argv if not a.startswith("resume=")], Config)
     config = replace(config, task=make_task(config.task).name)  # an alias is not kept
+    # A run keeps where its camera stands, not the file that said so.
+    camera = calibrated(config.camera, config.calibration)
+    config = replace(config, camera=camera, calibration=None)
     device = resolve_device(config.device)
     if config.out is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")

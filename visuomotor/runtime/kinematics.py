@@ -48,3 +48,16 @@ class ForwardKinematics:
             turned = np.stack((cos * x - sin * y, sin * x + cos * y, z), axis=-1)
             point = turned @ self._link_rotations[i].T + self._chain.link_pos[i]
         return point
+
+
+def hand_pose(chain: Chain, position: np.ndarray) -> np.ndarray:
+    """position (J,) rad -> (4, 4): the last joint's frame in the base's."""
+    pose = np.eye(4)
+    links = zip(rotation(chain.link_quat), chain.link_pos, position, strict=True)
+    for link_rotation, link_pos, angle in links:
+        sin, cos = np.sin(angle), np.cos(angle)
+        turn = np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
+        step = np.eye(4)
+        step[:3, :3], step[:3, 3] = link_rotation @ turn, link_pos
+        pose = pose @ step
+    return pose

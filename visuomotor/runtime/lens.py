@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -12,43 +13,94 @@ from visuomotor.runtime.cameras import CameraError
 from visuomotor.runtime.preprocessing import Lens
 
 MAX_SIDE = 16384  # pixels
+_SCALARS = ("image_width", "image_height", "fovy_deg")
+_MATRICES = ("camera_matrix", "distortion", "rectification", "camera_pos", "lookat")
+
+
+class Calibration(NamedTuple):
+    """A lens, and where its camera stands, if that is known."""
+
+    lens: Lens
+    facts: dict[str, float]  # how good it is
+    pos: np.ndarray | None = None  # (3,) m, simulated world
+    lookat: np.ndarray | None = None  # (3,) m: where the simulated camera looks from there
+    fovy: float | None = None  # degrees, of the simulated camera
 
 
 def load_lens(path: Path | str) -> Lens:
+    """As `load_calibration`, the lens alone."""
+    return load_calibration(path).lens
+
+
+def load_calibration(path: Path | str) -> Calibration:
     """Raises CameraError, with the entry that is wrong. OpenCV reads the file: the arm's side needs
     no YAML package."""
     if not Path(path).is_file():
         raise CameraError(f"lens={path} is no file; make one: python -m visuomotor.calibrate")
     try:
         storage = cv2.FileStorage(str(path), cv2.FileStorage_READ)
-        values: dict[str, Any] = {
-            "width": int(storage.getNode("image_width").real()),
-            "height": int(storage.getNode("image_height").real()),
-            "matrix": storage.getNode("camera_matrix").mat(),
-            "distortion": storage.getNode("distortion").mat(),
-        }
+        nodes = {name: storage.getNode(name) for name in _SCALARS + _MATRICES}
+        found = {n: node for n, node in nodes.items() if not node.empty()}
+        numbers = {n: float(node.real()) for n, node in found.items() if n in _SCALARS}
+        matrices = {n: node.mat() for n, node in found.items() if n in _MATRICES}
+        quality = storage.getNode("facts")
+        names = [] if quality.empty() else list(quality.keys())
+        facts = {name: quality.getNode(name).real() for name in names}
         storage.release()
     except (cv2.error, SystemError) as error:
         raise CameraError(f"lens={path} is no calibration: {error}") from error
-    for name in ("width", "height"):
-        if not 1 <= values[name] <= MAX_SIDE:
-            raise CameraError(f"lens={path}: image_{name}: expected 1 to {MAX_SIDE} pixels")
-    matrix, distortion = values["matrix"], values["distortion"]
-    if matrix is None or matrix.shape != (3, 3) or not np.isfinite(matrix).all():
-        raise CameraError(f"lens={path}: camera_matrix: expected 3x3 finite numbers")
-    if not matrix[0, 0] > 0.0 or not matrix[1, 1] > 0.0:
+
+    def matrix(name: str, *shapes: tuple[int, ...]) -> np.ndarray:
+        value = matrices.get(name)
+        if value is None or value.shape not in shapes or not np.isfinite(value).all():
+            raise CameraError(f"lens={path}: {name}: expected finite numbers of shape {shapes}")
+        return np.asarray(value, dtype=np.float64)
+
+    for name in ("image_width", "image_height"):
+        if not 1 <= numbers.get(name, 0) <= MAX_SIDE:
+            raise CameraError(f"lens={path}: {name}: expected 1 to {MAX_SIDE} pixels")
+    pinhole = matrix("camera_matrix", (3, 3))
+    if not pinhole[0, 0] > 0.0 or not pinhole[1, 1] > 0.0:
         raise CameraError(f"lens={path}: camera_matrix: expected positive focal lengths")
-    if distortion is None or not np.isfinite(distortion).all():
-        raise CameraError(f"lens={path}: distortion: expected finite numbers")
-    if distortion.size not in (4, 5, 8, 12, 14):
-        raise CameraError(f"lens={path}: distortion: expected 4, 5, 8, 12 or 14 numbers")
-    return Lens(values["width"], values["height"], matrix, distortion.ravel())
+    turn = matrix("rectification", (3, 3)) if "rectification" in matrices else np.eye(3)
+    if not np.allclose(turn @ turn.T, np.eye(3), atol=1e-6):
+        raise CameraError(f"lens={path}: rectification: expected a rotation")
+    lens = Lens(
+        int(numbers["image_width"]),
+        int(numbers["image_height"]),
+        pinhole,
+        matrix("distortion", *((1, n) for n in (4, 5, 8, 12, 14))).ravel(),
+        turn,
+    )
+    if "camera_pos" not in matrices:
+        return Calibration(lens, facts)
+    fovy = numbers.get("fovy_deg", 0.0)
+    if not 1.0 <= fovy <= 120.0:
+        raise CameraError(f"lens={path}: fovy_deg: expected 1 to 120")
+    pos, lookat = (matrix(name, (1, 3)).ravel() for name in ("camera_pos", "lookat"))
+    return Calibration(lens, facts, pos, lookat, fovy)
 
 
-def save_lens(path: Path | str, lens: Lens) -> None:
-    storage = cv2.FileStorage(str(path), cv2.FileStorage_WRITE)
+def save_calibration(path: Path | str, calibration: Calibration) -> None:
+    """Written whole or not at all."""
+    lens = calibration.lens
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.partial.yaml")
+    storage = cv2.FileStorage(str(partial), cv2.FileStorage_WRITE)
     storage.write("image_width", lens.width)
     storage.write("image_height", lens.height)
     storage.write("camera_matrix", lens.matrix)
     storage.write("distortion", lens.distortion.reshape(1, -1))
+    storage.write("rectification", lens.rectification)
+    if calibration.pos is not None and calibration.lookat is not None:
+        assert calibration.fovy is not None
+        storage.write("camera_pos", np.asarray(calibration.pos).reshape(1, 3))
+        storage.write("lookat", np.asarray(calibration.lookat).reshape(1, 3))
+        storage.write("fovy_deg", float(calibration.fovy))
+    storage.startWriteStruct("facts", cv2.FileNode_MAP)
+    for name, value in calibration.facts.items():
+        storage.write(name, float(value))
+    storage.endWriteStruct()
     storage.release()
+    os.replace(partial, path)

@@ -18,6 +18,9 @@ class Lens(NamedTuple):
     height: int
     matrix: np.ndarray  # (3, 3) pixels; pixel centres at whole numbers, as OpenCV counts
     distortion: np.ndarray  # (D,) OpenCV's k1, k2, p1, p2, k3, ...
+    # (3, 3): directions of the real camera to those of the simulated one, which stands in the same
+    # place and looks elsewhere, without roll.
+    rectification: np.ndarray = np.eye(3)
 
 
 def simulated_matrix(height: int, width: int, fovy_deg: float) -> np.ndarray:
@@ -87,6 +90,22 @@ def _undistortion(
     size = (width * scale, height * scale)
     pinhole = simulated_matrix(size[1], size[0], fovy_deg)
     maps = cv2.initUndistortRectifyMap(
-        lens.matrix, lens.distortion, np.eye(3), pinhole, size, cv2.CV_32FC1
+        lens.matrix, lens.distortion, lens.rectification, pinhole, size, cv2.CV_32FC1
     )
     return maps[0], maps[1]
+
+
+def coverage(height: int, width: int, fovy_deg: float, lens: Lens) -> float:
+    """The share of the simulated camera's image that the real one sees, too."""
+    columns, rows = _undistortion(height, width, fovy_deg, lens)
+    inside = (columns >= 0) & (columns <= lens.width - 1) & (rows >= 0) & (rows <= lens.height - 1)
+    return float(inside.mean())
+
+
+def looking_at(position: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """(3, 3): directions of a camera (x right, y down, z ahead) that looks from one point (3,) at
+    another without roll, to those of the frame that both are given in, whose z is up."""
+    ahead = (target - position) / np.linalg.norm(target - position)
+    right = np.cross(ahead, (0.0, 0.0, 1.0))
+    right /= np.linalg.norm(right)
+    return np.stack((right, np.cross(ahead, right), ahead), axis=1)

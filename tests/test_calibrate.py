@@ -1,0 +1,258 @@
+"""From pictures of a board to a simulated camera that stands where the real one does."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import board
+import cv2
+import numpy as np
+import pytest
+from board import BOARD, Photographs
+
+from visuomotor.calibrate import (
+    HandEye,
+    calibrate,
+    hand_eye,
+    mean_transform,
+    transform,
+)
+from visuomotor.cli import run_command
+from visuomotor.config import CameraConfig, Config
+from visuomotor.overlay import SIDE, overlay
+from visuomotor.real_camera import calibrated
+from visuomotor.runtime.lens import load_calibration
+from visuomotor.runtime.preprocessing import looking_at
+
+SETTINGS = [
+    f"board.columns={BOARD.columns}",
+    f"board.rows={BOARD.rows}",
+    f"board.square={BOARD.square}",
+    f"board.marker={BOARD.marker}",
+    "lookat=(0.01,0.05,0.2)",
+    "fovy=24",
+]
+
+
+@pytest.fixture(scope="module")
+def photographs() -> Photographs:
+    return board.photograph(20)
+
+
+@pytest.fixture(scope="module")
+def folder(photographs: Photographs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shots")
+    with open(folder / "joints.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", *(f"joint_{i}" for i in range(1, 7))])
+        for i, picture in enumerate(photographs.pictures):
+            cv2.imwrite(str(folder / f"{i:02d}.png"), picture)
+            writer.writerow([f"{i:02d}.png", *photographs.angles[i]])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def camera_file(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("calibration") / "camera.yaml"
+    assert run_command(calibrate, [f"images={folder}", f"out={out}", *SETTINGS]) == 0
+    return out
+
+
+def test_the_lens_that_the_pictures_were_taken_through_is_found(
+    camera_file: Path, photographs: Photographs
+) -> None:
+    found, true = load_calibration(camera_file).lens, photographs.lens
+    assert found.matrix[0, 0] == pytest.approx(true.matrix[0, 0], rel=0.01)
+    assert found.matrix[1, 1] == pytest.approx(true.matrix[1, 1], rel=0.01)
+    assert found.matrix[:2, 2] == pytest.approx(true.matrix[:2, 2], abs=8.0)
+    # What counts: where rays go, in the part of the picture that the board came to.
+    v, u = np.mgrid[60:430:40, 80:570:40].astype(np.float64)
+    pixels = np.stack((u, v), axis=-1).reshape(-1, 1, 2)
+    rays = [cv2.undistortPoints(pixels, lens.matrix, lens.distortion) for lens in (found, true)]
+    # The principal point and the camera's turn are told apart by the arm only.
+    shifted = rays[0] - np.median(rays[0] - rays[1], axis=0)
+    assert np.abs(shifted - rays[1]).max() * true.matrix[0, 0] < 2.0
+    facts = load_calibration(camera_file).facts
+    assert facts["held_out_rms"] < 0.5
+
+
+def test_the_place_of_the_camera_is_found(camera_file: Path, photographs: Photographs) -> None:
+    found = load_calibration(camera_file)
+    assert found.pos is not None
+    assert np.linalg.norm(found.pos - np.array(photographs.camera.pos)) < 0.006
+    assert found.facts["disagreement_m"] < 0.01
+    # The real camera looks where it did: its turn to the simulated one is none.
+    angle = np.rad2deg(np.linalg.norm(cv2.Rodrigues(found.lens.rectification)[0]))
+    assert angle < 1.0
+
+
+def test_train_and_evaluate_take_the_camera_s_place(camera_file: Path) -> None:
+    found = load_calibration(camera_file)
+    camera = calibrated(CameraConfig(), str(camera_file))
+    assert found.pos is not None
+    assert camera.pos == tuple(found.pos)
+    assert (camera.lookat, camera.fovy) == ((0.01, 0.05, 0.2), 24.0)
+    assert camera.height == CameraConfig().height
+    assert calibrated(CameraConfig(), None) == CameraConfig()
+
+
+def test_a_run_keeps_the_place_and_not_the_file(
+    camera_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from visuomotor import train
+
+    class Opened(Exception):
+        pass
+
+    def stop(config: Config) -> None:
+        assert config.calibration is None
+        assert config.camera == calibrated(CameraConfig(), str(camera_file))
+        raise Opened
+
+    monkeypatch.setattr(train, "carried_over", stop)
+    with pytest.raises(Opened):
+        train._open([f"calibration={camera_file}", f"out={tmp_path / 'run'}"])
+
+
+def test_the_simulated_arm_lies_on_the_real_one(
+    camera_file: Path, folder: Path, photographs: Photographs, tmp_path: Path
+) -> None:
+    out = tmp_path / "overlay.png"
+    angles = ",".join(str(a) for a in photographs.angles[0])
+    argv = [f"calibration={camera_file}", f"image={folder / '00.png'}", f"joints=({angles})"]
+    assert run_command(overlay, [*argv, f"out={out}"]) == 0
+    sheet = cv2.imread(str(out))
+    assert sheet.shape == (SIDE, 4 * SIDE, 3)
+
+
+# --- the mathematics ------------------------------------------------------------------------------
+
+
+def random_transform(rng: np.random.Generator, size: float) -> np.ndarray:
+    return transform(cv2.Rodrigues(rng.uniform(-2, 2, 3))[0], rng.uniform(-size, size, 3))
+
+
+def test_every_method_finds_the_camera_of_exact_poses() -> None:
+    rng = np.random.default_rng(0)
+    camera, mount = random_transform(rng, 1.0), random_transform(rng, 0.1)
+    hands = [random_transform(rng, 0.5) for _ in range(12)]
+    boards = [np.linalg.inv(camera) @ hand @ mount for hand in hands]
+    found: HandEye = hand_eye(hands, boards)
+    assert len(found.places) >= 3
+    assert found.disagreement < 1e-6
+    assert found.camera_to_base == pytest.approx(camera, abs=1e-6)
+    assert found.board_to_hand == pytest.approx(mount, abs=1e-6)
+
+
+def test_the_mean_of_rotations_is_a_rotation() -> None:
+    rng = np.random.default_rng(1)
+    one = random_transform(rng, 1.0)
+    near = [one @ transform(cv2.Rodrigues(v)[0], v) for v in rng.normal(0, 0.01, (20, 3))]
+    mean = mean_transform(near)
+    assert mean[:3, :3] @ mean[:3, :3].T == pytest.approx(np.eye(3), abs=1e-9)
+    assert mean == pytest.approx(one, abs=0.02)
+
+
+def test_looking_at_is_the_simulation_s_camera() -> None:
+    from visuomotor.envs import make_env
+
+    env = make_env(Config(task="lifting"), num_envs=1, seed=0, render=False)
+    camera = CameraConfig()
+    turn = looking_at(np.array(camera.pos), np.array(camera.lookat))
+    model = env.sim.model
+    quat = model.cam_quat[model.camera("front").id]
+    import mujoco
+
+    matrix = np.zeros(9)
+    mujoco.mju_quat2Mat(matrix, quat)
+    opengl = matrix.reshape(3, 3)  # x right, y up, looks along -z
+    assert turn == pytest.approx(opengl * np.array([1.0, -1.0, -1.0]), abs=1e-6)
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+
+def spoiled(folder: Path, tmp_path: Path, joints: str) -> Path:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for picture in folder.glob("*.png"):
+        (copy / picture.name).symlink_to(picture)
+    (copy / "joints.csv").write_text(joints)
+    return copy
+
+
+def test_angles_of_other_moments_are_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (folder / "joints.csv").read_text().splitlines()
+    names = [line.partition(",")[0] for line in lines[1:]]
+    angles = [line.partition(",")[2] for line in lines[1:]]
+    mixed = [f"{n},{a}" for n, a in zip(names, angles[3:] + angles[:3], strict=True)]
+    copy = spoiled(folder, tmp_path, "\n".join([lines[0], *mixed]))
+    out = tmp_path / "camera.yaml"
+    assert run_command(calibrate, [f"images={copy}", f"out={out}", *SETTINGS]) == 2
+    assert "apart" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("joints", "told"),
+    [("file,a\n00.png,1,2\n", "line 2"), ("00.png,1,2,3,4,5,nan\n", "line 1"), ("", "names 0")],
+)
+def test_a_joints_file_that_cannot_be_is_refused_by_line(
+    joints: str, told: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = spoiled(folder, tmp_path, joints)
+    out = tmp_path / "camera.yaml"
+    assert run_command(calibrate, [f"images={copy}", f"out={out}", *SETTINGS]) == 2
+    assert told in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ([], "images= is missing"),
+        (["images=nowhere"], "nowhere"),
+        (["images=.", "board.marker=0.5"], "board.marker"),
+        (["images=.", "board.dictionary=DICT_NONE"], "DICT_4X4_50"),
+    ],
+)
+def test_bad_input_is_one_line(
+    argv: list[str],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_command(calibrate, argv) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_board_of_another_kind_is_told(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "camera.yaml"
+    argv = [f"images={folder}", f"out={out}", "board.dictionary=DICT_7X7_50"]
+    assert run_command(calibrate, argv) == 2
+    assert "board.dictionary" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["calibration=x"], "one of image="),
+        (["calibration=x", "image=y"], "one of joints="),
+        (["calibration=x", "image=y", "joints=(1,2)"], "6 or 9"),
+        (["calibration=x", "image=y", "joints=(0,0,0,0,0,0)"], "lens=x is no file"),
+    ],
+)
+def test_an_overlay_that_cannot_be_is_one_line(
+    argv: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(overlay, argv) == 2
+    assert told in capsys.readouterr().err
