@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,6 +68,13 @@ assert all(m.startswith("visuomotor.runtime") for m in own), own
     assert {name.rpartition(".")[2] for name, _ in skipped} == {"dds", "ros2", "jaco2"}
     told = dict(skipped)
     assert "visuomotor[ros2]" in told["visuomotor.runtime.arms.dds"]
+
+
+def test_installing_it_brings_no_simulator_and_no_learner() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {line.partition(">")[0] for line in project["dependencies"]}
+    assert names == {"numpy", "onnxruntime", "opencv-python", "pyyaml", "safetensors"}
+    assert project["optional-dependencies"]["runtime"] == []
 
 
 def test_deploying_loads_neither_torch_nor_mujoco() -> None:

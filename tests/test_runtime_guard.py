@@ -149,6 +149,17 @@ def test_joints_that_jump_stop_the_arm() -> None:
     assert "jumped" in scene.decisions[-1].reason
 
 
+def test_an_angle_without_limits_may_start_anew_after_a_turn() -> None:
+    scene = Scene()
+    scene.arm()
+    turned = np.zeros(9)
+    turned[[0, 5]] = 2 * np.pi, -2 * np.pi
+    scene.lie = lambda joints: joints._replace(position=joints.position + turned)
+    assert scene.run(0.3).state is State.RUNNING
+    turned[1] = 2 * np.pi  # this one has limits
+    assert scene.run(0.5).state is State.LATCHED
+
+
 def test_a_policy_that_cannot_act_stops_the_arm_and_says_why() -> None:
     scene = Scene()
     scene.arm()

@@ -77,6 +77,7 @@ class Guard:
         self.limits = limits
         self.patience = Patience() if patience is None else patience
         self._limiter = Limiter(limits, dt)
+        self._endless = np.isinf(limits.position_low) & np.isinf(limits.position_high)
         self.state = State.LATCHED
         self.reason = "not armed yet"
         self._released = False
@@ -146,7 +147,10 @@ class Guard:
             return "the arm reports joints that are not finite"
         if self._last is not None and joints.stamp > self._last.stamp:
             most = JUMP_SPEED * self.limits.velocity * (joints.stamp - self._last.stamp)
-            jump = np.abs(joints.position - self._last.position) - most - JUMP_SLACK
+            moved = joints.position - self._last.position
+            # An angle without limits may start anew after a turn.
+            moved = np.where(self._endless, np.remainder(moved + np.pi, 2 * np.pi) - np.pi, moved)
+            jump = np.abs(moved) - most - JUMP_SLACK
             if self.state is not State.LATCHED and jump.max() > 0.0:
                 name = self.limits.joint_names[int(jump.argmax())]
                 return f"{name} jumped further than an arm can move: joints may be swapped"

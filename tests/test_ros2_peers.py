@@ -1,0 +1,114 @@
+"""Our ROS 2 arm beside programs that are not ours: Fast DDS (what rmw_fastrtps speaks), and Cyclone
+DDS's own command-line tool. Loopback alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("cyclonedds", reason='cyclonedds is missing: pip install "visuomotor[ros2]"')
+
+from visuomotor.runtime.arms.dds import _configuration
+from visuomotor.runtime.arms.ros2 import Ros2Arm, Ros2Settings
+
+SOURCE = Path(__file__).parent / "fastdds" / "driver.cpp"
+HEADER = Path("/usr/include/fastdds/dds/domain/DomainParticipant.hpp")
+PATIENCE = 60.0  # s on a machine that is busy with other things
+VELOCITY = np.arange(9) / 16
+
+
+class Lines:
+    """What a process prints, as it comes."""
+
+    def __init__(self, process: subprocess.Popen[str]):
+        self.process = process
+        self.lines: list[str] = []
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not HEADER.is_file() or shutil.which("g++") is None:
+        pytest.skip("Fast DDS or g++ is missing: apt-get install libfastrtps-dev g++")
+    program = tmp_path_factory.mktemp("fastdds") / "driver"
+    command = ["g++", "-std=c++17", str(SOURCE), "-o", str(program), "-lfastrtps", "-lfastcdr"]
+    subprocess.run(command, check=True)
+    return program
+
+
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[str]]]:
+    processes: list[subprocess.Popen[str]] = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def test_a_driver_on_fast_dds_is_read_and_commanded(
+    driver: Path, started: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("visuomotor.runtime.arms.ros2.PATIENCE", PATIENCE)
+    command = [str(driver), "95", "rt/fast/commands", "120"]
+    started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+    told = Lines(started[0])
+    arm = Ros2Arm(Ros2Settings(domain=95, command="/fast/commands"))
+    arm.connect()
+    state = arm.read()
+    assert state is not None
+    assert state.position == pytest.approx(0.1 * np.arange(1, 10))
+    assert state.velocity == pytest.approx(0.01 * np.arange(1, 10))
+    deadline = time.monotonic() + PATIENCE
+    while not told.lines and time.monotonic() < deadline:
+        arm.send(VELOCITY)
+        time.sleep(0.01)
+    assert told.lines, "the driver read nothing"
+    assert [float(number) for number in told.lines[0].split()] == pytest.approx(VELOCITY)
+    arm.stop()
+
+
+def test_cyclone_s_own_tool_reads_what_is_sent(
+    driver: Path, started: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = Path(sys.executable).with_name("cyclonedds")
+    if not tool.is_file():
+        pytest.skip("the cyclonedds command is missing")
+    monkeypatch.setattr("visuomotor.runtime.arms.ros2.PATIENCE", PATIENCE)
+    joints = [str(driver), "94", "rt/unused", "120"]
+    started.append(subprocess.Popen(joints, stdout=subprocess.DEVNULL, text=True))
+    arm = Ros2Arm(Ros2Settings(domain=94, command="/tool/commands"))
+    arm.connect()
+    options = ["--suppress-progress-bar", "--color", "none", "--runtime", "3s"]
+    command = [str(tool), "subscribe", "--domain-id", "94", *options, "rt/tool/commands"]
+    environment = os.environ | {"CYCLONEDDS_URI": _configuration("lo"), "PYTHONUNBUFFERED": "1"}
+    started.append(
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+    )
+    told = Lines(started[1])
+    deadline = time.monotonic() + PATIENCE
+    while not any("0.0625" in line for line in told.lines) and time.monotonic() < deadline:
+        arm.send(VELOCITY)
+        time.sleep(0.02)
+    assert any("0.0625" in line for line in told.lines), "".join(told.lines[-20:])
+    arm.stop()
