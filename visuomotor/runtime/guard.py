@@ -139,8 +139,11 @@ class Guard:
         if command is not None:
             if command.problem:
                 return f"the policy cannot act: {command.problem}"
-            if not np.isfinite(command.velocity).all():
-                return f"the command is not finite: {command.velocity}"
+            broken = ~np.isfinite(command.velocity)
+            if broken.any():
+                i = int(broken.argmax())
+                name = self.limits.joint_names[i]
+                return f"the command is not finite: {command.velocity[i]} for {name}"
         if joints is None:
             return ""
         if not (np.isfinite(joints.position).all() and np.isfinite(joints.velocity).all()):
