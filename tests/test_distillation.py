@@ -63,8 +63,12 @@ def test_labels_are_what_the_teacher_would_do_in_the_states_that_are_met(
     assert wanted.std() > 0.1
 
 
-def test_the_teacher_acts_in_a_share_of_worlds_that_falls_to_0(demos: Demonstrations) -> None:
-    run = learner(demos, small(distill={"teacher_share": 0.5, "action_noise": 0.0}))
+@pytest.mark.parametrize(("final", "expected"), [(0.0, [2, 1, 1, 0, 0]), (0.25, [2, 2, 1, 1, 1])])
+def test_the_teacher_acts_in_a_share_of_worlds_that_falls(
+    final: float, expected: list[int], demos: Demonstrations
+) -> None:
+    shares_of = {"teacher_share": 0.5, "final_teacher_share": final, "action_noise": 0.0}
+    run = learner(demos, small(distill=shares_of))
     shares = []
     for _ in range(5):
         slot = run.iterations % 2
@@ -73,8 +77,9 @@ def test_the_teacher_acts_in_a_share_of_worlds_that_falls_to_0(demos: Demonstrat
         by_student = (actions == run._buffers[slot].mean).all(dim=2).all(dim=0)
         assert bool((by_teacher ^ by_student).all())
         shares.append(int(by_teacher.sum()))
-    # 0.5 (1 - steps / (0.3 total)) of four worlds: 2, 4/3, 2/3, 0, 0.
-    assert shares == [2, 1, 1, 0, 0]
+    # 0.5 (1 - done) + final done, done = steps / (0.3 total), of four worlds: 2, 4/3, 2/3, 0, 0
+    # without a final share; 2, 5/3, 4/3, 1, 1 with one of a quarter.
+    assert shares == expected
 
 
 def test_noise_disturbs_what_is_done_and_not_the_labels(demos: Demonstrations) -> None:

@@ -27,7 +27,7 @@ from visuomotor.replay import DemonstrationReplay, ScatteredFrames
 from visuomotor.rollout import RolloutBuffer
 from visuomotor.state_teacher import StateTeacher
 
-TEACHER_FADE = 0.3  # share of the run after which the student acts everywhere
+TEACHER_FADE = 0.3  # share of the run after which the teacher's share of worlds is the final one
 MAX_GRAD_NORM = 1.0
 MET_EVERY = 8  # steps of a rollout between the states that are seen anew
 
@@ -149,8 +149,9 @@ class Distillation:
         self._vision.memory.add(frames.to(self.device), targets.to(self.device))
 
     def _teacher_share(self) -> float:
-        done = self.env_steps / (TEACHER_FADE * self.total_steps)
-        return self.config.distill.teacher_share * max(0.0, 1.0 - done)
+        done = min(1.0, self.env_steps / (TEACHER_FADE * self.total_steps))
+        first, final = self.config.distill.teacher_share, self.config.distill.final_teacher_share
+        return first + (min(first, final) - first) * done
 
     @torch.no_grad()
     def _rollout(self, buffer: RolloutBuffer) -> None:

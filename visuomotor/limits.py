@@ -251,6 +251,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "learning_rate": POSITIVE,
         "finger_loss": one_of("squared", "linear"),
         "teacher_share": SHARE,
+        "final_teacher_share": SHARE,
         "action_noise": at_least(0),
         "minibatches": at_least(1),
         "epochs": at_least(1),

@@ -53,6 +53,7 @@ class Log:
         self._file = open(path, "wb", buffering=1 << 20)  # noqa: SIM115  (closed in close)
         header = {"format": "visuomotor-log", "version": 1, "joints": list(joint_names)}
         self._file.write(json.dumps(header).encode() + b"\n")
+        self._file.flush()
         self.row = np.zeros((), log_type(len(joint_names)))
         self._flushed = time.monotonic()
 
