@@ -394,7 +394,9 @@ def test_anything_but_strict_json_is_refused(text: bytes, told: str):
     ("entry", "value", "told"),
     [
         ("joints", {"names": JOINTS, "velocity_limits": [1.0] * 8}, "one velocity limit a joint"),
-        ("joints", {"names": JOINTS, "velocity_limits": [0.0] * 9}, "expected a positive number"),
+        ("joints", {"names": JOINTS, "velocity_limits": [0.0] * 9}, "expected a number above 0"),
+        ("joints", {"names": JOINTS, "velocity_limits": [1e308] * 9}, "up to 100"),
+        ("control", {"rate_hz": 2**31}, "up to 1000"),
         ("joints", {"names": ["a"] * 9, "velocity_limits": [1.0] * 9}, "different names"),
         ("joints", {"names": JOINTS[:8], "velocity_limits": [1.0] * 8}, "expected"),
         ("joints", [], "joints: expected dict, received list"),

@@ -27,6 +27,8 @@ MAX_MEMORY = 4096  # LSTM units
 MIN_GOLDEN_STEPS, MAX_GOLDEN_STEPS = 200, 10_000
 MAX_JOINTS = 64
 MAX_PROPRIO = 512
+MAX_VELOCITY = 100.0  # rad/s
+MAX_RATE = 1000.0  # Hz
 
 Hidden = tuple[np.ndarray, np.ndarray]
 
@@ -177,10 +179,12 @@ def _size(value: Any, where: str, low: int, high: int) -> int:
     return value
 
 
-def _positive(value: Any, where: str) -> float:
-    number = float(value) if type(value) in (int, float) else math.nan
-    if not 0.0 < number < math.inf:
-        raise BundleError(f"{MANIFEST}: {where}: expected a positive number, received {value!r}")
+def _positive(value: Any, where: str, most: float) -> float:
+    number = float(value) if type(value) in (int, float) and abs(value) < 1e300 else math.nan
+    if not 0.0 < number <= most:
+        raise BundleError(
+            f"{MANIFEST}: {where}: expected a number above 0, up to {most:g}, received {value!r}"
+        )
     return number
 
 
@@ -202,8 +206,10 @@ def _contract(manifest: dict[str, Any]) -> Contract:
     return Contract(
         task=get_entry(manifest, "task", str),
         joint_names=tuple(names),
-        velocity_limits=np.array([_positive(v, "joints.velocity_limits") for v in limits]),
-        control_rate_hz=_positive(control.get("rate_hz"), "control.rate_hz"),
+        velocity_limits=np.array(
+            [_positive(v, "joints.velocity_limits", MAX_VELOCITY) for v in limits]
+        ),
+        control_rate_hz=_positive(control.get("rate_hz"), "control.rate_hz", MAX_RATE),
         height=_size(camera.get("height"), "camera.height", 1, MAX_SIDE),
         width=_size(camera.get("width"), "camera.width", 1, MAX_SIDE),
         proprio_dim=_size(proprio.get("size"), "proprio.size", 1, MAX_PROPRIO),
