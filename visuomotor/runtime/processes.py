@@ -28,6 +28,7 @@ from visuomotor.runtime.slots import Slot, command_type, report_type
 from visuomotor.runtime.streamer import SWITCH, Streamer, keep_awake, run_streamer
 
 FIRST_FRAME = 10.0  # s that a camera is given
+STREAMER_PRIORITY, POLICY_PRIORITY = 10, 5  # of SCHED_FIFO: the streamer comes first
 _Stop = dict[str, bool]
 
 
@@ -62,7 +63,7 @@ def streamer_process(settings: dict[str, Any], stop: _Stop) -> None:
         None if settings["log"] is None else Path(settings["log"]),
         Patience.for_camera(settings["camera_period"]),
     )
-    print(json.dumps({"ready": keep_awake()}), flush=True)
+    print(json.dumps({"ready": keep_awake(STREAMER_PRIORITY)}), flush=True)
     run_streamer(streamer, lambda: stop["requested"])
 
 
@@ -86,7 +87,9 @@ def policy_process(settings: dict[str, Any], stop: _Stop) -> None:
         if time.monotonic() > deadline:
             raise CameraError(f"the camera has sent no frame within {FIRST_FRAME:.0f} s")
         time.sleep(0.01)
-    print(json.dumps({"ready": f"replayed {bundle.replay.steps} steps"}), flush=True)
+    awake = keep_awake(POLICY_PRIORITY)
+    told = f"replayed {bundle.replay.steps} golden steps; {awake}"
+    print(json.dumps({"ready": told}), flush=True)
     run_at(1.0 / contract.control_rate_hz, loop.tick, lambda: stop["requested"])
     camera.close()
     if loop.durations:

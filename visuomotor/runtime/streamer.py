@@ -155,13 +155,13 @@ class Streamer:
             self._log.close()
 
 
-def keep_awake() -> str:
+def keep_awake(priority: int) -> str:
     """Asks for real-time scheduling; -> what came of it, a line."""
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
     except (OSError, AttributeError) as error:
         return f"no real-time scheduling ({error}); docs/real_arm.md says how to allow it"
-    return "real-time scheduling, SCHED_FIFO 10"
+    return f"real-time scheduling, SCHED_FIFO {priority}"
 
 
 def run_streamer(streamer: Streamer, should_stop: Callable[[], bool]) -> None:
