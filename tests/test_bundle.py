@@ -87,9 +87,9 @@ def _files(step: PolicyStep, kind: str) -> Files:
     golden = record_golden(step, _Worlds(0))  # type: ignore[arg-type]
     manifest = {
         "task": "lifting",
-        "control": {"rate_hz": 20.0},
+        "control": {"rate_hz": 20.0, "episode_steps": 100},
         "joints": {"names": JOINTS, "velocity_limits": LIMITS.tolist()},
-        "camera": {"height": SIDE, "width": SIDE},
+        "camera": {"height": SIDE, "width": SIDE, "fovy_deg": 30.0, "refresh_period_steps": 4},
         "proprio": {"size": 24},
         "recurrent": {"kind": kind, "shape": [1, step.memory]},
     }

@@ -20,6 +20,7 @@ from visuomotor.calibrate import (
 )
 from visuomotor.cli import run_command
 from visuomotor.config import CameraConfig, Config
+from visuomotor.errors import UserError
 from visuomotor.overlay import SIDE, overlay
 from visuomotor.real_camera import calibrated
 from visuomotor.runtime.lens import load_calibration
@@ -170,6 +171,31 @@ def test_looking_at_is_the_simulation_s_camera() -> None:
     assert turn == pytest.approx(opengl * np.array([1.0, -1.0, -1.0]), abs=1e-6)
 
 
+def test_hands_that_are_never_turned_about_two_axes_are_refused() -> None:
+    rng = np.random.default_rng(2)
+    camera, mount = random_transform(rng, 1.0), random_transform(rng, 0.1)
+    for turns in (np.zeros(12), np.linspace(-1, 1, 12)):
+        hands = [
+            transform(cv2.Rodrigues(np.array([0, 0, t]))[0], rng.normal(size=3)) for t in turns
+        ]
+        boards = [np.linalg.inv(camera) @ hand @ mount for hand in hands]
+        with pytest.raises(UserError, match="two different axes"):
+            hand_eye(hands, boards)
+
+
+def test_pictures_that_do_not_tell_the_focal_length_are_refused(
+    photographs: Photographs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flat = np.full((480, 640), 255, np.uint8)
+    flat[30:450, 68:572] = board.make_board(BOARD).generateImage((504, 420), marginSize=0)
+    for i in range(10):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), flat)
+    out = tmp_path / "camera.yaml"
+    assert run_command(calibrate, [f"images={tmp_path}", f"out={out}", *SETTINGS]) == 2
+    assert "tilted" in capsys.readouterr().err
+    assert not out.exists()
+
+
 # --- what is refused ----------------------------------------------------------------------------
 
 
@@ -217,6 +243,7 @@ def test_a_joints_file_that_cannot_be_is_refused_by_line(
         (["images=nowhere"], "nowhere"),
         (["images=.", "board.marker=0.5"], "board.marker"),
         (["images=.", "board.dictionary=DICT_NONE"], "DICT_4X4_50"),
+        (["images=.", "board.dictionary=DetectorParameters"], "DICT_4X4_50"),
     ],
 )
 def test_bad_input_is_one_line(

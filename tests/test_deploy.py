@@ -27,7 +27,7 @@ from visuomotor.runtime.arms.sim import (
 from visuomotor.runtime.guard import State
 from visuomotor.runtime.jaco import LIMITS
 from visuomotor.runtime.slots import Slot, command_type, report_type, state_of
-from visuomotor.runtime.streamer import SWITCH, Streamer, read_log
+from visuomotor.runtime.streamer import SWITCH, Streamer, read_log, run_streamer
 from visuomotor.runtime.switches import ByHand, Confirmation, SwitchError, make_switch
 
 ROOT = Path(__file__).parents[1]
@@ -130,7 +130,7 @@ class Bench:
         for _ in range(ticks):
             self.now += 0.01
             switch = np.zeros((), SWITCH)
-            switch["pressed"], switch["stamp"] = self.pressed, self.now
+            switch["pressed"], switch["stamp"] = int(self.pressed), self.now
             self.slots[2].write(switch)
             if command:
                 value = np.zeros((), command_type(9))
@@ -177,13 +177,51 @@ def test_a_switch_that_is_no_longer_confirmed_is_a_switch_let_go(bench: Bench) -
     assert bench.run(50) is State.RUNNING
     before = bench.now
     value = np.zeros((), SWITCH)
-    value["pressed"], value["stamp"] = True, before
+    value["pressed"], value["stamp"] = 1, before
     for _ in range(60):  # whoever held it is gone; its last word stays in memory
         bench.slots[2].write(value)
         bench.now += 0.01
         bench.streamer.tick()
     assert bench.streamer.guard.state is State.LATCHED
     assert not bench.arm.sent[-1].any()
+    bench.pressed = True  # it is back, and was held all the time
+    assert bench.run(100) is State.LATCHED
+    assert not np.any(bench.arm.sent[-100:])
+
+
+@pytest.mark.parametrize("broken", ["read", "report"])
+def test_a_streamer_that_fails_brings_the_arm_to_rest_all_the_same(
+    bench: Bench, broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.run(20)
+    bench.pressed = True
+    assert bench.run(50) is State.RUNNING
+
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("broken")
+
+    target = bench.arm if broken == "read" else bench.slots[1]
+    monkeypatch.setattr(target, "read" if broken == "read" else "write", fail)
+    with pytest.raises(RuntimeError, match="broken"):
+        run_streamer(bench.streamer, lambda: False)
+    assert bench.arm.stopped
+    assert not np.any(bench.arm.sent[-10:])
+    speeds = np.abs(np.diff(np.array(bench.arm.sent), axis=0)) / 0.01
+    assert (speeds <= LIMITS.acceleration + 1e-9).all()
+
+
+def test_a_full_disk_ends_the_log_and_not_the_control(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.run(20)
+    assert bench.streamer._log is not None
+    bench.streamer._log._file.close()
+    bench.streamer._log._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
+    bench.pressed = True
+    assert bench.run(50) is State.RUNNING
+    bench.streamer.leave()
+    assert bench.arm.stopped
+    assert "the log ends here" in capsys.readouterr().err
 
 
 def test_a_streamer_that_was_held_up_does_not_trust_itself(bench: Bench) -> None:
@@ -237,7 +275,15 @@ def test_the_switch_is_told_in_the_background_and_let_go_at_the_end() -> None:
             count = slot.read()[0]
             while slot.read()[0] < count + 2:
                 pass
-            assert bool(slot.read()[1]["pressed"]) is down
+            assert int(slot.read()[1]["pressed"]) == int(down)
+        # The time is up while the human still holds it: no press for a new start, and no release.
+        for down, told in ((True, -1), (True, -1), (False, 0), (True, 1)):
+            switch.down = down
+            confirmation.let_go = confirmation.let_go or told == -1
+            count = slot.read()[0]
+            while slot.read()[0] < count + 2:
+                pass
+            assert int(slot.read()[1]["pressed"]) == told
     finally:
         confirmation.close()
         slot.close()
@@ -280,6 +326,8 @@ def test_an_episode_on_the_simulated_arm_is_run_and_logged(
         (["bundle=lifting", "arm=ros2"], "needs camera="),
         (["bundle=lifting", "episodes=0"], "episodes=0"),
         (["bundel=lifting"], "bundle"),
+        (["bundle=lifting", f"out={__file__}"], "cannot be a folder"),
+        (["bundle=lifting", "lens=nowhere.yaml"], "lens=nowhere.yaml"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from cyclonedds.pub import DataWriter
 from cyclonedds.sub import DataReader
 from cyclonedds.topic import Topic
 
-from visuomotor.runtime.arm import ArmError
+from visuomotor.runtime.arm import ArmError, JointState
 from visuomotor.runtime.arms import make_arm
 from visuomotor.runtime.arms.dds import (
     COMMANDS,
@@ -189,7 +190,7 @@ def test_kinova_s_velocities_are_degrees_and_its_seventh_joint_stands_still() ->
 
 
 def test_kinova_s_fingers_are_turns_within_their_range() -> None:
-    told = finger_position(np.array([0.15, 0.75, 9.0]))
+    told = finger_position(np.deg2rad([-1.0, 40.0, 500.0]))
     assert (told.finger1, told.finger2, told.finger3) == pytest.approx((0.0, 3400.0, 6800.0))
 
 
@@ -210,7 +211,28 @@ def test_kinova_s_arm_sends_both(monkeypatch: pytest.MonkeyPatch) -> None:
     told = until(lambda: first(peer.commands), lambda: arm.send(velocity))
     assert told.joint1 == pytest.approx(10.0)
     told = until(lambda: first(fingers), lambda: arm.send(velocity))
-    assert told.finger3 >= 6800 * (POSITION[8] - 0.15) / 1.2 - 1.0
+    assert told.finger3 >= np.rad2deg(POSITION[8]) * 6800 / 80 - 1.0
+    for _ in range(50):  # what is still on its way
+        arm.send(np.zeros(9))
+        time.sleep(0.002)
+    first(fingers)
+    for _ in range(20):
+        arm.send(np.zeros(9))
+        time.sleep(0.002)
+    assert first(fingers) is None, "fingers that rest are left alone"
+
+
+def test_kinova_s_fingers_do_not_wind_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    arm = make_arm({"kind": "jaco2", "settings": {}})
+    sent: list[float] = []
+    writer = SimpleNamespace(write=lambda message: sent.append(message.finger1))
+    arm._finger_writer, arm._state = writer, JointState(POSITION, POSITION, 0.0)
+    now = 0.0
+    for speed in [1.0] * 300 + [-1.0] * 10:
+        now += 0.01
+        arm._send_fingers(np.full(3, speed), now)
+    assert max(sent) == pytest.approx(np.rad2deg(1.35) * 6800 / 80)
+    assert sent[-1] < max(sent) - 300, "opening begins at once"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,15 @@ import pytest
 
 from visuomotor.envs import robot
 from visuomotor.runtime.arm import JointState
-from visuomotor.runtime.guard import FRAME_JITTER, Command, Decision, Guard, Patience, State
+from visuomotor.runtime.guard import (
+    FRAME_JITTER,
+    POLICY_PERIOD,
+    Command,
+    Decision,
+    Guard,
+    Patience,
+    State,
+)
 from visuomotor.runtime.jaco import LIMITS
 
 DT = 0.01
@@ -27,7 +35,7 @@ class Scene:
         self.guard = Guard(LIMITS, DT)
         self.ticks = 0
         self.position = START.copy()
-        self.pressed = False
+        self.pressed: bool | None = False
         self.wanted = WANTED.copy()
         self.command: Command | None = None
         self.joints: JointState | None = None
@@ -92,6 +100,37 @@ def test_letting_go_brings_the_arm_to_rest_and_latches_until_pressed_anew() -> N
     assert "released" in scene.decisions[-1].reason
     scene.arm()
     assert scene.decisions[-1].armed == 2
+
+
+def test_a_switch_of_which_nobody_knows_stops_the_arm_and_arms_nothing_when_it_is_back() -> None:
+    scene = Scene()
+    scene.arm()
+    scene.pressed = None
+    assert scene.rest_after() <= RAMP
+    scene.pressed = True  # held all the time
+    assert scene.run(1.0).state is State.LATCHED
+    assert not any(d.velocity.any() for d in scene.decisions[-100:])
+    scene.arm()
+
+
+@pytest.mark.parametrize("stamp", [np.nan, np.inf, 1e9])
+def test_a_stamp_that_cannot_be_counts_as_never(stamp: float) -> None:
+    scene = Scene()
+    scene.arm()
+    scene.silent = {"policy"}
+    scene.command = Command(WANTED, stamp, stamp)
+    assert scene.rest_after() <= RAMP
+    assert scene.decisions[-1].state is State.LATCHED
+    assert "never came" in scene.decisions[-1].reason
+
+
+def test_joints_far_beyond_their_limits_are_no_joints_of_this_arm() -> None:
+    scene = Scene()
+    scene.position[1] = 0.0
+    scene.run(0.1)
+    scene.pressed = True
+    assert scene.run(0.5).state is State.LATCHED
+    assert "beyond its limits" in scene.decisions[-1].reason
 
 
 def test_a_command_that_is_late_slows_down_and_one_that_returns_in_time_goes_on() -> None:
@@ -190,6 +229,8 @@ def test_nothing_arms_while_something_is_wrong_and_a_held_switch_does_not_arm_la
 
 
 def test_a_camera_s_patience_is_two_of_its_periods() -> None:
-    assert Patience.for_camera(1 / 30).frame.slow == pytest.approx(2 / 30 + FRAME_JITTER)
-    assert Patience.for_camera(0.2).frame.slow == pytest.approx(0.4 + FRAME_JITTER)
-    assert Patience.for_camera(0.2).frame.latch > 0.42
+    assert Patience.for_camera(1 / 30).frame.slow == pytest.approx(
+        2 / 30 + POLICY_PERIOD + FRAME_JITTER
+    )
+    assert Patience.for_camera(0.2).frame.slow == pytest.approx(0.4 + POLICY_PERIOD + FRAME_JITTER)
+    assert Patience.for_camera(0.2).frame.latch > 0.47

@@ -104,7 +104,7 @@ def test_a_joint_driven_at_its_limit_stops_before_it(joint: int, towards: float)
     limit = LIMITS.position_high[joint] if towards > 0 else LIMITS.position_low[joint]
     way = towards * (limit - places[:, joint])
     assert way.min() >= JOINT_MARGIN - 1e-9
-    assert way[-1] < JOINT_MARGIN + 0.05, "it should come near"
+    assert way[-1] < JOINT_MARGIN + 0.15, "it should come near"
     assert sent[-1, joint] == pytest.approx(0.0, abs=0.02)
 
 
@@ -119,6 +119,28 @@ def test_the_hand_does_not_leave_the_workspace() -> None:
         assert (hand >= LIMITS.workspace_low - 1e-9).all()
         assert (hand <= LIMITS.workspace_high + 1e-9).all()
         assert np.abs(sent[:100]).max() > 0.3
+
+
+@pytest.mark.parametrize(("delay", "old"), [(0, 0), (3, 0), (6, 1), (9, 5)])
+def test_an_arm_that_is_late_and_tells_late_keeps_its_limits(delay: int, old: int) -> None:
+    """It carries out every velocity `delay` ticks after it was sent, and what it says of itself is
+    `old` ticks old."""
+    kinematics = ForwardKinematics(CHAIN)
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        limiter = Limiter(LIMITS, DT)
+        wanted = np.repeat(rng.choice([-5.0, 5.0], (6, 9)), 120, axis=0)
+        sent = [np.zeros(9)] * delay
+        places = [START] * (old + 1)
+        for velocity in wanted:
+            sent.append(limiter.step(velocity, places[-1 - old], old * DT))
+            places.append(places[-1] + DT * sent[len(sent) - 1 - delay])
+        way = np.array(places)
+        assert (way >= LIMITS.position_low).all()
+        assert (way <= LIMITS.position_high).all()
+        hand = kinematics.tool(way[:, :6])
+        assert (hand >= LIMITS.workspace_low - 1e-9).all()
+        assert (hand <= LIMITS.workspace_high + 1e-9).all()
 
 
 def test_from_outside_the_workspace_only_the_way_back_is_open() -> None:

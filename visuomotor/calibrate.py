@@ -30,6 +30,8 @@ JOINTS_FILE = "joints.csv"
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 MIN_CORNERS = 8  # of a board in a picture that counts
 MIN_PICTURES = 8
+MOST_FOCAL_DEVIATION = 0.01  # of the focal length, its standard deviation
+TURNS = 15.0  # degrees that the hand must have been turned by, about axes that differ by as much
 HELD_OUT = 5  # every so many pictures one is kept for the proof
 METHODS = {
     "tsai": cv2.CALIB_HAND_EYE_TSAI,
@@ -68,7 +70,7 @@ class CalibrateConfig:
             raise UserError("board: expected at least 3 x 3 squares")
         if not 0.0 < board.marker < board.square:
             raise UserError("board.marker: expected more than 0 and less than board.square")
-        if not hasattr(cv2.aruco, board.dictionary):
+        if not board.dictionary.startswith("DICT_") or not hasattr(cv2.aruco, board.dictionary):
             raise UserError(f"board.dictionary={board.dictionary}: expected one like DICT_4X4_50")
         if not 1.0 <= self.fovy <= 120.0:
             raise UserError(f"fovy={self.fovy}: expected 1 to 120 degrees")
@@ -108,14 +110,23 @@ def find_board(board: cv2.aruco.CharucoBoard, name: str, picture: np.ndarray) ->
 
 
 def intrinsics(views: list[View], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, float]:
-    """size: width, height. -> matrix (3, 3), distortion (5,), rms of the reprojection [pixels]."""
-    rms, matrix, distortion, _, _ = cv2.calibrateCamera(
+    """size: width, height. -> matrix (3, 3), distortion (5,), rms of the reprojection [pixels].
+
+    Raises UserError if the views leave the focal length open: any would reproject well then.
+    """
+    rms, matrix, distortion, _, _, deviations, _, _ = cv2.calibrateCameraExtended(
         [v.points for v in views],
         [v.corners for v in views],
         size,
         np.eye(3),
         np.zeros(5),
     )
+    focal, sigma = float(matrix[0, 0]), float(np.max(deviations[:2]))
+    if not sigma <= MOST_FOCAL_DEVIATION * focal:
+        raise UserError(
+            f"the pictures do not tell the focal length ({focal:.0f} pixels, give or take "
+            f"{sigma:.0f}): take them with the board tilted by 30 degrees and more, to all sides"
+        )
     return np.asarray(matrix), np.asarray(distortion).ravel(), float(rms)
 
 
@@ -142,6 +153,7 @@ def hand_eye(hands: list[np.ndarray], boards: list[np.ndarray]) -> HandEye:
     OpenCV's function is for a camera in the hand; with the arm's motion the other way round it
     gives the camera in the base's frame (its documentation, "eye-to-hand").
     """
+    check_turns(hands)
     inverse = [np.linalg.inv(hand) for hand in hands]
     estimates: dict[str, np.ndarray] = {}
     for name, method in METHODS.items():
@@ -173,6 +185,18 @@ def hand_eye(hands: list[np.ndarray], boards: list[np.ndarray]) -> HandEye:
     return HandEye(camera, mean_transform(in_hand), places, float(max(distances)))
 
 
+def check_turns(hands: list[np.ndarray]) -> None:
+    """Raises UserError if the hand was not turned about two axes at least."""
+    turns = [cv2.Rodrigues(hands[0][:3, :3].T @ hand[:3, :3])[0].ravel() for hand in hands[1:]]
+    large = [t / np.linalg.norm(t) for t in turns if np.linalg.norm(t) > np.deg2rad(TURNS)]
+    across = [np.linalg.norm(np.cross(a, b)) for a in large for b in large]
+    if not across or max(across) < np.sin(np.deg2rad(TURNS)):
+        raise UserError(
+            "the arm's poses do not determine where the camera is: take pictures with the hand "
+            f"turned by more than {TURNS:.0f} degrees about at least two different axes"
+        )
+
+
 def transform(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
     result = np.eye(4)
     result[:3, :3], result[:3, 3] = rotation, translation
@@ -190,7 +214,7 @@ def mean_transform(transforms: list[np.ndarray]) -> np.ndarray:
 def read_joints(path: Path) -> dict[str, np.ndarray]:
     """joints.csv -> picture's name to (6,) rad. Raises UserError naming the line."""
     joints: dict[str, np.ndarray] = {}
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
         for number, row in enumerate(csv.reader(file), start=1):
             if not row or (number == 1 and row[0] == "file"):
                 continue
@@ -334,7 +358,10 @@ def calibrate(argv: list[str]) -> int:
         print(f"camera at {np.round(position, 4).tolist()} m in the world")
     else:
         print(f"no {JOINTS_FILE}: where the camera is stays unknown, only its lens is written")
-    save_calibration(out, Calibration(lens=lens, facts=facts, **camera))
+    try:
+        save_calibration(out, Calibration(lens=lens, facts=facts, **camera))
+    except (OSError, cv2.error) as error:
+        raise UserError(f"out={out} cannot be written: {error}") from error
     print(f"written: {out}")
     return 0
 

@@ -9,6 +9,9 @@ successes. Everything is logged in `out`. Needs neither torch nor MuJoCo for a r
 from __future__ import annotations
 
 import json
+import os
+import select
+import signal
 import subprocess
 import sys
 import time
@@ -28,9 +31,14 @@ from visuomotor.runtime.arm import ArmError
 from visuomotor.runtime.arms import KINDS, settings_type
 from visuomotor.runtime.arms.sim import request
 from visuomotor.runtime.bundle import load_bundle
+from visuomotor.runtime.cameras import CameraError
 from visuomotor.runtime.errors import BundleError
 from visuomotor.runtime.files import MANIFEST
 from visuomotor.runtime.guard import State
+from visuomotor.runtime.jaco import LIMITS
+from visuomotor.runtime.lens import load_calibration
+from visuomotor.runtime.policy_loop import check_arm
+from visuomotor.runtime.preprocessing import coverage
 from visuomotor.runtime.slots import Slot, command_type, report_type, state_of, untext
 from visuomotor.runtime.streamer import SWITCH, read_log
 from visuomotor.runtime.switches import ByHand, Confirmation, Switch, SwitchError, make_switch
@@ -38,6 +46,9 @@ from visuomotor.runtime.switches import ByHand, Confirmation, Switch, SwitchErro
 PRETRAINED = Path(__file__).parent / "pretrained"
 START_SECONDS = 60.0  # that a process is given to be ready
 ARM_SECONDS = 5.0  # until the simulated arm runs after the switch is pressed
+SILENCE = 0.5  # s without a report after which the streamer counts as gone
+MOST_OFFSET = 0.03  # m, of the camera; training moves it by a centimetre an axis
+MOST_FOVY = 2.0  # degrees
 LOG, RESULT = "streamer.log", "deployment.json"
 
 
@@ -101,18 +112,61 @@ def arm_settings(config: DeployConfig) -> dict[str, Any]:
     return asdict(settings)
 
 
+def check_lens(path: str, manifest: dict[str, Any]) -> None:
+    """Raises UserError if the policy was trained for a camera in another place, or looking
+    elsewhere: its frames would be turned and cut to what it has never seen."""
+    try:
+        found = load_calibration(path)
+    except CameraError as error:
+        raise UserError(str(error)) from error
+    camera = manifest["camera"]
+    fovy = float(camera["fovy_deg"])
+    seen = coverage(64, 64, fovy, found.lens)
+    if seen < 1.0:
+        raise UserError(
+            f"lens={path}: the camera sees {100 * seen:.0f} % of what the policy's camera sees "
+            f"({fovy:g} degrees); move it back, or train for it: visuomotor.train calibration="
+        )
+    if found.pos is None or found.lookat is None or found.fovy is None:
+        return
+    offsets = {
+        "pos": np.linalg.norm(found.pos - np.array(camera["pos_w_m"])),
+        "lookat": np.linalg.norm(found.lookat - np.array(camera["lookat_w_m"])),
+    }
+    for name, offset in offsets.items():
+        if offset > MOST_OFFSET:
+            raise UserError(
+                f"lens={path}: the camera's {name} is {100 * offset:.1f} cm from where the policy "
+                f"was trained to have it, at most {100 * MOST_OFFSET:.0f} cm are allowed; move the "
+                "camera and calibrate again, or train for it: visuomotor.train calibration="
+            )
+    if abs(found.fovy - fovy) > MOST_FOVY:
+        raise UserError(
+            f"lens={path}: calibrated for {found.fovy:g} degrees, the policy sees {fovy:g}; "
+            f"calibrate with fovy={fovy:g}"
+        )
+
+
 class Process:
     """A process of the runtime, and the lines of JSON that it prints."""
 
     def __init__(self, name: str, arguments: list[str]):
         self.name = name
+        # A session of its own: what a terminal sends (Ctrl-C, Ctrl-Z, its end) reaches deploy
+        # alone, which brings the arm to rest.
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, text=True, bufsize=1
+            [sys.executable, "-m", *arguments],
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            start_new_session=True,
         )
 
     def line(self) -> dict[str, Any]:
         """Its next line; raises UserError if it ended with an error, or without a word."""
         assert self.popen.stdout is not None
+        if not select.select([self.popen.stdout], [], [], START_SECONDS)[0]:
+            raise UserError(f"{self.name}: said nothing within {START_SECONDS:.0f} s")
         text = self.popen.stdout.readline()
         told = json.loads(text) if text.startswith("{") else {}
         if "error" in told or not told:
@@ -143,6 +197,12 @@ class Deployment:
         except BundleError as error:
             raise UserError(f"bundle={config.bundle}: {error}") from error
         self.contract, self.manifest = loaded.contract, loaded.manifest
+        try:
+            check_arm(loaded, LIMITS.joint_names)
+        except BundleError as error:
+            raise UserError(f"bundle={config.bundle}: {error}") from error
+        if config.lens is not None:
+            check_lens(config.lens, self.manifest)
         self._stack = ExitStack()
         self._switch = switch
         self.sim_port: int | None = None
@@ -197,8 +257,8 @@ class Deployment:
             except SwitchError as error:
                 raise UserError(str(error)) from error
         self.switch = switch
-        self._confirmation = Confirmation(switch, self.slots["switch"])
-        self._stack.callback(self._confirmation.close)
+        self.confirmation = Confirmation(switch, self.slots["switch"])
+        self._stack.callback(self.confirmation.close)
 
     def _process(self, role: str, settings: dict[str, Any]) -> Process:
         module = "visuomotor.runtime.processes"
@@ -246,10 +306,21 @@ class Deployment:
         report = self.report()
         return "" if report is None else untext(report["reason"])
 
+    def check_alive(self) -> None:
+        """Raises UserError if the streamer is gone: then nobody holds the arm."""
+        report = self.report()
+        silent = report is not None and time.monotonic() - float(report["stamp"]) > SILENCE
+        if self.streamer.popen.poll() is not None or silent:
+            raise UserError(
+                "the streamer is gone, and the arm does what its driver makes of silence: press "
+                "the emergency stop"
+            )
+
     def wait(self, state: State, seconds: float) -> bool:
         """Whether the streamer came into this state within so many seconds."""
         deadline = time.monotonic() + seconds
         while self.state is not state:
+            self.check_alive()
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.005)
@@ -275,20 +346,25 @@ class Deployment:
 
     def end_episode(self) -> None:
         """The time is up: the arm comes to rest, and the human's next press is the next start."""
-        self._confirmation.let_go = True
+        self.confirmation.let_go = True
         self.wait(State.LATCHED, ARM_SECONDS)
-        self._confirmation.let_go = False
 
     @property
     def episode_seconds(self) -> float:
-        control = self.manifest["control"]
-        trained: float = control["episode_steps"] * control["period_s"]
         asked = self.config.episode_seconds
-        return trained if asked is None else asked
+        return self.contract.episode_s if asked is None else asked
+
+    def ask_sim(self, message: dict[str, Any]) -> dict[str, Any]:
+        """A control message to the simulated arm. Raises UserError if it does not answer."""
+        assert self.sim_port is not None
+        try:
+            return request(self.sim_port, message)
+        except ArmError as error:
+            raise UserError(str(error)) from error
 
     def start_sim(self, episode: int) -> None:
         assert self.sim_port is not None
-        request(self.sim_port, {"do": "start", "episode": episode})
+        self.ask_sim({"do": "start", "episode": episode})
         time.sleep(0.2)  # joints and a picture of the new start
 
 
@@ -313,10 +389,14 @@ def latency(log: Path) -> dict[str, float]:
     fresh = running[first]
     if len(fresh) == 0:
         return {}
+    # An image is used for some steps; how old it was at the first of them.
+    stamps = fresh["time"] - fresh["used_frame_age"]
+    used_first = np.append(True, np.diff(stamps) > 1e-6)
     told = {
         "frame_to_sent": fresh["used_frame_age"],
         "joints_to_sent": fresh["used_joint_age"],
         "decision_to_sent": fresh["command_age"],
+        "frame_to_decision": (fresh["used_frame_age"] - fresh["command_age"])[used_first],
     }
     periods = np.diff(rows["time"])
     told["streamer_jitter"] = np.abs(periods - np.median(periods))
@@ -325,6 +405,23 @@ def latency(log: Path) -> dict[str, float]:
         for name, values in told.items()
         for q in (50, 99)
     }
+
+
+def beyond_training(measured: dict[str, float], trained: dict[str, Any]) -> list[str]:
+    """What was later here than ever in training, a line each; what a camera and an arm add before
+    and after is not seen here."""
+    told = []
+    for name, key in (
+        ("frame_to_decision", "camera_delay_s"),
+        ("decision_to_sent", "action_delay_s"),
+    ):
+        here, most = measured.get(f"{name}_ms_p99"), 1000 * float(trained[key][1])
+        if here is not None and here > most:
+            told.append(
+                f"{name}: 99 % within {here:.0f} ms, but the policy was trained for at most "
+                f"{most:.0f} ms ({key})"
+            )
+    return told
 
 
 def run_sim(deployment: Deployment, stop: StopSignal) -> list[dict[str, Any]]:
@@ -342,7 +439,7 @@ def run_sim(deployment: Deployment, stop: StopSignal) -> list[dict[str, Any]]:
                     break
             ran = deployment.state is State.RUNNING
             reason = "" if ran else deployment.reason
-            score = request(deployment.sim_port, {"do": "score"})
+            score = deployment.ask_sim({"do": "score"})
             deployment.release()
             if stop.requested:
                 break
@@ -380,22 +477,35 @@ def run_arm(deployment: Deployment, stop: StopSignal) -> list[dict[str, Any]]:
     return rows
 
 
+def make_folder(out: Path) -> None:
+    """Raises UserError if it cannot be made, or is not empty."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        occupied = any(out.iterdir())
+    except OSError as error:
+        raise UserError(f"out={out} cannot be a folder: {error.strerror}") from error
+    if occupied:
+        raise UserError(f"out={out} is not empty; name another folder")
+
+
 def deploy(argv: list[str]) -> int:
     config = parse_overrides(argv, DeployConfig)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     out = Path(config.out or f"deployments/{Path(config.bundle).name}-{stamp}")
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"out={out} is not empty; name another folder")
     deployment = Deployment(config, out)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
+    # A terminal that is closed is no reason to leave the arm alone.
+    signal.signal(signal.SIGHUP, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
     with StopSignal(notice=b"\nbringing the arm to rest\n") as stop, deployment:
         rows = (run_sim if config.arm == "sim" else run_arm)(deployment, stop)
+    measured = latency(out / LOG)
     result: dict[str, Any] = {
         "bundle": config.bundle,
         "task": deployment.contract.task,
         "arm": config.arm,
         "episodes": len(rows),
-        "latency": latency(out / LOG),
+        "latency": measured,
+        "beyond_training": beyond_training(measured, deployment.manifest["latency"]),
         "trained_for": deployment.manifest["latency"],
         "processes": deployment.notes,
         "rows": rows,
@@ -407,6 +517,8 @@ def deploy(argv: list[str]) -> int:
         print(f"{result['successes']} of {len(rows)} episodes succeeded")
     for name, value in result["latency"].items():
         print(f"{name}: {value}")
+    for line in result["beyond_training"]:
+        print(f"later than in training: {line}")
     print(f"log and summary in {out}")
     return stop.exit_code
 

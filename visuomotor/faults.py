@@ -25,11 +25,10 @@ import numpy as np
 from tqdm import tqdm
 
 from visuomotor.cli import run_command
-from visuomotor.deploy import DeployConfig, Deployment, SimOptions
+from visuomotor.deploy import DeployConfig, Deployment, SimOptions, make_folder
 from visuomotor.errors import UserError
 from visuomotor.files import write_atomic
 from visuomotor.overrides import parse_overrides
-from visuomotor.runtime.arms.sim import request
 from visuomotor.runtime.guard import State
 from visuomotor.runtime.jaco import LIMITS
 from visuomotor.runtime.slots import command_type
@@ -37,7 +36,10 @@ from visuomotor.runtime.slots import command_type
 BEFORE, AFTER = 1.2, 2.0  # s of motion before the fault, and of watching after it
 ALLOWED = 0.25  # s from a fault's onset until the stop begins, at most
 RAMP = 0.25  # s that a stop takes at most
-TRANSIT = 0.03  # s: a tick of the streamer, one of the arm's clock, and what is between
+# s: a tick of the streamer, one of the arm's clock, what is between, and the simulated arm's own
+# lateness in carrying out a velocity.
+TRANSIT = 0.03 + SimOptions().command_delay + SimOptions().command_jitter
+SILENT = ("streamer-stall", "network-cut")  # nothing can reach the arm as long as these last
 COMMAND_PERIOD = 0.05  # s, of a policy that the suite plays itself
 TICK = 0.01  # s, of the arm's record
 
@@ -97,16 +99,14 @@ class Fault:
 
 def _sim(kind: str, value: float = 1.0) -> Callable[[Deployment], Callable[[], None]]:
     def inject(deployment: Deployment) -> Callable[[], None]:
-        assert deployment.sim_port is not None
-        port = deployment.sim_port
-        request(port, {"do": "fault", "kind": kind, "value": value})
-        return lambda: _undo(port, kind)
+        deployment.ask_sim({"do": "fault", "kind": kind, "value": value})
+        return lambda: _undo(deployment, kind)
 
     return inject
 
 
-def _undo(port: int, kind: str) -> None:
-    request(port, {"do": "fault", "kind": kind, "value": 0.0})
+def _undo(deployment: Deployment, kind: str) -> None:
+    deployment.ask_sim({"do": "fault", "kind": kind, "value": 0.0})
 
 
 def _kill_policy(deployment: Deployment) -> None:
@@ -143,6 +143,19 @@ def _spoil(value: float) -> Callable[[Deployment], None]:
         slot.write(command)
 
     return inject
+
+
+def _cut(deployment: Deployment) -> None:
+    undo = _sim("drop", 1.0)(deployment)
+    time.sleep(1.0)
+    undo()
+
+
+def _unconfirmed(deployment: Deployment) -> None:
+    """A human holds the switch all the time; whoever tells the streamer so is held up."""
+    deployment.confirmation.paused = True
+    time.sleep(0.5)
+    deployment.confirmation.paused = False
 
 
 def _let_go(deployment: Deployment) -> None:
@@ -184,14 +197,18 @@ FAULTS: dict[str, Fault] = {
     "command-nan": Fault("a command is NaN", _spoil(float("nan"))),
     "command-inf": Fault("a command is infinite", _spoil(float("inf"))),
     "joints-nan": Fault("a joint's position is NaN", _sim("joints_nan")),
-    "joints-inf": Fault("a joint's velocity is infinite", _sim("joints_inf")),
+    "joints-inf": Fault("a joint's position is infinite", _sim("joints_inf")),
+    "velocities-nan": Fault("a joint's velocity is NaN", _sim("velocities_nan")),
+    "velocities-inf": Fault("a joint's velocity is infinite", _sim("velocities_inf")),
     "joints-swapped": Fault("two joints' values are swapped", _sim("joints_swapped")),
     "joints-missing": Fault("joints are missing in every state", _sim("joints_missing")),
     "joints-stale": Fault("joint states end", _sim("joints_stop")),
     "frames-frozen": Fault("the camera repeats one picture", _sim("frames_freeze")),
     "frames-gone": Fault("the camera sends nothing", _sim("frames_stop")),
     "frames-broken": Fault("the camera sends what is no picture", _sim("frames_broken")),
-    "peer-gone": Fault("the arm's driver is gone for 1 s, and back", _stall("sim_arm", 1.0)),
+    "network-cut": Fault("no message arrives for 1 s, either way", _cut),
+    "peer-gone": Fault("the arm's driver is stopped for 1 s, and back", _stall("sim_arm", 1.0)),
+    "switch-unknown": Fault("nobody confirms the held switch for 0.5 s", _unconfirmed),
     "clock-step": Fault("time stamps jump by an hour", _sim("clock_step", 3600.0), stops=False),
     "loss": Fault("10 % of all messages are lost", _sim("drop", 0.1), stops=False),
     "limits": Fault("a policy drives all joints at limits", _nothing, _to_limits, False),
@@ -204,17 +221,15 @@ FAULTS: dict[str, Fault] = {
 def run_fault(name: str, bundle: str, folder: Path) -> dict[str, Any]:
     """Runs one fault; -> what the arm met."""
     fault = FAULTS[name]
-    # Messages arrive at once: what is measured is the runtime, not the arm's own lateness.
-    sim = SimOptions(command_delay=0.0, command_jitter=0.0)
+    sim = SimOptions()
     config = DeployConfig(bundle=bundle, arm="sim", sim=sim)
     folder.mkdir(parents=True, exist_ok=True)
     with Deployment(config, folder) as deployment:
-        assert deployment.sim_port is not None
         deployment.start_sim(0)
         played = None if fault.wanted is None else PlayedPolicy(deployment, fault.wanted)
         if not deployment.press():
             raise UserError(f"{name}: the arm did not start: {deployment.reason}")
-        request(deployment.sim_port, {"do": "record"})
+        deployment.ask_sim({"do": "record"})
         time.sleep(BEFORE)
         onset = time.monotonic()
         if played is not None and fault.inject is _kill_policy:
@@ -231,7 +246,7 @@ def run_fault(name: str, bundle: str, folder: Path) -> dict[str, Any]:
             played.close()
         deployment.policy.popen.send_signal(signal.SIGCONT)
         record_path = folder / "arm.npz"
-        request(deployment.sim_port, {"do": "record_to", "path": str(record_path.resolve())})
+        deployment.ask_sim({"do": "record_to", "path": str(record_path.resolve())})
     record = dict(np.load(record_path))
     return _measured(fault, record, onset, ended) | {
         "fault": name,
@@ -282,7 +297,7 @@ def verdict(row: dict[str, Any]) -> str:
     if not row["limits_kept"]:
         return "a limit was exceeded"
     if row["has_to_stop"]:
-        stalled = row["injected_for_s"] if row["fault"] in ("streamer-stall", "peer-gone") else 0.0
+        stalled = row["injected_for_s"] if row["fault"] in SILENT else 0.0
         if row["rest_after_s"] > ALLOWED + RAMP + TRANSIT + stalled:
             return "too late"
         if row["state"] != "latched" or not row["still_latched"]:
@@ -316,15 +331,13 @@ def table(rows: list[dict[str, Any]]) -> str:
 def faults(argv: list[str]) -> int:
     config = parse_overrides(argv, FaultConfig)
     out = Path(config.out)
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"out={out} is not empty; name another folder")
+    make_folder(out)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in tqdm(config.chosen(), desc="faults", disable=not sys.stderr.isatty()):
             rows.append(run_fault(name, config.bundle, Path(folder) / name))
             wrong = verdict(rows[-1])
             print(f"{name}: {wrong or 'as it should be'} ({json.dumps(rows[-1])})", flush=True)
-    out.mkdir(parents=True, exist_ok=True)
     facts = {"bundle": config.bundle, "cores": os.cpu_count(), "rows": rows}
     write_atomic(out / "faults.json", (json.dumps(facts, indent=2) + "\n").encode())
     write_atomic(out / "faults.md", table(rows).encode())

@@ -13,6 +13,7 @@ The first line on stdout is a JSON object with the port.
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 import time
@@ -46,6 +47,8 @@ FAULTS = (
     "joints_stop",
     "joints_nan",
     "joints_inf",
+    "velocities_nan",
+    "velocities_inf",
     "joints_swapped",
     "joints_missing",
     "frames_stop",
@@ -233,6 +236,10 @@ class SimArm:
         if self._faults.get("joints_nan"):
             position[2] = np.nan
         if self._faults.get("joints_inf"):
+            position[2] = np.inf
+        if self._faults.get("velocities_nan"):
+            velocity[2] = np.nan
+        if self._faults.get("velocities_inf"):
             velocity[2] = np.inf
         if self._faults.get("joints_swapped"):  # the values, under the same names
             position[[1, 2]] = position[[2, 1]]
@@ -297,9 +304,9 @@ def serve(argv: list[str]) -> int:
     torch.set_num_threads(1)
     arm = SimArm(config)
     print(json.dumps({"port": arm.port}), flush=True)
-    due = time.monotonic()
+    due, parent = time.monotonic(), os.getppid()
     with StopSignal(notice=b"") as stop:
-        while not stop.requested:
+        while not stop.requested and os.getppid() == parent:
             arm.tick()
             due += TICK
             wait = due - time.monotonic()

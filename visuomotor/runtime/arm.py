@@ -25,6 +25,7 @@ class ArmLimits(NamedTuple):
     chain: Chain  # base to the point that must stay in the workspace
     workspace_low: np.ndarray  # (3,) m, in the frame of the arm's base
     workspace_high: np.ndarray  # (3,) m
+    delay: float = 0.1  # s: a velocity is carried out so long after it was sent, at most
 
 
 class JointState(NamedTuple):

@@ -29,6 +29,7 @@ MAX_JOINTS = 64
 MAX_PROPRIO = 512
 MAX_VELOCITY = 100.0  # rad/s
 MAX_RATE = 1000.0  # Hz
+MAX_STEPS = 1_000_000  # control steps
 
 Hidden = tuple[np.ndarray, np.ndarray]
 
@@ -44,6 +45,9 @@ class Contract(NamedTuple):
     width: int
     proprio_dim: int
     memory: int  # length of h and of c
+    refresh_steps: int  # control steps that an image is held
+    fovy_deg: float  # degrees, vertical, of the images
+    episode_s: float  # how long an episode was in training
 
 
 class Replay(NamedTuple):
@@ -214,6 +218,12 @@ def _contract(manifest: dict[str, Any]) -> Contract:
         width=_size(camera.get("width"), "camera.width", 1, MAX_SIDE),
         proprio_dim=_size(proprio.get("size"), "proprio.size", 1, MAX_PROPRIO),
         memory=_size(shape[1], "recurrent.shape[1]", 1, MAX_MEMORY),
+        refresh_steps=_size(
+            camera.get("refresh_period_steps"), "camera.refresh_period_steps", 1, MAX_STEPS
+        ),
+        fovy_deg=_positive(camera.get("fovy_deg"), "camera.fovy_deg", 179.0),
+        episode_s=_size(control.get("episode_steps"), "control.episode_steps", 1, MAX_STEPS)
+        / _positive(control.get("rate_hz"), "control.rate_hz", MAX_RATE),
     )
 
 

@@ -45,13 +45,19 @@ class Newest:
     def __init__(self, camera: Camera):
         self.camera = camera
         self.frame: Frame | None = None
+        self.problem = ""  # the last error in reading the camera
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
     def _read(self) -> None:
         while not self._stop.is_set():
-            image = self.camera.read()
+            try:
+                image = self.camera.read()
+            except Exception as error:
+                # One broken frame; if all are, the newest grows old, and the guard acts on that.
+                self.problem = f"{type(error).__name__}: {error}"
+                image = None
             if image is None:
                 time.sleep(IDLE)
                 continue

@@ -22,7 +22,10 @@ from visuomotor.runtime.arm import ArmLimits, JointState
 from visuomotor.runtime.limiter import Limiter
 
 FRAME_JITTER = 0.02  # s: after a single lost frame the next one is two periods late, and a bit
+POLICY_PERIOD = 0.05  # s between commands, which are what tells a frame's age
+FUTURE = 0.05  # s that a stamp may lie ahead; what is further ahead, or no number, counts as never
 JUMP_SLACK = 0.15  # rad that a joint may be off from where its top speed could have brought it
+OUTSIDE = 0.2  # rad beyond a joint's limit that is no position of this arm
 JUMP_SPEED = 2.0  # times its velocity limit: what an arm that is pushed may do
 
 
@@ -45,12 +48,13 @@ class Patience(NamedTuple):
 
     command: Ages = Ages(0.100, 0.250)
     joints: Ages = Ages(0.050, 0.250)
-    frame: Ages = Ages(0.120, 0.250)  # of a camera with 20 frames/s; see `for_camera`
+    frame: Ages = Ages(0.170, 0.270)  # of a camera with 20 frames/s; see `for_camera`
 
     @staticmethod
     def for_camera(period: float) -> Patience:
-        """period: s between a camera's frames; two of them may pass, and FRAME_JITTER."""
-        slow = 2.0 * period + FRAME_JITTER
+        """period: s between a camera's frames; two of them may pass, the time until the next
+        command tells so, and FRAME_JITTER."""
+        slow = 2.0 * period + POLICY_PERIOD + FRAME_JITTER
         return Patience(frame=Ages(slow, max(0.250, slow + 0.1)))
 
 
@@ -89,9 +93,10 @@ class Guard:
         now: float,
         command: Command | None,
         joints: JointState | None,
-        pressed: bool,
+        pressed: bool | None,
     ) -> Decision:
-        """pressed: whether a human holds the dead-man switch."""
+        """pressed: whether a human holds the dead-man switch; None: nobody knows, which stops the
+        arm, and is no release after which a press would arm it."""
         wrong = self._wrong(command, joints)
         late, reason = self._late(now, command, joints)
         if joints is not None and not wrong:
@@ -105,7 +110,7 @@ class Guard:
         elif self.state is not State.STOPPING:
             self.state = State.SLOWING if late else State.RUNNING
             self.reason = reason if late else ""
-        velocity = self._velocity(command, joints)
+        velocity = self._velocity(now, command, joints)
         if self.state is State.STOPPING and self._limiter.at_rest:
             self.state, self._released = State.LATCHED, False
         return Decision(velocity, self.state, self.reason, self._armed)
@@ -115,9 +120,18 @@ class Guard:
         if self.state in (State.RUNNING, State.SLOWING):
             self.state, self.reason = State.STOPPING, reason
 
-    def _latched(self, pressed: bool, obstacle: str) -> None:
-        if not pressed:
+    def brake(self) -> np.ndarray:
+        """One tick of a stop for which nothing need be known -> (A,) rad/s."""
+        velocity = self._limiter.brake()
+        if self._limiter.at_rest:
+            self.state, self._released = State.LATCHED, False
+        return velocity
+
+    def _latched(self, pressed: bool | None, obstacle: str) -> None:
+        if pressed is False:
             self._released = True
+        elif not pressed:
+            return
         elif self._released and not obstacle:
             self.state, self.reason = State.RUNNING, ""
             self._armed += 1
@@ -126,12 +140,15 @@ class Guard:
             self._released = False  # a switch that is held down must not arm once all is well
             self.reason = f"cannot be armed: {obstacle}"
 
-    def _velocity(self, command: Command | None, joints: JointState | None) -> np.ndarray:
+    def _velocity(
+        self, now: float, command: Command | None, joints: JointState | None
+    ) -> np.ndarray:
         if self.state is State.LATCHED:
             return np.zeros(len(self.limits.joint_names))
         if self.state is State.RUNNING:
             assert command is not None and joints is not None
-            return self._limiter.step(command.velocity, joints.position)
+            age = max(0.0, now - joints.stamp)
+            return self._limiter.step(command.velocity, joints.position, age)
         return self._limiter.brake()
 
     def _wrong(self, command: Command | None, joints: JointState | None) -> str:
@@ -148,6 +165,14 @@ class Guard:
             return ""
         if not (np.isfinite(joints.position).all() and np.isfinite(joints.velocity).all()):
             return "the arm reports joints that are not finite"
+        low, high = self.limits.position_low, self.limits.position_high
+        outside = np.maximum(low - joints.position, joints.position - high)
+        if outside.max() > OUTSIDE:
+            i = int(outside.argmax())
+            return (
+                f"{self.limits.joint_names[i]} is said to be at {joints.position[i]:.2f} rad, "
+                f"beyond its limits {low[i]:.2f} to {high[i]:.2f}"
+            )
         if self._last is not None and joints.stamp > self._last.stamp:
             most = JUMP_SPEED * self.limits.velocity * (joints.stamp - self._last.stamp)
             moved = joints.position - self._last.position
@@ -171,9 +196,11 @@ class Guard:
         )
         for name, stamp, ages in stamps:
             age = np.inf if stamp is None else now - stamp
+            if not age >= -FUTURE:
+                age = np.inf
             level = 2 if age > ages.latch else 1 if age > ages.slow else 0
             if level > worst:
                 worst = level
-                told = "never came" if stamp is None else f"is {1000 * age:.0f} ms old"
+                told = f"is {1000 * age:.0f} ms old" if np.isfinite(age) else "never came"
                 reason = f"the last {name} {told}, at most {1000 * ages.slow:.0f} ms are allowed"
         return worst, reason

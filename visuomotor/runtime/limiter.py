@@ -9,6 +9,8 @@ This is no certified safety function (docs/safety.md).
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from typing import NamedTuple
 
 import numpy as np
@@ -17,10 +19,8 @@ from visuomotor.runtime.arm import ArmLimits
 from visuomotor.runtime.kinematics import ForwardKinematics
 
 JOINT_MARGIN = 0.03  # rad kept from a joint's limit: what the arm lags behind the command
-WORKSPACE_MARGIN = 0.01  # m kept from the workspace's walls
-# s that an arm is behind: what it reports is old, and what was sent is not yet done. The stop
-# begins where it will be by then.
-LAG = 0.03
+WORKSPACE_MARGIN = 0.015  # m kept from the workspace's walls
+REMEMBERED = 0.5  # s of what was sent
 MAX_STOP_TICKS = 200
 _SAME = 1e-12  # rad/s: what rounding leaves between a velocity and its target
 _NEVER_WORSE = 1e-6  # m or rad: outside already, only the way back is open
@@ -48,38 +48,53 @@ class Limiter:
         """The arm stands still, whatever was sent before."""
         zeros = np.zeros(len(self.limits.joint_names))
         self.motion = Motion(zeros, zeros.copy())
+        self._sent: deque[np.ndarray] = deque(maxlen=round(REMEMBERED / self.dt))
 
     @property
     def at_rest(self) -> bool:
         return not (self.motion.velocity.any() or self.motion.acceleration.any())
 
-    def step(self, wanted: np.ndarray, position: np.ndarray) -> np.ndarray:
-        """wanted (A,) rad/s, finite; position (A,) rad, where the arm is -> what to send, (A,).
+    def step(self, wanted: np.ndarray, position: np.ndarray, age: float = 0.0) -> np.ndarray:
+        """wanted (A,) rad/s, finite; position (A,) rad, where the arm was `age` s ago -> what to
+        send, (A,).
 
+        The arm goes on from there by what was sent since, and by what it has not yet done of it:
+        both an arm that is as late as `limits.delay` and one that is not late must be able to stop.
         Arrays that are not finite raise ValueError: the caller must brake instead.
         """
         if not (np.isfinite(wanted).all() and np.isfinite(position).all()):
             raise ValueError("wanted and position must be finite")
         limit = self.limits.velocity
-        position = position + LAG * self.motion.velocity
+        places = np.stack([position + self._ahead(age + d) for d in (0.0, self.limits.delay)])
         candidate = self._towards(self.motion, np.clip(wanted, -limit, limit))
         braking = self._towards(self.motion, np.zeros_like(limit))
         stop = self.stop_way(candidate)
         # Joints are judged alone, so that one at its limit does not hold the others.
-        beyond = self._beyond_joints(position, stop)
+        beyond = self._beyond_joints(places, stop)
         if beyond.any():
             candidate = _where(beyond, braking, candidate)
             stop = self.stop_way(candidate)
-        if self._leaves_workspace(position, stop):
+        if any(self._leaves_workspace(place, stop) for place in places):
             in_arm = np.arange(len(limit)) < self._kinematics.num_joints
             candidate = _where(in_arm, braking, candidate)
-        self.motion = candidate
-        return candidate.velocity
+        return self._send(candidate)
+
+    def _ahead(self, seconds: float) -> np.ndarray:
+        """(A,) rad: the way of what was sent in the last so many seconds."""
+        ticks = min(math.ceil(seconds / self.dt - 1e-9), len(self._sent))
+        if ticks == 0:
+            return np.zeros_like(self.motion.velocity)
+        way: np.ndarray = self.dt * np.sum(list(self._sent)[-ticks:], axis=0)
+        return way
+
+    def _send(self, motion: Motion) -> np.ndarray:
+        self.motion = motion
+        self._sent.append(motion.velocity)
+        return motion.velocity
 
     def brake(self) -> np.ndarray:
         """One tick towards rest, with no need to know where the arm is -> what to send, (A,)."""
-        self.motion = self._towards(self.motion, np.zeros(len(self.limits.velocity)))
-        return self.motion.velocity
+        return self._send(self._towards(self.motion, np.zeros(len(self.limits.velocity))))
 
     def stop_way(self, motion: Motion) -> np.ndarray:
         """(K, A) rad: where the joints are, from now, after each tick until they rest."""
@@ -109,13 +124,14 @@ class Limiter:
         limit = self.limits.velocity
         return Motion(np.clip(velocity, -limit, limit), acceleration)
 
-    def _beyond_joints(self, position: np.ndarray, stop: np.ndarray) -> np.ndarray:
-        """(A,) bool: joints whose stop leads beyond their limit and beyond where they are."""
+    def _beyond_joints(self, places: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        """places (n, A) rad where the arm may be -> (A,) bool: joints whose stop leads from one of
+        them beyond their limit and beyond where they are."""
         low, high = stop.min(axis=0), stop.max(axis=0)
         bottom = self.limits.position_low + JOINT_MARGIN
         top = self.limits.position_high - JOINT_MARGIN
-        too_low = (position + low < bottom) & (low < -_NEVER_WORSE)
-        too_high = (position + high > top) & (high > _NEVER_WORSE)
+        too_low = (places.min(axis=0) + low < bottom) & (low < -_NEVER_WORSE)
+        too_high = (places.max(axis=0) + high > top) & (high > _NEVER_WORSE)
         beyond: np.ndarray = too_low | too_high
         return beyond
 

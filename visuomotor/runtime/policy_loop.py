@@ -10,18 +10,26 @@ import contextlib
 import time
 from collections.abc import Callable
 
+import cv2
 import numpy as np
 
 from visuomotor.runtime.bundle import Bundle, BundleError
 from visuomotor.runtime.cameras import Newest
 from visuomotor.runtime.guard import State
+from visuomotor.runtime.jaco import LIMITS
 from visuomotor.runtime.preprocessing import Preprocessing
 from visuomotor.runtime.proprioception import entries, proprioception
 from visuomotor.runtime.slots import Slot, command_type, state_of, text
 
 
-def check_proprioception(bundle: Bundle) -> None:
-    """Raises BundleError if the policy reads anything but what `proprioception` gives."""
+def check_arm(bundle: Bundle, joint_names: tuple[str, ...]) -> None:
+    """Raises BundleError if the policy moves other joints than the arm's, in its order, or reads
+    anything but what `proprioception` gives."""
+    if bundle.contract.joint_names != joint_names:
+        raise BundleError(
+            f"policy.json: joints.names: the arm has {list(joint_names)}, the policy moves "
+            f"{list(bundle.contract.joint_names)}"
+        )
     expected = entries(bundle.contract.joint_names)
     received = bundle.manifest["proprio"].get("entries")
     if received != expected:
@@ -46,13 +54,13 @@ class PolicyLoop:
         command: Slot,
         report: Slot,
     ):
-        check_proprioception(bundle)
+        check_arm(bundle, LIMITS.joint_names)
         self.bundle = bundle
         self._camera = camera
         self._preprocessing = preprocessing
         self._command = command
         self._report = report
-        self._refresh = int(bundle.manifest["camera"]["refresh_period_steps"])
+        self._refresh = bundle.contract.refresh_steps
         self._pixels: np.ndarray | None = None
         self._proprio = np.zeros(bundle.contract.proprio_dim, np.float32)
         self._frame_stamp = 0.0
@@ -88,7 +96,7 @@ class PolicyLoop:
             velocity = self.bundle.step(self._pixels, proprio)
             self._proprio = proprio
             self.durations.append(time.perf_counter() - begin)
-        except (BundleError, ValueError) as error:
+        except (BundleError, ValueError, cv2.error) as error:
             problem = str(error)
         self._steps += 1
         value = self._value

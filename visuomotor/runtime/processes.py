@@ -7,6 +7,7 @@ line of JSON when it is ready, or its one error; SIGTERM ends it.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import time
@@ -29,7 +30,6 @@ from visuomotor.runtime.streamer import SWITCH, Streamer, keep_awake, run_stream
 
 FIRST_FRAME = 10.0  # s that a camera is given
 STREAMER_PRIORITY, POLICY_PRIORITY = 10, 5  # of SCHED_FIFO: the streamer comes first
-_Stop = dict[str, bool]
 
 
 def make_camera(settings: dict[str, Any]) -> Camera:
@@ -64,49 +64,60 @@ def streamer_process(settings: dict[str, Any], stop: _Stop) -> None:
         Patience.for_camera(settings["camera_period"]),
     )
     print(json.dumps({"ready": keep_awake(STREAMER_PRIORITY)}), flush=True)
-    run_streamer(streamer, lambda: stop["requested"])
+    run_streamer(streamer, stop.requested)
 
 
 def policy_process(settings: dict[str, Any], stop: _Stop) -> None:
     """settings: bundle (path), camera, lens (path or null), slots (names)."""
     bundle = load_bundle(settings["bundle"])
     contract = bundle.contract
-    fovy = float(bundle.manifest["camera"]["fovy_deg"])
     lens = None if settings["lens"] is None else load_lens(settings["lens"])
     joints, slots = len(contract.joint_names), settings["slots"]
     camera = Newest(make_camera(settings["camera"]))
     loop = PolicyLoop(
         bundle,
         camera,
-        Preprocessing(contract.height, contract.width, fovy, lens),
+        Preprocessing(contract.height, contract.width, contract.fovy_deg, lens),
         Slot.open(slots["command"], command_type(joints)),
         Slot.open(slots["report"], report_type(joints)),
     )
     deadline = time.monotonic() + FIRST_FRAME
-    while camera.frame is None and not stop["requested"]:
+    while camera.frame is None and not stop.requested():
         if time.monotonic() > deadline:
-            raise CameraError(f"the camera has sent no frame within {FIRST_FRAME:.0f} s")
+            why = f": {camera.problem}" if camera.problem else ""
+            raise CameraError(f"the camera has sent no frame within {FIRST_FRAME:.0f} s{why}")
         time.sleep(0.01)
     awake = keep_awake(POLICY_PRIORITY)
     told = f"replayed {bundle.replay.steps} golden steps; {awake}"
     print(json.dumps({"ready": told}), flush=True)
-    run_at(1.0 / contract.control_rate_hz, loop.tick, lambda: stop["requested"])
+    run_at(1.0 / contract.control_rate_hz, loop.tick, stop.requested)
     camera.close()
     if loop.durations:
         spent = 1000 * np.percentile(loop.durations, [50, 99])
         print(json.dumps({"policy_ms_p50": spent[0], "policy_ms_p99": spent[1]}), flush=True)
 
 
+class _Stop:
+    """Whether to end: asked by a signal, or left alone by whoever started this process."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._parent = os.getppid()
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
+            signal.signal(number, self._ask)
+        # Ctrl-C in a terminal: deploy decides the order in which its processes end.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def _ask(self, number: int, frame: object) -> None:
+        self._asked = True
+
+    def requested(self) -> bool:
+        return self._asked or os.getppid() != self._parent
+
+
 def main(argv: list[str]) -> int:
     role, settings = argv[0], json.loads(argv[1])
-    stop: _Stop = {"requested": False}
-
-    def request_stop(number: int, frame: object) -> None:
-        stop["requested"] = True
-
-    signal.signal(signal.SIGTERM, request_stop)
-    # Ctrl-C in a terminal goes to every process of it: deploy decides the order in which they end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stop = _Stop()
     try:
         {"streamer": streamer_process, "policy": policy_process}[role](settings, stop)
     except (ArmError, BundleError, CameraError) as error:

@@ -6,8 +6,10 @@ newest joint state and the switch that a human holds. Every tick is logged.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +22,12 @@ from visuomotor.runtime.slots import Slot, report_type, text, to_command
 
 PERIOD = 0.01  # s
 GRACE = 1.0  # s that the arm is given to come to rest when the process is asked to leave
-SWITCH_AGE = 0.15  # s after which a switch that is not confirmed counts as released
-MOST_LATE = 0.1  # s that a tick may come late before the streamer no longer trusts itself
+SWITCH_AGE = 0.15  # s after which nobody knows of a switch that is not confirmed
+LAST_ZEROS = 0.2  # s of zeros behind a stop, before the connection ends: single ones may be lost
+MOST_LATE = 0.05  # s that a tick may come late before the streamer no longer trusts itself
 
-SWITCH = np.dtype([("pressed", "?"), ("stamp", "<f8")])  # what the human's side tells
+# What the human's side tells: 1 pressed, 0 released, -1 not to be known.
+SWITCH = np.dtype([("pressed", "<i1"), ("stamp", "<f8")])
 
 
 def log_type(num_joints: int) -> np.dtype:
@@ -56,15 +60,24 @@ class Log:
         self._file.flush()
         self.row = np.zeros((), log_type(len(joint_names)))
         self._flushed = time.monotonic()
+        self.broken = ""  # why nothing more is written
 
     def write(self) -> None:
-        self._file.write(self.row.tobytes())
-        if time.monotonic() - self._flushed > 1.0:
-            self._file.flush()
-            self._flushed = time.monotonic()
+        """A full disk ends the log, not the arm's control."""
+        if self.broken:
+            return
+        try:
+            self._file.write(self.row.tobytes())
+            if time.monotonic() - self._flushed > 1.0:
+                self._file.flush()
+                self._flushed = time.monotonic()
+        except OSError as error:
+            self.broken = str(error)
+            print(f"the log ends here: {error}", file=sys.stderr)
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def read_log(path: Path | str) -> tuple[tuple[str, ...], np.ndarray]:
@@ -114,7 +127,7 @@ class Streamer:
         if late > MOST_LATE:
             self.guard.fail(f"the streamer itself was held up for {1000 * late:.0f} ms")
         self._last_tick = now
-        decision = self.guard.tick(now, command, joints, not leaving and self._pressed(now))
+        decision = self.guard.tick(now, command, joints, None if leaving else self._pressed(now))
         self.arm.send(decision.velocity)
         report = self._value
         if joints is not None:
@@ -138,21 +151,37 @@ class Streamer:
                 row[name] = np.nan if value is None else now - float(value[stamp])
             self._log.write()
 
-    def _pressed(self, now: float) -> bool:
+    def _pressed(self, now: float) -> bool | None:
+        """Only what is fresh is known."""
         _, switch = self._switch.read()
-        if switch is None:
-            return False
-        return bool(switch["pressed"]) and now - float(switch["stamp"]) < SWITCH_AGE
+        if switch is None or not -SWITCH_AGE < now - float(switch["stamp"]) < SWITCH_AGE:
+            return None
+        return {1: True, 0: False}.get(int(switch["pressed"]))
 
     def leave(self) -> None:
-        """Brings the arm to rest and ends the connection."""
-        deadline = time.monotonic() + GRACE
-        while self.guard.state is not State.LATCHED and time.monotonic() < deadline:
+        """Brings the arm to rest and ends the connection, whatever else fails."""
+        try:
+            deadline = time.monotonic() + GRACE
+            rested = None
+            while time.monotonic() < deadline:
+                self._leaving_tick()
+                if self.guard.state is State.LATCHED:
+                    rested = time.monotonic() if rested is None else rested
+                    if time.monotonic() - rested >= LAST_ZEROS:
+                        break
+                time.sleep(PERIOD)
+        finally:
+            self.arm.stop()
+            if self._log is not None:
+                self._log.close()
+
+    def _leaving_tick(self) -> None:
+        try:
             self.tick(leaving=True)
-            time.sleep(PERIOD)
-        self.arm.stop()
-        if self._log is not None:
-            self._log.close()
+        except Exception as error:
+            # What cannot be read any more is not needed in order to brake.
+            self.guard.fail(f"{type(error).__name__} while leaving: {error}")
+            self.arm.send(self.guard.brake())
 
 
 def keep_awake(priority: int) -> str:
@@ -169,7 +198,11 @@ def run_streamer(streamer: Streamer, should_stop: Callable[[], bool]) -> None:
     due = time.monotonic()
     try:
         while not should_stop():
-            streamer.tick()
+            try:
+                streamer.tick()
+            except Exception as error:
+                streamer.guard.fail(f"{type(error).__name__}: {error}")
+                raise
             due += PERIOD
             wait = due - time.monotonic()
             if wait > 0.0:

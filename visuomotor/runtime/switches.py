@@ -128,7 +128,10 @@ class Confirmation:
 
     def __init__(self, switch: Switch, slot: Slot):
         self.switch = switch
-        self.let_go = False  # True: told as released, whatever the human does
+        # True: told as not to be known until the human has really let go: what is held down is no
+        # press for a new start.
+        self.let_go = False
+        self.paused = False  # for tests: nothing is told
         self._slot = slot
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._confirm, daemon=True)
@@ -137,7 +140,11 @@ class Confirmation:
     def _confirm(self) -> None:
         value = np.zeros((), SWITCH)
         while not self._stop.wait(CONFIRM_PERIOD):
-            value["pressed"] = self.switch.pressed() and not self.let_go
+            if self.paused:
+                continue
+            pressed = self.switch.pressed()
+            self.let_go = self.let_go and pressed
+            value["pressed"] = -1 if self.let_go else int(pressed)
             value["stamp"] = time.monotonic()
             self._slot.write(value)
 

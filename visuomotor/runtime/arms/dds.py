@@ -8,16 +8,16 @@ topic names begin with "rt". By default only this computer's loopback is used.
 
 from dataclasses import dataclass
 
+from visuomotor.runtime.arm import ArmError
+
 try:
-    from cyclonedds.core import Policy, Qos
+    from cyclonedds.core import DDSException, Policy, Qos
     from cyclonedds.domain import Domain, DomainParticipant
     from cyclonedds.idl import IdlStruct
     from cyclonedds.idl.annotations import final
     from cyclonedds.idl.types import float32, float64, int32, sequence, uint8, uint32
     from cyclonedds.util import duration
 except ImportError as error:  # pragma: no cover
-    from visuomotor.runtime.arm import ArmError
-
     raise ArmError('ROS 2 arms need cyclonedds: pip install "visuomotor[ros2]"') from error
 
 
@@ -148,13 +148,21 @@ class Participant:
     _domains: dict[int, tuple[str, Domain]] = {}  # noqa: RUF012  (one for the process)
 
     def __init__(self, domain: int, network: str):
+        """Raises ArmError if the network is none of this computer's."""
         known = self._domains.get(domain)
-        if known is None:
-            known = (network, Domain(domain, _configuration(network)))
-            self._domains[domain] = known
-        if known[0] != network:
-            raise ValueError(f"domain {domain} already uses network {known[0]}, not {network}")
-        self.participant = DomainParticipant(domain)
+        try:
+            if known is None:
+                known = (network, Domain(domain, _configuration(network)))
+                self._domains[domain] = known
+            if known[0] != network:
+                raise ArmError(f"domain {domain} already uses network {known[0]}, not {network}")
+            self.participant = DomainParticipant(domain)
+        except DDSException as error:
+            self._domains.pop(domain, None)
+            raise ArmError(
+                f"network={network}, domain={domain}: DDS cannot be started ({error}); is that an "
+                "interface of this computer (ip link)?"
+            ) from error
 
 
 def _configuration(network: str) -> str:

@@ -15,16 +15,18 @@ import numpy as np
 from cyclonedds.pub import DataWriter
 from cyclonedds.topic import Topic
 
+from visuomotor.runtime.arm import ArmError
 from visuomotor.runtime.arms.dds import (
     COMMANDS,
     KinovaFingerPosition,
     KinovaJointVelocity,
     topic_name,
 )
-from visuomotor.runtime.arms.ros2 import Ros2Arm, Ros2Settings
+from visuomotor.runtime.arms.ros2 import LONGEST_STEP, Ros2Arm, Ros2Settings
 from visuomotor.runtime.jaco import LIMITS
 
 FINGER_TURNS = 6800.0  # of a closed finger
+DEGREES_PER_TURN = 80.0 / FINGER_TURNS  # in kinova-ros's joint states
 NUM_ARM = 6
 
 
@@ -42,8 +44,9 @@ class Jaco2Arm(Ros2Arm):
 
     def __init__(self, settings: Jaco2Settings | None = None):
         super().__init__(Jaco2Settings() if settings is None else settings)
-        self._fingers: np.ndarray | None = None  # rad, where they should be
-        self._sent = 0.0  # s
+        if self.settings.mode != "velocity":
+            raise ArmError(f"mode={self.settings.mode}: a Jaco 2 takes velocity alone")
+        self._fingers: np.ndarray | None = None  # rad, where they should be; None: they rest
 
     def _open_writer(self) -> None:
         member, settings = self._member.participant, self.settings
@@ -53,15 +56,23 @@ class Jaco2Arm(Ros2Arm):
         self._finger_writer = DataWriter(member, fingers, qos=COMMANDS)
 
     def send(self, velocity: np.ndarray) -> None:
-        assert self._state is not None
-        now = time.monotonic()
-        if self._fingers is None:
-            self._fingers = self._state.position[NUM_ARM:].copy()
-            self._sent = now
-        step = min(now - self._sent, 0.05)  # a pause is not made up for
-        self._sent = now
-        self._fingers = self._fingers + velocity[NUM_ARM:] * step
         self._writer.write(joint_velocity(self._signs * velocity))
+        self._send_fingers(velocity[NUM_ARM:], time.monotonic())
+
+    def _send_fingers(self, velocity: np.ndarray, now: float) -> None:
+        """velocity (3,) rad/s. Fingers that rest are sent nothing: they stay where they are, and
+        where somebody moves them. From rest they begin where they are."""
+        assert self._state is not None
+        step = min(now - self._sent, LONGEST_STEP)
+        self._sent = now
+        if not velocity.any():
+            self._fingers = None
+            return
+        if self._fingers is None:
+            self._fingers = self._state.position[NUM_ARM:]
+            step = 0.0
+        low, high = LIMITS.position_low[NUM_ARM:], LIMITS.position_high[NUM_ARM:]
+        self._fingers = np.clip(self._fingers + velocity * step, low, high)
         self._finger_writer.write(finger_position(self._fingers))
 
 
@@ -72,7 +83,6 @@ def joint_velocity(velocity: np.ndarray) -> KinovaJointVelocity:
 
 
 def finger_position(position: np.ndarray) -> KinovaFingerPosition:
-    """position (3,) rad -> turns, within what the fingers can do."""
-    low, high = LIMITS.position_low[NUM_ARM:], LIMITS.position_high[NUM_ARM:]
-    share = np.clip((position - low) / (high - low), 0.0, 1.0)
-    return KinovaFingerPosition(*(FINGER_TURNS * share).tolist())
+    """position (3,) rad -> turns, as kinova-ros makes angles of turns in its joint states."""
+    turns = np.clip(np.rad2deg(position) / DEGREES_PER_TURN, 0.0, FINGER_TURNS)
+    return KinovaFingerPosition(*turns.tolist())

@@ -38,6 +38,7 @@ from visuomotor.runtime.jaco import LIMITS
 
 PATIENCE = 10.0  # s that `connect` waits for a first joint state
 HORIZON = 0.1  # s: a trajectory's point lies so far ahead
+LONGEST_STEP = 0.05  # s: a longer pause between two velocities is not made up for
 KINOVA_JOINTS = tuple(f"j2n6s300_joint_{i}" for i in range(1, 7)) + tuple(
     f"j2n6s300_joint_finger_{i}" for i in range(1, 4)
 )
@@ -84,6 +85,9 @@ class Ros2Arm:
         self._signs = np.array(self.settings.signs)
         self._offsets = np.array(self.settings.offsets)
         self._state: JointState | None = None
+        self._goal: np.ndarray | None = None  # rad, of a trajectory, in the arm's own sense
+        self._sent = 0.0  # s
+        self._moving = False
 
     @property
     def limits(self) -> ArmLimits:
@@ -136,10 +140,9 @@ class Ros2Arm:
         """velocity (A,) rad/s in the arm's own sense."""
         if self.settings.mode == "velocity":
             return Float64MultiArray(MultiArrayLayout([], 0), velocity.tolist())
-        assert self._state is not None
-        here = self._signs * (self._state.position - self._offsets)
+        goal = self._moved_goal(velocity, time.monotonic())
         point = JointTrajectoryPoint(
-            positions=(here + velocity * HORIZON).tolist(),
+            positions=(goal + velocity * HORIZON).tolist(),
             velocities=velocity.tolist(),
             accelerations=[],
             effort=[],
@@ -147,6 +150,19 @@ class Ros2Arm:
         )
         # A stamp of 0 means at once: clocks of two computers need not agree.
         return JointTrajectory(Header(Time(0, 0), ""), list(self.settings.joint_names), [point])
+
+    def _moved_goal(self, velocity: np.ndarray, now: float) -> np.ndarray:
+        """(A,) rad: where the arm should be by now. It goes on from where it should have been, not
+        from where it was last seen; only from rest it begins where the arm is."""
+        assert self._state is not None
+        step = min(now - self._sent, LONGEST_STEP)
+        moves = bool(velocity.any())
+        if self._goal is None or (moves and not self._moving):
+            self._goal = self._signs * (self._state.position - self._offsets)
+        elif moves:
+            self._goal = self._goal + velocity * step
+        self._moving, self._sent = moves, now
+        return self._goal
 
     def stop(self) -> None:
         if self._state is not None:
@@ -179,7 +195,7 @@ def decode_image(message: ImageMessage) -> np.ndarray | None:
     """(h, w, 3) uint8 RGB; None if it is of another encoding, or its sizes do not fit."""
     row = 3 * message.width
     data = np.frombuffer(bytes(message.data), np.uint8)
-    if message.encoding not in ENCODINGS or message.step < row:
+    if message.encoding not in ENCODINGS or message.step < row or data.size == 0:
         return None
     if data.size != message.step * message.height:
         return None
