@@ -36,9 +36,10 @@ from visuomotor.runtime.slots import command_type
 BEFORE, AFTER = 1.2, 2.0  # s of motion before the fault, and of watching after it
 ALLOWED = 0.25  # s from a fault's onset until the stop begins, at most
 RAMP = 0.25  # s that a stop takes at most
-# s: a tick of the streamer, one of the arm's clock, what is between, and the simulated arm's own
-# lateness in carrying out a velocity.
-TRANSIT = 0.03 + SimOptions().command_delay + SimOptions().command_jitter
+# s: the simulated arm's lateness in carrying out a velocity; beside it a tick of the streamer, one
+# of the arm's clock, and what is between.
+DELAY = 0.07  # s
+TRANSIT = 0.03 + DELAY
 SILENT = ("streamer-stall", "network-cut")  # nothing can reach the arm as long as these last
 COMMAND_PERIOD = 0.05  # s, of a policy that the suite plays itself
 TICK = 0.01  # s, of the arm's record
@@ -221,7 +222,9 @@ FAULTS: dict[str, Fault] = {
 def run_fault(name: str, bundle: str, folder: Path) -> dict[str, Any]:
     """Runs one fault; -> what the arm met."""
     fault = FAULTS[name]
-    sim = SimOptions()
+    # Late, but always by as much: otherwise several ticks' velocities arrive in one of the arm's,
+    # and what looks like acceleration there is the jitter.
+    sim = SimOptions(command_delay=DELAY, command_jitter=0.0)
     config = DeployConfig(bundle=bundle, arm="sim", sim=sim)
     folder.mkdir(parents=True, exist_ok=True)
     with Deployment(config, folder) as deployment:

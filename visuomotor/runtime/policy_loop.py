@@ -115,8 +115,6 @@ def run_at(period: float, tick: Callable[[], None], should_stop: Callable[[], bo
     while not should_stop():
         tick()
         due += period
-        wait = due - time.monotonic()
-        if wait > 0.0:
-            time.sleep(wait)
-        elif wait < -period:
-            due = time.monotonic()
+        now = time.monotonic()
+        due = now + period if due < now - period else due
+        time.sleep(max(0.0, due - now))

@@ -204,10 +204,9 @@ def run_streamer(streamer: Streamer, should_stop: Callable[[], bool]) -> None:
                 streamer.guard.fail(f"{type(error).__name__}: {error}")
                 raise
             due += PERIOD
-            wait = due - time.monotonic()
-            if wait > 0.0:
-                time.sleep(wait)
-            elif wait < -PERIOD:
-                due = time.monotonic()
+            now = time.monotonic()
+            # One that is late is not made up for: two at once are one jump for the arm.
+            due = now + PERIOD if due < now - PERIOD else due
+            time.sleep(max(0.0, due - now))
     finally:
         streamer.leave()
