@@ -378,7 +378,7 @@ def test_the_time_to_rest_and_each_limit_are_measured() -> None:
     assert verdict(measured(FAULTS["released"], quick)) == ""
     assert verdict(measured(FAULTS["released"], quick, state="running")) == "not latched"
     assert verdict(measured(FAULTS["none"], quick)).startswith("stopped")
-    sudden = np.concatenate((np.full(101, 0.3), np.zeros(100)))
+    sudden = np.concatenate((np.full(101, LIMITS.velocity[0]), np.zeros(100)))
     assert verdict(measured(FAULTS["released"], sudden)) == "a limit was exceeded"
     beyond = np.tile(START, (221, 1))
     beyond[5, 1] = LIMITS.position_high[1] + 0.01
