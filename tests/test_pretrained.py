@@ -8,11 +8,16 @@ from pathlib import Path
 import pytest
 
 import visuomotor
+from visuomotor.config import Config
+from visuomotor.envs import make_env
+from visuomotor.overrides import parse_overrides
+from visuomotor.policies import make_teacher
 from visuomotor.policy_files import load_policy
+from visuomotor.predecessors import TEACHERS, carried_over, shipped_teachers
 from visuomotor.runtime.files import read_bundle
 
 FOLDER = Path(visuomotor.__file__).parent / "pretrained"
-SHIPPED = sorted(path.name for path in FOLDER.iterdir() if path.is_dir())
+SHIPPED = sorted(path.name for path in FOLDER.iterdir() if path.is_dir() and path != TEACHERS)
 
 
 def test_the_policies_that_the_documents_name_are_there() -> None:
@@ -29,3 +34,15 @@ def test_a_shipped_policy_is_whole(name: str) -> None:
     judged = json.loads((FOLDER / name / "evaluation.json").read_text())
     assert judged["episodes"] >= 200
     assert judged["sims"] == "randomized"
+
+
+@pytest.mark.parametrize("name", shipped_teachers())
+def test_a_shipped_teacher_fits_its_task(name: str) -> None:
+    argv = [f"task={name}", "algorithm=distill", f"distill.teacher_run={name}"]
+    config = parse_overrides(argv, Config)
+    carried = carried_over(config)
+    env = make_env(config, num_envs=1, seed=0, render=False)
+    state = env.reset().state
+    teacher = make_teacher(config, state.shape[1])
+    teacher.load_state_dict(carried["teacher"])
+    assert teacher(state).shape == (1, 9)
