@@ -225,7 +225,7 @@ class DistillConfig:
     dagger_steps: int = 1_000_000  # env steps of the student under its labels; 0: a teacher only
     learning_rate: float = 1e-3
     # Of the fingers' labels: squared, or linear, under which nothing lies between hold and let go.
-    finger_loss: str = "squared"
+    finger_loss: str = "linear"
     teacher_share: float = 0.5  # share of worlds in which the teacher acts at first ...
     # ... and in the end. Without any, pouring's student fell from 61 to 34 % within 0.2 M steps: it
     # then sees little but its own failures.
