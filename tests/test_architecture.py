@@ -64,7 +64,7 @@ RULES = {
         ("safetensors.torch",),
     ),
     "who deploys needs no torch and no simulator": Rule(
-        ("deploy",), ("cli", "errors", "files", "overrides", "runtime"), ("numpy",)
+        ("deploy", "deployment"), ("cli", "errors", "files", "overrides", "runtime"), ("numpy",)
     ),
 }
 

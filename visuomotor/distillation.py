@@ -111,9 +111,8 @@ class Distillation:
     def vision_start(self, progress: Progress | None = None) -> None:
         """Teaches the CNN to see, on start states and demonstration states, before it acts."""
         aux = self.config.aux
-        if self._vision is None or aux.start_updates == 0:
+        if self._vision is None or self._scattered is None or aux.start_updates == 0:
             return
-        assert self._vision is not None and self._scattered is not None
         frames, targets = self._scattered.draw(aux.start_frames)
         self._vision.start(frames.to(self.device), targets.to(self.device), progress)
 

@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from visuomotor.cli import run_command
-from visuomotor.deploy import DeployConfig, Deployment, SimOptions, make_folder
+from visuomotor.deployment import DeployConfig, Deployment, SimOptions, make_folder
 from visuomotor.errors import UserError
 from visuomotor.files import write_atomic
 from visuomotor.overrides import parse_overrides

@@ -20,7 +20,7 @@ import torch
 
 from visuomotor.cli import run_command
 from visuomotor.config import Config
-from visuomotor.deploy import DeployConfig, arm_settings
+from visuomotor.deployment import DeployConfig, arm_settings
 from visuomotor.envs import make_env, robot
 from visuomotor.errors import UserError
 from visuomotor.overrides import parse_overrides

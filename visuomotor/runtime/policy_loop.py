@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -107,14 +106,3 @@ class PolicyLoop:
         value["used_joint_stamp"] = report["joint_stamp"]
         value["problem"] = text(problem)
         self._command.write(value)
-
-
-def run_at(period: float, tick: Callable[[], None], should_stop: Callable[[], bool]) -> None:
-    """Calls tick every `period` s; one that is late is not made up for."""
-    due = time.monotonic()
-    while not should_stop():
-        tick()
-        due += period
-        now = time.monotonic()
-        due = now + period if due < now - period else due
-        time.sleep(max(0.0, due - now))

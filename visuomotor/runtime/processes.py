@@ -20,10 +20,11 @@ from visuomotor.runtime.arm import ArmError
 from visuomotor.runtime.arms import make_arm
 from visuomotor.runtime.bundle import load_bundle
 from visuomotor.runtime.cameras import Camera, CameraError, Capture, Newest
+from visuomotor.runtime.clock import run_at
 from visuomotor.runtime.errors import BundleError
 from visuomotor.runtime.guard import Patience
 from visuomotor.runtime.lens import load_lens
-from visuomotor.runtime.policy_loop import PolicyLoop, run_at
+from visuomotor.runtime.policy_loop import PolicyLoop
 from visuomotor.runtime.preprocessing import Preprocessing
 from visuomotor.runtime.slots import Slot, command_type, report_type
 from visuomotor.runtime.streamer import SWITCH, Streamer, keep_awake, run_streamer
@@ -50,7 +51,7 @@ def make_camera(settings: dict[str, Any]) -> Camera:
 
 
 def streamer_process(settings: dict[str, Any], stop: _Stop) -> None:
-    """settings: arm, num_joints, slots (names), log (path or null), camera_period [s]."""
+    """settings: arm, slots (names), log (path or null), camera_period [s]."""
     arm = make_arm(settings["arm"])
     joints = len(arm.limits.joint_names)
     slots = settings["slots"]

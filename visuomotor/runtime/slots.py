@@ -41,7 +41,6 @@ def report_type(num_joints: int) -> np.dtype:
             ("position", "<f8", (num_joints,)),
             ("velocity", "<f8", (num_joints,)),
             ("joint_stamp", "<f8"),  # 0: the arm has said nothing yet
-            ("sent", "<f8", (num_joints,)),
             ("stamp", "<f8"),
             ("state", "<i4"),
             ("armed", "<i4"),
@@ -61,7 +60,6 @@ class Slot:
         self._owner = owner
         self._header = np.ndarray((), _HEADER, memory.buf)
         self._value = np.ndarray((), dtype, memory.buf, offset=_HEADER.itemsize)
-        self._dtype = dtype
         self._last: tuple[int, Any] = (0, None)
 
     @classmethod

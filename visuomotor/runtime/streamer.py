@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from visuomotor.runtime.arm import Arm
+from visuomotor.runtime.clock import run_at
 from visuomotor.runtime.guard import Guard, Patience, State
 from visuomotor.runtime.slots import Slot, report_type, text, to_command
 
@@ -133,7 +134,6 @@ class Streamer:
         if joints is not None:
             report["position"], report["velocity"] = joints.position, joints.velocity
             report["joint_stamp"] = joints.stamp
-        report["sent"] = decision.velocity
         report["stamp"] = now
         report["state"] = decision.state.value
         report["armed"] = decision.armed
@@ -195,18 +195,10 @@ def keep_awake(priority: int) -> str:
 
 def run_streamer(streamer: Streamer, should_stop: Callable[[], bool]) -> None:
     """Ticks by the clock until asked to stop; then brings the arm to rest, whatever happened."""
-    due = time.monotonic()
     try:
-        while not should_stop():
-            try:
-                streamer.tick()
-            except Exception as error:
-                streamer.guard.fail(f"{type(error).__name__}: {error}")
-                raise
-            due += PERIOD
-            now = time.monotonic()
-            # One that is late is not made up for: two at once are one jump for the arm.
-            due = now + PERIOD if due < now - PERIOD else due
-            time.sleep(max(0.0, due - now))
+        run_at(PERIOD, streamer.tick, should_stop)
+    except Exception as error:
+        streamer.guard.fail(f"{type(error).__name__}: {error}")
+        raise
     finally:
         streamer.leave()

@@ -1,0 +1,370 @@
+"""The processes around an arm, and what is between them: shared memory and the dead-man switch.
+
+Used by `visuomotor.deploy` and by the suite of faults. Needs neither torch nor MuJoCo; of `arm=sim`
+the third process does.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visuomotor.errors import UserError
+from visuomotor.overrides import load_yaml
+from visuomotor.runtime.arm import ArmError
+from visuomotor.runtime.arms import KINDS, settings_type
+from visuomotor.runtime.arms.sim import request
+from visuomotor.runtime.bundle import load_bundle
+from visuomotor.runtime.cameras import CameraError
+from visuomotor.runtime.errors import BundleError
+from visuomotor.runtime.files import MANIFEST
+from visuomotor.runtime.guard import State
+from visuomotor.runtime.jaco import LIMITS
+from visuomotor.runtime.lens import load_calibration
+from visuomotor.runtime.policy_loop import check_arm
+from visuomotor.runtime.preprocessing import coverage
+from visuomotor.runtime.slots import Slot, command_type, report_type, state_of, untext
+from visuomotor.runtime.streamer import SWITCH
+from visuomotor.runtime.switches import ByHand, Confirmation, Switch, SwitchError, make_switch
+
+PRETRAINED = Path(__file__).parent / "pretrained"
+START_SECONDS = 60.0  # that a process is given to be ready
+ARM_SECONDS = 5.0  # until the simulated arm runs after the switch is pressed
+SILENCE = 0.5  # s without a report after which the streamer counts as gone
+MOST_OFFSET = 0.03  # m, of the camera; training moves it by a centimetre an axis
+MOST_FOVY = 2.0  # degrees
+LOG = "streamer.log"
+
+
+@dataclass(frozen=True)
+class SimOptions:
+    """Of `arm=sim`; the other arms ignore them."""
+
+    strength: float = 0.0  # of the randomization of looks and dynamics
+    command_delay: float = 0.05  # s from a velocity's arrival to its execution
+    command_jitter: float = 0.02  # s, largest further delay
+    camera_delay: float = 0.05  # s from exposure to sending
+    drop: float = 0.0  # share of messages that are lost
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class DeployConfig:
+    bundle: str = ""  # a bundle's folder, or a shipped policy
+    arm: str = "sim"  # sim, ros2 or jaco2
+    camera: str = "auto"  # number, URL, file, topic:<ROS 2 image topic>; auto: that of arm=sim
+    camera_rate: float = 30.0  # frames/s of that camera; two missing frames stop the arm
+    lens: str | None = None  # a calibration (visuomotor.calibrate); None: as the simulated camera
+    switch: str = "space"  # space, joystick:<device>[:<button>]; of arm=sim it is held by itself
+    episodes: int = 1  # starts by a human; of arm=sim by itself
+    episode_seconds: float | None = None  # None: as long as in training
+    arm_config: str | None = None  # YAML: topics and names of arm=ros2 and arm=jaco2
+    out: str | None = None  # folder for the log; None: deployments/<task>-<time>
+    sim: SimOptions = field(default_factory=SimOptions)
+
+    def validate(self) -> None:
+        if not self.bundle:
+            raise UserError("bundle= is missing: a folder that visuomotor.export wrote, or a name")
+        if self.arm not in KINDS:
+            raise UserError(f"arm={self.arm}: expected {', '.join(KINDS)}")
+        if self.arm != "sim" and self.camera == "auto":
+            raise UserError(
+                f"arm={self.arm} needs camera=: a number (0 is the first), a URL, a file, or "
+                "topic:<ROS 2 image topic>"
+            )
+        if self.episodes < 1:
+            raise UserError(f"episodes={self.episodes}: expected 1 or more")
+        if self.episode_seconds is not None and not self.episode_seconds > 0.0:
+            raise UserError(f"episode_seconds={self.episode_seconds}: expected more than 0")
+        if not 1.0 <= self.camera_rate <= 1000.0:
+            raise UserError(f"camera_rate={self.camera_rate}: expected 1 to 1000 frames/s")
+
+
+def arm_settings(config: DeployConfig) -> dict[str, Any]:
+    """Of arm=ros2 and arm=jaco2, from the YAML file, checked here rather than on the arm.
+
+    Raises UserError.
+    """
+    try:
+        kind = settings_type(config.arm)
+        settings = kind() if config.arm_config is None else load_yaml(config.arm_config, kind)
+        settings.validate()
+    except ArmError as error:
+        raise UserError(f"arm={config.arm}: {error}") from error
+    return asdict(settings)
+
+
+def check_lens(path: str, manifest: dict[str, Any]) -> None:
+    """Raises UserError if the policy was trained for a camera in another place, or looking
+    elsewhere: its frames would be turned and cut to what it has never seen."""
+    try:
+        found = load_calibration(path)
+    except CameraError as error:
+        raise UserError(str(error)) from error
+    camera = manifest["camera"]
+    fovy = float(camera["fovy_deg"])
+    seen = coverage(64, 64, fovy, found.lens)
+    if seen < 1.0:
+        raise UserError(
+            f"lens={path}: the camera sees {100 * seen:.0f} % of what the policy's camera sees "
+            f"({fovy:g} degrees); move it back, or train for it: visuomotor.train calibration="
+        )
+    if found.pos is None or found.lookat is None or found.fovy is None:
+        return
+    offsets = {
+        "pos": np.linalg.norm(found.pos - np.array(camera["pos_w_m"])),
+        "lookat": np.linalg.norm(found.lookat - np.array(camera["lookat_w_m"])),
+    }
+    for name, offset in offsets.items():
+        if offset > MOST_OFFSET:
+            raise UserError(
+                f"lens={path}: the camera's {name} is {100 * offset:.1f} cm from where the policy "
+                f"was trained to have it, at most {100 * MOST_OFFSET:.0f} cm are allowed; move the "
+                "camera and calibrate again, or train for it: visuomotor.train calibration="
+            )
+    if abs(found.fovy - fovy) > MOST_FOVY:
+        raise UserError(
+            f"lens={path}: calibrated for {found.fovy:g} degrees, the policy sees {fovy:g}; "
+            f"calibrate with fovy={fovy:g}"
+        )
+
+
+class Process:
+    """A process of the runtime, and the lines of JSON that it prints."""
+
+    def __init__(self, name: str, arguments: list[str]):
+        self.name = name
+        # A session of its own: what a terminal sends (Ctrl-C, Ctrl-Z, its end) reaches deploy
+        # alone, which brings the arm to rest.
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            start_new_session=True,
+        )
+
+    def line(self) -> dict[str, Any]:
+        """Its next line; raises UserError if it ended with an error, or without a word."""
+        assert self.popen.stdout is not None
+        if not select.select([self.popen.stdout], [], [], START_SECONDS)[0]:
+            raise UserError(f"{self.name}: said nothing within {START_SECONDS:.0f} s")
+        text = self.popen.stdout.readline()
+        told = json.loads(text) if text.startswith("{") else {}
+        if "error" in told or not told:
+            raise UserError(f"{self.name}: {told.get('error', 'ended without a word')}")
+        return dict(told)
+
+    def end(self) -> list[dict[str, Any]]:
+        """Asks it to end, waits, and returns what else it printed."""
+        self.popen.terminate()
+        try:
+            rest, _ = self.popen.communicate(timeout=5.0)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            rest, _ = self.popen.communicate()
+        return [json.loads(line) for line in rest.splitlines() if line.startswith("{")]
+
+
+class Deployment:
+    """The processes around one arm; used by `deploy` and by the suite of faults."""
+
+    def __init__(self, config: DeployConfig, out: Path, switch: Switch | None = None):
+        self.config = config
+        self.out = out
+        folder = PRETRAINED / config.bundle
+        self.bundle = folder if (folder / MANIFEST).is_file() else Path(config.bundle)
+        try:
+            loaded = load_bundle(self.bundle)
+        except BundleError as error:
+            raise UserError(f"bundle={config.bundle}: {error}") from error
+        self.contract, self.manifest = loaded.contract, loaded.manifest
+        try:
+            check_arm(loaded, LIMITS.joint_names)
+        except BundleError as error:
+            raise UserError(f"bundle={config.bundle}: {error}") from error
+        if config.lens is not None:
+            check_lens(config.lens, self.manifest)
+        self._stack = ExitStack()
+        self._switch = switch
+        self.sim_port: int | None = None
+        self.notes: list[dict[str, Any]] = []
+
+    def __enter__(self) -> Deployment:
+        try:
+            self._start()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _start(self) -> None:
+        config, joints = self.config, len(self.contract.joint_names)
+        arm, camera = self._arm_and_camera()
+        types = {
+            "command": command_type(joints),
+            "report": report_type(joints),
+            "switch": SWITCH,
+        }
+        self.slots: dict[str, Slot] = {}
+        for name, dtype in types.items():
+            self.slots[name] = Slot.create(dtype)
+            self._stack.callback(self.slots[name].close)
+        names = {name: slot.name for name, slot in self.slots.items()}
+        period = 1.0 / (20.0 if config.arm == "sim" else config.camera_rate)
+        streamer = {
+            "arm": arm,
+            "slots": names,
+            "log": str(self.out / LOG),
+            "camera_period": period,
+        }
+        policy = {
+            "bundle": str(self.bundle),
+            "camera": camera,
+            "lens": config.lens,
+            "slots": names,
+        }
+        # The policy is asked to end last, so first: the streamer brings the arm to rest without it.
+        self.policy = self._process("policy", policy)
+        self.streamer = self._process("streamer", streamer)
+        for process in (self.streamer, self.policy):
+            self.notes.append({process.name: process.line()["ready"]})
+        switch = self._switch
+        if switch is None:
+            try:
+                switch = ByHand() if config.arm == "sim" else make_switch(config.switch)
+            except SwitchError as error:
+                raise UserError(str(error)) from error
+        self.switch = switch
+        self.confirmation = Confirmation(switch, self.slots["switch"])
+        self._stack.callback(self.confirmation.close)
+
+    def _process(self, role: str, settings: dict[str, Any]) -> Process:
+        module = "visuomotor.runtime.processes"
+        process = Process(role, [module, role, json.dumps(settings)])
+        self._stack.callback(lambda: self.notes.extend(process.end()))
+        return process
+
+    def _arm_and_camera(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        config = self.config
+        settings: dict[str, Any] = {"domain": 0, "network": "lo"}
+        arm: dict[str, Any]
+        if config.arm == "sim":
+            options = [f"{name}={value}" for name, value in vars(config.sim).items()]
+            arguments = ["visuomotor.sim_arm", f"task={self.contract.task}", *options]
+            process = Process("sim_arm", arguments)
+            self._stack.callback(process.end)
+            self.sim_arm = process
+            self.sim_port = int(process.line()["port"])
+            arm = {"kind": "sim", "port": self.sim_port}
+        else:
+            settings = arm_settings(config)
+            arm = {"kind": config.arm, "settings": settings}
+        if config.camera == "auto":
+            return arm, {"kind": "sim", "port": self.sim_port}
+        if config.camera.startswith("topic:"):
+            topic = config.camera.removeprefix("topic:")
+            network = {name: settings[name] for name in ("domain", "network")}
+            return arm, {"kind": "ros2", "topic": topic, **network}
+        camera = {"kind": "capture", "source": config.camera, "rate": config.camera_rate}
+        return arm, camera
+
+    # --- while it runs -------------------------------------------------------------------------
+
+    def report(self) -> np.ndarray | None:
+        """The streamer's newest report."""
+        return self.slots["report"].read()[1]
+
+    @property
+    def state(self) -> State:
+        report = self.report()
+        return State.LATCHED if report is None else state_of(report)
+
+    @property
+    def reason(self) -> str:
+        report = self.report()
+        return "" if report is None else untext(report["reason"])
+
+    def check_alive(self) -> None:
+        """Raises UserError if the streamer is gone: then nobody holds the arm."""
+        report = self.report()
+        silent = report is not None and time.monotonic() - float(report["stamp"]) > SILENCE
+        if self.streamer.popen.poll() is not None or silent:
+            raise UserError(
+                "the streamer is gone, and the arm does what its driver makes of silence: press "
+                "the emergency stop"
+            )
+
+    def wait(self, state: State, seconds: float) -> bool:
+        """Whether the streamer came into this state within so many seconds."""
+        deadline = time.monotonic() + seconds
+        while self.state is not state:
+            self.check_alive()
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.005)
+        return True
+
+    def press(self) -> bool:
+        """Arms by program, as a human would: let go, then press. Whether it runs then."""
+        assert isinstance(self.switch, ByHand)
+        deadline = time.monotonic() + ARM_SECONDS
+        while time.monotonic() < deadline:
+            self.switch.down = False
+            time.sleep(0.1)
+            self.switch.down = True
+            if self.wait(State.RUNNING, 0.5):
+                return True
+        return False
+
+    def release(self) -> bool:
+        """Whether the arm rests and is latched then."""
+        assert isinstance(self.switch, ByHand)
+        self.switch.down = False
+        return self.wait(State.LATCHED, ARM_SECONDS)
+
+    def end_episode(self) -> None:
+        """The time is up: the arm comes to rest, and the human's next press is the next start."""
+        self.confirmation.let_go = True
+        self.wait(State.LATCHED, ARM_SECONDS)
+
+    @property
+    def episode_seconds(self) -> float:
+        asked = self.config.episode_seconds
+        return self.contract.episode_s if asked is None else asked
+
+    def ask_sim(self, message: dict[str, Any]) -> dict[str, Any]:
+        """A control message to the simulated arm. Raises UserError if it does not answer."""
+        assert self.sim_port is not None
+        try:
+            return request(self.sim_port, message)
+        except ArmError as error:
+            raise UserError(str(error)) from error
+
+    def start_sim(self, episode: int) -> None:
+        assert self.sim_port is not None
+        self.ask_sim({"do": "start", "episode": episode})
+        time.sleep(0.2)  # joints and a picture of the new start
+
+
+def make_folder(out: Path) -> None:
+    """Raises UserError if it cannot be made, or is not empty."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        occupied = any(out.iterdir())
+    except OSError as error:
+        raise UserError(f"out={out} cannot be a folder: {error.strerror}") from error
+    if occupied:
+        raise UserError(f"out={out} is not empty; name another folder")
