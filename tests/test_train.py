@@ -70,6 +70,7 @@ DISTILL = (
     f"distill.dagger_steps={4 * ITERATION}",
     f"distill.finetune_steps={3 * ITERATION}",
 )
+REHEARSED = (*DISTILL, f"distill.rehearsal_steps={2 * ITERATION}")
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +139,8 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("algorithm", "interruptions"),
     # Iterations, counted over a sitting, in the middle of which the run is asked to stop.
-    [(RIL, (2,)), (DISTILL, (2, 3, 4))],
-    ids=["ril", "distill"],
+    [(RIL, (2,)), (DISTILL, (2, 3, 4)), (REHEARSED, (5, 2))],
+    ids=["ril", "distill", "rehearsed"],
 )
 def test_an_interrupted_run_ends_as_one_that_was_not(
     algorithm: tuple[str, ...],
@@ -159,6 +160,8 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
         argv = [f"resume={parts}"]
     assert train(argv) == 0
     assert len(metrics(parts)) == (4 if algorithm is RIL else 10)
+    if algorithm is REHEARSED:
+        assert any("rehearsal_mean_reward" in row for row in metrics(parts))
     assert_same_end(whole, parts)
 
 

@@ -231,6 +231,9 @@ class DistillConfig:
     # then sees little but its own failures.
     final_teacher_share: float = 0.2
     action_noise: float = 0.1  # standard deviation added to actions: states to recover from
+    # Env steps in which the teacher goes on learning beside its student, from states that the
+    # student came to; 0: it is finished.
+    rehearsal_steps: int = 0
     minibatches: int = 8  # groups of whole worlds in a pass over a rollout
     epochs: int = 1  # passes over each rollout when it is fresh
     replayed: int = 5  # older rollouts fitted again beside every fresh one; rendering costs more

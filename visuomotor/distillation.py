@@ -23,13 +23,16 @@ from visuomotor.pixel_actor import PixelActor
 from visuomotor.policies import NUM_ARM, NUM_FINGERS, PixelPolicy, make_actor
 from visuomotor.ppo import CloningBatch, cloning_loss
 from visuomotor.randomization import strength_at
+from visuomotor.rehearsal import Rehearsal
 from visuomotor.replay import DemonstrationReplay, ScatteredFrames
 from visuomotor.rollout import RolloutBuffer
 from visuomotor.state_teacher import StateTeacher
 
 TEACHER_FADE = 0.3  # share of the run after which the teacher's share of worlds is the final one
 MAX_GRAD_NORM = 1.0
-MET_EVERY = 8  # steps of a rollout between the states that are seen anew
+MET_EVERY = 8  # steps of a rollout between the states that are seen anew, or rehearsed from
+# Share of the run after which a rehearsing teacher is done: labels that no longer change are left.
+REHEARSAL_END = 0.8
 
 
 class Distillation:
@@ -40,6 +43,7 @@ class Distillation:
       replay: demonstrations as networks see them (normalization, reset states).
       teacher: labels; frozen.
       total_steps: env steps after which the step size has fallen to 0.
+      rehearsal: of that teacher, which then learns with its student; None: it is finished.
     """
 
     def __init__(
@@ -51,11 +55,16 @@ class Distillation:
         num_envs: int,
         total_steps: int,
         device: torch.device,
+        rehearsal: Rehearsal | None = None,
     ):
         self.config = config
         self.total_steps = total_steps
         self.device = device
-        self.teacher = teacher.to(device).eval().requires_grad_(False)
+        self.rehearsal = rehearsal
+        if rehearsal is None:
+            self.teacher = teacher.to(device).eval().requires_grad_(False)
+        else:
+            self.teacher = rehearsal.learner.actor
         self._reset_states = ResetStates(replay.demos, stages=replay.stage)
         self._generator = torch.Generator().manual_seed(_seed(config.seed))
         torch.manual_seed(_seed(config.seed) + 1)
@@ -138,7 +147,14 @@ class Distillation:
         metrics |= {"learning_rate": rate, "teacher_share": self._teacher_share()}
         metrics |= self._episodes.metrics()
         metrics["mean_reward"] = float(self._buffers[slot].task_reward.mean())
+        if self.rehearsal is not None:
+            metrics |= self.rehearsal.advance(self._rehearsed())
         return metrics
+
+    def _rehearsed(self) -> float:
+        """How far the teacher's rehearsal should be: it begins when the student acts by itself."""
+        done = self.env_steps / self.total_steps
+        return (done - TEACHER_FADE) / (REHEARSAL_END - TEACHER_FADE)
 
     def _see_anew(self) -> None:
         """States just met, in other appearances, join the frames that vision is taught with."""
@@ -194,6 +210,9 @@ class Distillation:
             )
             self._episode_start = result.terminated | result.truncated
             self._episodes.record(result, began_initially, ~teacher_acts.cpu())
+        if self.rehearsal is not None:
+            mine = ~teacher_acts.cpu()
+            self.rehearsal.meet(torch.cat([states[mine] for states in self._met]))
 
     def _fit(self, fresh: int) -> dict[str, float]:
         """`epochs` passes over the fresh rollout, each beside as much of older ones."""
@@ -238,6 +257,7 @@ class Distillation:
             "env": self.env.state_dict(),
             "actor": self.actor.state_dict(),
             "teacher": self.teacher.state_dict(),
+            "rehearsal": None if self.rehearsal is None else self.rehearsal.state_dict(),
             "optimizer": optimizer_state(self.optimizer),
             "buffers": [buffer.state_dict() for buffer in self._buffers[: self._filled]],
             "hidden": list(self.policy.hidden),
@@ -258,6 +278,8 @@ class Distillation:
         self.env.load_state_dict(state["env"])
         self.actor.load_state_dict(state["actor"])
         self.teacher.load_state_dict(state["teacher"])
+        if self.rehearsal is not None:
+            self.rehearsal.load_state_dict(state["rehearsal"])
         load_optimizer_state(self.optimizer, state["optimizer"])
         if self._vision is not None and self._scattered is not None:
             self._vision.load_state_dict(state["vision"])

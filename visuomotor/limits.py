@@ -258,6 +258,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "replayed": at_least(0),
         "memory": at_least(1),
         "finetune_steps": at_least(0),
+        "rehearsal_steps": at_least(0),
     },
     RunConfig: {
         "checkpoint_seconds": at_least(0),

@@ -17,6 +17,7 @@ from visuomotor.cloning import BATCH_STATES, STATE_NOISE, clone_from_state
 from visuomotor.config import Config
 from visuomotor.demonstrations import ResetStates, ShareSchedule
 from visuomotor.envs import make_env
+from visuomotor.envs.environment import ResetSampler
 from visuomotor.episode_log import EpisodeLog
 from visuomotor.gail_reward import Discriminator, GailTrainer, imitation_reward, mix_rewards
 from visuomotor.networks import Progress
@@ -40,6 +41,7 @@ class Reinforcement:
       device: of networks and images.
       expert: labels a pixel actor's own states in the cloning term; None: there is no such term.
         A StateTeacher clones the demonstrations instead.
+      elsewhere: asked first where an episode starts; None, or its None: the curriculum decides.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Reinforcement:
         total_steps: int,
         device: torch.device,
         expert: StateTeacher | None = None,
+        elsewhere: ResetSampler | None = None,
     ):
         self.config = config
         self.pixels = pixels
@@ -65,13 +68,14 @@ class Reinforcement:
         }
         self._reset_states = ResetStates(replay.demos, stages=replay.stage)
         curriculum = config.curriculum
+        self._elsewhere = elsewhere
         self.share = ShareSchedule(curriculum.initial_share, curriculum.final_share)
         self.env = make_env(
             config,
             num_envs=num_envs,
             render=pixels,
             device=device,
-            reset_sampler=self._sample_start if curriculum.enabled else None,
+            reset_sampler=self._sample_start,
             stagger=True,
         )
         self._build_networks(num_envs)
@@ -136,7 +140,10 @@ class Reinforcement:
 
     def _sample_start(self, rng: np.random.Generator) -> np.ndarray | None:
         """The curriculum: with probability epsilon the task's own start, else a demonstration's."""
-        if rng.random() < self.share.value:
+        start = None if self._elsewhere is None else self._elsewhere(rng)
+        if start is not None:
+            return start
+        if not self.config.curriculum.enabled or rng.random() < self.share.value:
             return None
         return self._reset_states.sample(rng, self.config.curriculum.by_stage).state
 

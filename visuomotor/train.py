@@ -44,6 +44,7 @@ from visuomotor.pixel_actor import PixelActor
 from visuomotor.policies import make_teacher
 from visuomotor.predecessors import carried_over
 from visuomotor.real_camera import calibrated
+from visuomotor.rehearsal import Rehearsal, teacher_networks
 from visuomotor.reinforcement import Reinforcement
 from visuomotor.replay import DemonstrationReplay
 from visuomotor.retargeting import with_retargeted
@@ -137,6 +138,7 @@ class Run:
                 num_envs=self.config.num_envs,
                 total_steps=total,
                 device=self.device,
+                rehearsal=self._rehearsal() if phase == "dagger" else None,
             )
             self.learner = student
             if resuming:
@@ -170,6 +172,14 @@ class Run:
         elif phase == "teacher" and learner.cloning:
             start = self.config.cloning.start_updates
             self._show_progress("cloning start", start, learner.clone_start)
+
+    def _rehearsal(self) -> Rehearsal | None:
+        steps = self.config.distill.rehearsal_steps
+        if steps == 0:
+            return None
+        return Rehearsal(
+            self.config, self.replay, self.carried, total_steps=steps, device=self.device
+        )
 
     def _clone(self) -> StateTeacher:
         """What the demonstrations did, as a network of the state: the expert of ril's start."""
@@ -272,13 +282,11 @@ class Run:
         learner = self.learner
         self.steps_before += learner.env_steps
         if isinstance(learner, Reinforcement):
-            self.carried |= {
-                "teacher": learner.actor.state_dict(),
-                "critic": learner.critic.state_dict(),
-                "gail": learner.gail.state_dict(),
-            }
+            self.carried |= teacher_networks(learner)
         else:
             self.carried["actor"] = learner.actor.state_dict()
+            if learner.rehearsal is not None:
+                self.carried |= learner.rehearsal.networks()
 
     def _log(self, metrics: dict[str, float]) -> None:
         steps = self.steps_before + self.learner.env_steps
