@@ -209,6 +209,9 @@ class TeacherConfig:
     # succeed, with its exploration noise; null: only after total_steps.
     enough_success: float | None = 0.95
     num_envs: int = 128
+    # Control steps after which its training episodes end, where the task's own are longer: of these
+    # it would meet few, and each of them alike for long. The value goes on behind the end.
+    episode_steps: int | None = None
     hidden_sizes: tuple[int, ...] = (256, 256)
     # Exploration, tuned on stacking: of a clone that stacks 87 % there is 80 % left with this, 64 %
     # with twice as much, and what is learned under the larger noise is lost without it.

@@ -240,6 +240,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "enough_success": Limit(low=0, high=1, low_open=True),
         "total_steps": at_least(1),
         "num_envs": at_least(1),
+        "episode_steps": at_least(1),
         "hidden_sizes": LAYERS,
         "init_log_std_arm": between(-10, 2),
         "init_log_std_finger": between(-10, 2),

@@ -6,6 +6,7 @@ what the policy reads. Wires environment, networks and losses; knows no files an
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from visuomotor.auxiliary_phase import AuxiliaryPhase
 from visuomotor.cloning import BATCH_STATES, STATE_NOISE, clone_from_state
 from visuomotor.config import Config
 from visuomotor.demonstrations import ResetStates, ShareSchedule
-from visuomotor.envs import make_env
+from visuomotor.envs import make_env, make_task
 from visuomotor.envs.environment import ResetSampler
 from visuomotor.episode_log import EpisodeLog
 from visuomotor.gail_reward import Discriminator, GailTrainer, imitation_reward, mix_rewards
@@ -71,7 +72,7 @@ class Reinforcement:
         self._elsewhere = elsewhere
         self.share = ShareSchedule(curriculum.initial_share, curriculum.final_share)
         self.env = make_env(
-            config,
+            config if pixels else _with_shorter_episodes(config),
             num_envs=num_envs,
             render=pixels,
             device=device,
@@ -350,6 +351,15 @@ class Reinforcement:
         if self.policy is not None:
             h, c = state["hidden"]
             self.policy.hidden = (h.to(device), c.to(device))
+
+
+def _with_shorter_episodes(config: Config) -> Config:
+    """`distill.teacher.episode_steps` where the task's own episodes are longer."""
+    longest = config.distill.teacher.episode_steps
+    steps = config.env.episode_steps or make_task(config.task).episode_steps
+    if longest is None or steps <= longest:
+        return config
+    return replace(config, env=replace(config.env, episode_steps=longest))
 
 
 def _seed(seed: int, concern: int) -> int:
