@@ -7,6 +7,7 @@ from torch import Tensor
 
 from visuomotor.envs.tasks.order_fulfillment import (
     GREEN_BOX,
+    OTHER,
     PLANES,
     RED_BOX,
     RIM,
@@ -106,7 +107,7 @@ class OrderFulfillmentExpert(Expert):
         everyone = torch.arange(len(toy))
         plane = toy < TOYS[len(PLANES)]
         box = torch.where(plane, GREEN_BOX, RED_BOX)
-        other = torch.tensor([1, 0, 3, 2])[toy]
+        other = torch.tensor(OTHER)[toy]
         x = task.in_box_frame()[:, :, 0]
         taken = task.in_box()[everyone, other]
         side = torch.where(taken, -x[everyone, other], x[everyone, toy]).sign()

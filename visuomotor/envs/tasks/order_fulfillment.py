@@ -20,6 +20,7 @@ PLANES, CARS = (0, 1), (2, 3)  # toys by index: kind and box follow from the slo
 TOYS = PLANES + CARS
 GREEN_BOX, RED_BOX = 4, 5  # props by index
 BOX_OF = (GREEN_BOX, GREEN_BOX, RED_BOX, RED_BOX)  # of each toy
+OTHER = (1, 0, 3, 2)  # of each toy the other one of its kind
 GREEN, RED = (0.10, 0.55, 0.20, 1.0), (0.75, 0.10, 0.10, 1.0)
 
 # m. A box holds two toys side by side. Its walls are lower than the tips of an open hand that takes
@@ -338,7 +339,8 @@ class OrderFulfillment(Task):
         return torch.cat((*parts, near - pinch, near - own), dim=1).float()
 
     def state(self) -> Tensor:
-        """(N, S) float32, as of every task, with the toys sorted; absent toys are zeros."""
+        """(N, S) float32, as of every task, with the toys sorted; absent toys are zeros. The next
+        toy stands once more by itself: what is done with it is the same for all."""
         sim, n = self.sim, self.sim.num_envs
         qvel, pinch, tips = sim.data("qvel"), self.pinch_pos(), self.fingertip_pos()
         pos, box = self.toy_pos(), sim.data("xpos")[:, self._box_body_ids]
@@ -358,9 +360,37 @@ class OrderFulfillment(Task):
         parts.append(self._sorted(torch.cat(of_toys, dim=2)).flatten(1))
         for index in (GREEN_BOX, RED_BOX):
             parts += self._prop_state(index)
+        parts.append(self._next_toy_state())
         stage = torch.nn.functional.one_hot(self.stage(), len(self.stages))
         parts.append(stage.double())
         return torch.cat(parts, dim=1).float()
+
+    def _next_toy_state(self) -> Tensor:
+        """(N, 38) m, rad/s, cosines and sines: where the next toy is for the hand, and its box for
+        it; zeros where there is none."""
+        toy, left = self.next_toy()
+        everyone = torch.arange(len(toy))
+        box, other = self._box_ids[toy], torch.tensor(OTHER)[toy]
+        pos, pinch, in_box = self.prop_pos(toy), self.pinch_pos(), self.in_box_frame()
+        heading, of_box = self.prop_yaw(toy), self.prop_yaw(box)
+        # Half a turn of a toy, a hand or a box is none.
+        turns = [2.0 * (heading - self.hand_yaw()), 2.0 * (heading - of_box), 2.0 * heading]
+        taken = self.in_box()[everyone, other].double()
+        parts = [
+            pos - pinch,
+            (pos.unsqueeze(1) - self.fingertip_pos()).flatten(1),
+            self._of_prop("xmat", toy).view(len(toy), 9)[:, :6],
+            pos - self.prop_pos(box),
+            in_box[everyone, toy],
+            *(torch.stack((turn.cos(), turn.sin()), dim=1) for turn in turns),
+            self.prop_pos(box) - pinch,
+            (torch.isin(toy, torch.tensor(PLANES)).double()).unsqueeze(1),
+            self.sim.data("sensordata")[everyone, self._toy_contacts[toy]].clamp(max=4.0)[:, None],
+            # The place that another toy of its kind has taken: it goes beside it.
+            torch.stack((taken, taken * in_box[everyone, other, 0]), dim=1),
+            left.double().unsqueeze(1),
+        ]
+        return torch.where(left.unsqueeze(1), torch.cat(parts, dim=1), 0.0)
 
 
 def _shape(index: int) -> toys.Shape:
