@@ -185,6 +185,25 @@ def test_toys_of_a_kind_may_be_exchanged_to_the_last_bit(kinds, delivered):
         assert torch.equal(found, expected)
 
 
+def test_the_state_ends_with_the_toy_that_is_next_and_says_nothing_where_none_is(env):
+    state = _start(env, (0, 2))
+    in_green = _into(env, state, 0, GREEN_BOX)
+    in_both = _into(env, in_green, 2, RED_BOX)
+    told = []
+    for at in (in_green, in_both):
+        _set(env, at)
+        told.append(env.task.state()[0, -5 - 38 : -5])  # the stage is behind it
+        toy, left = env.task.next_toy()
+        if bool(left[0]):
+            assert int(toy[0]) == 2
+            to_toy = (env.task.prop_pos(2) - env.task.pinch_pos())[0].float()
+            to_box = (env.task.prop_pos(2) - env.task.prop_pos(RED_BOX))[0].float()
+            assert torch.equal(told[0][:3], to_toy)
+            assert torch.equal(told[0][18:21], to_box)
+            assert told[0][-1] == 1.0
+    assert not told[1].any()
+
+
 def test_exchanged_episodes_are_all_the_ways_to_name_the_toys(env):
     for present, ways in (((0,), 1), ((0, 2), 1), ((0, 1), 2), ((0, 1, 2), 2), (TOYS, 4)):
         found = env.task.exchanged(np.tile(_start(env, present), (3, 1)))
