@@ -288,6 +288,25 @@ def test_the_teacher_of_one_run_serves_another_as_a_run_and_as_shipped(
         carried_over(replace(config, distill=replace(distill, teacher_run="another_name")))
 
 
+def test_a_run_of_a_teacher_alone_serves_another_once_it_is_finished(
+    demonstrations: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, student = tmp_path / "alone", tmp_path / "student"
+    settings = [*SMALL, "algorithm=distill", demonstrations]
+    teacher = [f"distill.teacher.total_steps={3 * ITERATION}", "distill.dagger_steps=0"]
+    reuse = [f"distill.dagger_steps={ITERATION}", f"distill.teacher_run={alone}", f"out={student}"]
+    with monkeypatch.context() as patch:
+        stop_at(patch, 1, signal.SIGTERM)
+        assert train([*settings, *teacher, f"out={alone}"]) == 143
+    with pytest.raises(UserError, match="has not finished its teacher"):
+        train([*settings, *reuse])
+    assert train([f"resume={alone}"]) == 0
+    assert train([*settings, *reuse]) == 0
+    (one, _, _), (other, _, _) = (load_checkpoint(f / "checkpoints") for f in (alone, student))
+    for name, value in one["learner"]["ppo"]["actor"].items():
+        assert torch.equal(value, other["learner"]["teacher"][name]), name
+
+
 @pytest.mark.parametrize("algorithm", [RIL, DISTILL], ids=["ril", "distill"])
 def test_a_run_begins_with_the_actor_of_another(
     algorithm: tuple[str, ...],

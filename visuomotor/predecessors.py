@@ -81,7 +81,7 @@ def _teacher_of(config: Config) -> dict[str, Any]:
     state, _, notes = load_checkpoint(path / "checkpoints")
     for note in notes:
         print(note, file=sys.stderr)
-    if state["phase"] != "teacher":
+    if "teacher" in state["carried"]:
         return {name: state["carried"][name] for name in TEACHER_PARTS}
     raise UserError(
         f"{key} has not finished its teacher; go on with it first: python -m visuomotor.train "

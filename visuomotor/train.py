@@ -231,6 +231,9 @@ class Run:
             following = phases[phases.index(self.phase) + 1 :]
             following = tuple(p for p in following if self.total_steps(p) > 0)
             if not following:
+                if self.phase == "teacher":  # of a run that ends with it: others may take it over
+                    assert isinstance(self.learner, Reinforcement)
+                    self.carried |= teacher_networks(self.learner)
                 break
             self.save()  # the phase as it ended: a resumed run begins the next one again
             self._hand_over()
