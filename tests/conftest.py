@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests import learning
 from visuomotor.config import Config, RandomizationConfig
+from visuomotor.demonstrations import save_demonstrations
 from visuomotor.envs import VisuomotorEnv, make_env
 
 
@@ -33,3 +35,11 @@ def make() -> Callable[..., VisuomotorEnv]:
         return make_env(config, num_envs=num_envs, seed=seed, render=render, **kwargs)
 
     return build
+
+
+@pytest.fixture(scope="module")
+def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A setting of training: two demonstrations of lifting in a file."""
+    path = tmp_path_factory.mktemp("demonstrations") / "lifting.hdf5"
+    save_demonstrations(path, learning.demonstrations())
+    return f"demonstrations={path}"

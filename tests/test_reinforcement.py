@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from tests.learning import NUM_ENVS, NUM_STEPS, demonstrations, small
+from tests.learning import NUM_ENVS, NUM_STEPS, SMALL, demonstrations, small
 from visuomotor.config import Config
 from visuomotor.demonstrations import Demonstrations
 from visuomotor.policies import make_teacher
@@ -47,6 +49,18 @@ def test_an_iteration_counts_its_steps_and_moves_every_network(demos: Demonstrat
     for part, old in zip(parts, before, strict=True):
         assert not torch.equal(weights(part), old)
     assert {"gail_jsd", "aux_loss", "cloning_loss", "approx_kl", "mean_reward"} <= metrics.keys()
+
+
+@pytest.mark.parametrize(
+    ("longest", "pixels", "expected"),
+    [(5, False, 5), (50, False, 12), (None, False, 12), (5, True, 12)],
+)
+def test_only_a_teachers_episodes_may_be_shorter_than_the_tasks(
+    longest: int | None, pixels: bool, expected: int, demos: Demonstrations
+) -> None:
+    teacher = replace(SMALL.distill.teacher, episode_steps=longest)
+    run = learner(demos, small(distill={"teacher": teacher}), pixels)
+    assert run.env.episode_steps == expected  # SMALL's have 12
 
 
 def test_the_value_is_trained_alone_at_first(demos: Demonstrations) -> None:

@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,87 +14,14 @@ import cv2
 import pytest
 import torch
 
-from visuomotor import predecessors
+from tests.training import DISTILL, ITERATION, REHEARSED, RIL, SMALL, metrics, stop_at
 from visuomotor.checkpoint import list_checkpoints, load_checkpoint
 from visuomotor.cli import run_command
 from visuomotor.config import Config
 from visuomotor.demonstrate import collect
-from visuomotor.demonstrations import save_demonstrations
 from visuomotor.distillation import Distillation
-from visuomotor.errors import UserError
-from visuomotor.overrides import load_yaml
-from visuomotor.pixel_actor import PixelActor
-from visuomotor.predecessors import carried_over, ship_teacher
 from visuomotor.reinforcement import Reinforcement
 from visuomotor.train import Run, train
-
-# A run of a few seconds in which everything happens: four worlds, iterations of 8 steps.
-SMALL = (
-    "task=lifting",
-    "num_envs=4",
-    "retargeted=0",
-    "device=cpu",
-    "env.episode_steps=20",
-    "env.num_threads=1",
-    "ppo.num_steps=8",
-    "ppo.epochs=2",
-    "ppo.minibatches=2",
-    "ppo.critic_warmup=1",
-    "gail.updates=2",
-    "gail.batch_size=16",
-    "actor.visual_dim=16",
-    "actor.hidden_dim=16",
-    "cloning.start_updates=2",
-    "cloning.start_steps=64",
-    "aux.start_frames=70",
-    "aux.start_updates=2",
-    "aux.minibatches=2",
-    "aux.batch_size=8",
-    "aux.memory=100",
-    "distill.teacher.num_envs=4",
-    "distill.memory=2",
-    "distill.minibatches=2",
-    "distill.replayed=1",
-    "run.evaluate_every=0",
-    "run.final_episodes=0",
-    "run.tensorboard=false",
-    "run.checkpoint_seconds=100000",
-)
-ITERATION = 32  # env steps
-RIL = ("algorithm=ril", f"total_steps={4 * ITERATION}")
-DISTILL = (
-    "algorithm=distill",
-    f"distill.teacher.total_steps={3 * ITERATION}",
-    f"distill.dagger_steps={4 * ITERATION}",
-    f"distill.finetune_steps={3 * ITERATION}",
-)
-REHEARSED = (*DISTILL, f"distill.rehearsal_steps={2 * ITERATION}")
-
-
-@pytest.fixture(scope="module")
-def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("demonstrations") / "lifting.hdf5"
-    made, _ = collect(Config(task="lifting"), episodes=2, seed=0)
-    save_demonstrations(path, made)
-    return f"demonstrations={path}"
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, iteration: int, number: signal.Signals) -> None:
-    """Sends the signal to this process in the middle of the n-th iteration (from 1), once."""
-    count = 0
-    for learner in (Reinforcement, Distillation):
-        original: Callable[[Any], dict[str, float]] = learner.iterate
-
-        def iterate(
-            self: Any, original: Callable[[Any], dict[str, float]] = original
-        ) -> dict[str, float]:
-            nonlocal count
-            count += 1
-            if count == iteration:
-                os.kill(os.getpid(), number)
-            return original(self)
-
-        monkeypatch.setattr(learner, "iterate", iterate)
 
 
 def leaves(state: Any, path: str = "") -> dict[str, Any]:
@@ -129,11 +54,6 @@ def assert_same_end(one: Path, other: Path) -> None:
         else:
             assert value == second[name], name
     assert metrics(one) == metrics(other)
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("wall_s", "fps")} for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -261,95 +181,6 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(
     assert code == 130
     assert train([f"resume={tmp_path / 'run'}"]) == 0
     assert len(metrics(tmp_path / "run")) == 4
-
-
-def test_the_teacher_of_one_run_serves_another_as_a_run_and_as_shipped(
-    demonstrations: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = [*SMALL, "algorithm=distill", f"distill.dagger_steps={2 * ITERATION}"]
-    first, second = tmp_path / "first", tmp_path / "second"
-    teacher = f"distill.teacher.total_steps={2 * ITERATION}"
-    assert train([*settings, teacher, demonstrations, f"out={first}"]) == 0
-    reuse = [f"distill.teacher_run={first}", "seed=1"]
-    assert train([*settings, *reuse, demonstrations, f"out={second}"]) == 0
-    assert [row["phase"] for row in metrics(second)] == ["dagger"] * 2
-    (one, _, _), (other, _, _) = (load_checkpoint(f / "checkpoints") for f in (first, second))
-    for name, value in one["learner"]["teacher"].items():
-        assert torch.equal(value, other["learner"]["teacher"][name])
-
-    monkeypatch.setattr(predecessors, "TEACHERS", tmp_path / "teachers")
-    ship_teacher(first, tmp_path / "teachers" / "its_name")
-    config = load_yaml(second / "config.yaml", Config)
-    distill = replace(config.distill, teacher_run="its_name")
-    carried = carried_over(replace(config, distill=distill))
-    for name, value in one["learner"]["teacher"].items():
-        assert torch.equal(value, carried["teacher"][name])
-    with pytest.raises(UserError, match=r"no run; .* its_name"):
-        carried_over(replace(config, distill=replace(distill, teacher_run="another_name")))
-
-
-def test_a_run_of_a_teacher_alone_serves_another_once_it_is_finished(
-    demonstrations: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    alone, student = tmp_path / "alone", tmp_path / "student"
-    settings = [*SMALL, "algorithm=distill", demonstrations]
-    teacher = [f"distill.teacher.total_steps={3 * ITERATION}", "distill.dagger_steps=0"]
-    reuse = [f"distill.dagger_steps={ITERATION}", f"distill.teacher_run={alone}", f"out={student}"]
-    with monkeypatch.context() as patch:
-        stop_at(patch, 1, signal.SIGTERM)
-        assert train([*settings, *teacher, f"out={alone}"]) == 143
-    with pytest.raises(UserError, match="has not finished its teacher"):
-        train([*settings, *reuse])
-    assert train([f"resume={alone}"]) == 0
-    assert train([*settings, *reuse]) == 0
-    (one, _, _), (other, _, _) = (load_checkpoint(f / "checkpoints") for f in (alone, student))
-    for name, value in one["learner"]["ppo"]["actor"].items():
-        assert torch.equal(value, other["learner"]["teacher"][name]), name
-
-
-@pytest.mark.parametrize("algorithm", [RIL, DISTILL], ids=["ril", "distill"])
-def test_a_run_begins_with_the_actor_of_another(
-    algorithm: tuple[str, ...],
-    demonstrations: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    assert train([*SMALL, *RIL, demonstrations, f"out={first}"]) == 0
-    (before, _, _) = load_checkpoint(first / "checkpoints")
-    seen: list[dict[str, Any]] = []
-    original = Run.start_phase
-
-    def start_phase(self: Run, phase: str, **options: Any) -> None:
-        original(self, phase, **options)
-        if isinstance(self.learner.actor, PixelActor):
-            seen.append({k: v.clone() for k, v in self.learner.actor.state_dict().items()})
-
-    monkeypatch.setattr(Run, "start_phase", start_phase)
-    assert train([*SMALL, *algorithm, f"start_from={first}", demonstrations, f"out={second}"]) == 0
-    for name, value in before["policy"]["actor"].items():
-        assert torch.equal(seen[0][name], value), name
-    assert "start" not in {row["phase"] for row in metrics(second)}
-
-
-@pytest.mark.parametrize(
-    ("setting", "told"),
-    [
-        ("actor.hidden_dim=8", "actor.hidden_dim=16, this run 8"),
-        ("camera.fovy=20", "camera="),
-        ("aux.weight=0", "aux.weight above 0=True, this run False"),
-    ],
-)
-def test_the_actor_of_another_kind_is_refused(
-    setting: str, told: str, demonstrations: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first = tmp_path / "first"
-    assert train([*SMALL, *RIL, demonstrations, f"out={first}"]) == 0
-    settings = [s for s in SMALL if not s.startswith(setting.partition("=")[0])]
-    argv = [*settings, *RIL, setting, f"start_from={first}", f"out={tmp_path / 'second'}"]
-    assert run_command(train, [*argv, demonstrations]) == 2
-    assert told in capsys.readouterr().err
-    assert not (tmp_path / "second").exists()
 
 
 def test_a_teacher_that_succeeds_is_done(
@@ -525,8 +356,7 @@ def test_demonstrations_are_carried_over_where_their_actions_may_be_used(
     enabled: bool, made: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    from visuomotor.config import CloningConfig, Config, EnvConfig
-    from visuomotor.demonstrate import collect
+    from visuomotor.config import CloningConfig, EnvConfig
     from visuomotor.train import replay_of
 
     config = Config(

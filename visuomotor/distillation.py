@@ -41,7 +41,7 @@ class Distillation:
     Args:
       config: the run's settings; `distill` holds this phase's.
       replay: demonstrations as networks see them (normalization, reset states).
-      teacher: labels; frozen.
+      teacher: labels; frozen, unless it rehearses.
       total_steps: env steps after which the step size has fallen to 0.
       rehearsal: of that teacher, which then learns with its student; None: it is finished.
     """

@@ -356,10 +356,10 @@ class Reinforcement:
 def _with_shorter_episodes(config: Config) -> Config:
     """`distill.teacher.episode_steps` where the task's own episodes are longer."""
     longest = config.distill.teacher.episode_steps
-    steps = config.env.episode_steps or make_task(config.task).episode_steps
-    if longest is None or steps <= longest:
+    if longest is None:
         return config
-    return replace(config, env=replace(config.env, episode_steps=longest))
+    steps = config.env.episode_steps or make_task(config.task).episode_steps
+    return replace(config, env=replace(config.env, episode_steps=min(steps, longest)))
 
 
 def _seed(seed: int, concern: int) -> int:

@@ -366,8 +366,8 @@ class OrderFulfillment(Task):
         return torch.cat(parts, dim=1).float()
 
     def _next_toy_state(self) -> Tensor:
-        """(N, 38) m, rad/s, cosines and sines: where the next toy is for the hand, and its box for
-        it; zeros where there is none."""
+        """(N, 38) m, cosines and sines, contacts, 0 or 1: where the next toy is for the hand, and
+        its box for it; zeros where there is none."""
         toy, left = self.next_toy()
         everyone = torch.arange(len(toy))
         box, other = self._box_ids[toy], torch.tensor(OTHER)[toy]
@@ -384,7 +384,7 @@ class OrderFulfillment(Task):
             in_box[everyone, toy],
             *(torch.stack((turn.cos(), turn.sin()), dim=1) for turn in turns),
             self.prop_pos(box) - pinch,
-            (torch.isin(toy, torch.tensor(PLANES)).double()).unsqueeze(1),
+            torch.isin(toy, torch.tensor(PLANES)).double().unsqueeze(1),
             self.sim.data("sensordata")[everyone, self._toy_contacts[toy]].clamp(max=4.0)[:, None],
             # The place that another toy of its kind has taken: it goes beside it.
             torch.stack((taken, taken * in_box[everyone, other, 0]), dim=1),

@@ -1,0 +1,111 @@
+"""What a run takes over from another: its teacher, or its pixel actor."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training import DISTILL, ITERATION, RIL, SMALL, metrics, stop_at
+from visuomotor import predecessors
+from visuomotor.checkpoint import load_checkpoint
+from visuomotor.cli import run_command
+from visuomotor.config import Config
+from visuomotor.errors import UserError
+from visuomotor.overrides import load_yaml
+from visuomotor.pixel_actor import PixelActor
+from visuomotor.predecessors import carried_over, ship_teacher
+from visuomotor.train import Run, train
+
+
+def test_the_teacher_of_one_run_serves_another_as_a_run_and_as_shipped(
+    demonstrations: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [*SMALL, "algorithm=distill", f"distill.dagger_steps={2 * ITERATION}"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    teacher = f"distill.teacher.total_steps={2 * ITERATION}"
+    assert train([*settings, teacher, demonstrations, f"out={first}"]) == 0
+    reuse = [f"distill.teacher_run={first}", "seed=1"]
+    assert train([*settings, *reuse, demonstrations, f"out={second}"]) == 0
+    assert [row["phase"] for row in metrics(second)] == ["dagger"] * 2
+    (one, _, _), (other, _, _) = (load_checkpoint(f / "checkpoints") for f in (first, second))
+    for name, value in one["learner"]["teacher"].items():
+        assert torch.equal(value, other["learner"]["teacher"][name])
+
+    monkeypatch.setattr(predecessors, "TEACHERS", tmp_path / "teachers")
+    ship_teacher(first, tmp_path / "teachers" / "its_name")
+    config = load_yaml(second / "config.yaml", Config)
+    distill = replace(config.distill, teacher_run="its_name")
+    carried = carried_over(replace(config, distill=distill))
+    for name, value in one["learner"]["teacher"].items():
+        assert torch.equal(value, carried["teacher"][name])
+    with pytest.raises(UserError, match=r"no run; .* its_name"):
+        carried_over(replace(config, distill=replace(distill, teacher_run="another_name")))
+
+
+def test_a_run_of_a_teacher_alone_serves_another_once_it_is_finished(
+    demonstrations: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, student = tmp_path / "alone", tmp_path / "student"
+    settings = [*SMALL, "algorithm=distill", demonstrations]
+    teacher = [f"distill.teacher.total_steps={3 * ITERATION}", "distill.dagger_steps=0"]
+    reuse = [f"distill.dagger_steps={ITERATION}", f"distill.teacher_run={alone}", f"out={student}"]
+    with monkeypatch.context() as patch:
+        stop_at(patch, 1, signal.SIGTERM)
+        assert train([*settings, *teacher, f"out={alone}"]) == 143
+    with pytest.raises(UserError, match="has not finished its teacher"):
+        train([*settings, *reuse])
+    assert train([f"resume={alone}"]) == 0
+    assert train([*settings, *reuse]) == 0
+    (one, _, _), (other, _, _) = (load_checkpoint(f / "checkpoints") for f in (alone, student))
+    for name, value in one["learner"]["ppo"]["actor"].items():
+        assert torch.equal(value, other["learner"]["teacher"][name]), name
+
+
+@pytest.mark.parametrize("algorithm", [RIL, DISTILL], ids=["ril", "distill"])
+def test_a_run_begins_with_the_actor_of_another(
+    algorithm: tuple[str, ...],
+    demonstrations: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert train([*SMALL, *RIL, demonstrations, f"out={first}"]) == 0
+    (before, _, _) = load_checkpoint(first / "checkpoints")
+    seen: list[dict[str, Any]] = []
+    original = Run.start_phase
+
+    def start_phase(self: Run, phase: str, **options: Any) -> None:
+        original(self, phase, **options)
+        if isinstance(self.learner.actor, PixelActor):
+            seen.append({k: v.clone() for k, v in self.learner.actor.state_dict().items()})
+
+    monkeypatch.setattr(Run, "start_phase", start_phase)
+    assert train([*SMALL, *algorithm, f"start_from={first}", demonstrations, f"out={second}"]) == 0
+    for name, value in before["policy"]["actor"].items():
+        assert torch.equal(seen[0][name], value), name
+    assert "start" not in {row["phase"] for row in metrics(second)}
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("actor.hidden_dim=8", "actor.hidden_dim=16, this run 8"),
+        ("camera.fovy=20", "camera="),
+        ("aux.weight=0", "aux.weight above 0=True, this run False"),
+    ],
+)
+def test_the_actor_of_another_kind_is_refused(
+    setting: str, told: str, demonstrations: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = tmp_path / "first"
+    assert train([*SMALL, *RIL, demonstrations, f"out={first}"]) == 0
+    settings = [s for s in SMALL if not s.startswith(setting.partition("=")[0])]
+    argv = [*settings, *RIL, setting, f"start_from={first}", f"out={tmp_path / 'second'}"]
+    assert run_command(train, [*argv, demonstrations]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "second").exists()
