@@ -60,14 +60,15 @@ def test_stacked_means_resting_on_the_other_block(nominal, make, offset, stage):
 def test_cleared_means_both_off_the_table_and_one_of_them_held(nominal, make):
     env = make(replace(nominal, task="clearing_blocks"))
     env.reset()
-    half, height = clearing_blocks.EDGE / 2, clearing_blocks.CLEAR_HEIGHT + 0.001
+    low, height = clearing_blocks.LOWER_EDGE / 2, clearing_blocks.CLEAR_HEIGHT + 0.001
+    high = clearing_blocks.LOWER_EDGE + clearing_blocks.UPPER_EDGE / 2
     for world in range(3):
-        _put(env, world, 1, (0.0, -0.05, half))
-        _put(env, world, 0, (0.0, -0.05, 3 * half))
+        _put(env, world, 1, (0.0, -0.05, low))
+        _put(env, world, 0, (0.0, -0.05, high))
     assert env.task.stage().tolist() == [3, 3, 3]  # one on the other, on the table
     for world in (1, 2):
-        _put(env, world, 1, (0.0, -0.05, half + height))
-        _put(env, world, 0, (0.0, -0.05, 3 * half + height))
+        _put(env, world, 1, (0.0, -0.05, low + height))
+        _put(env, world, 0, (0.0, -0.05, high + height))
     assert env.task.stage().tolist() == [3, 3, 3]  # in the air, but nothing holds them
     fingertip = env.task.fingertip_pos()[2, 0].tolist()
     _put(env, 2, 0, fingertip)

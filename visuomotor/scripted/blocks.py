@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from visuomotor.scripted.expert import AROUND, RETREAT, Expert, Goal, down, rows, wrap
+from visuomotor.scripted.expert import AROUND, RETREAT, Expert, Goal, down, rows
 
 # m, horizontally and in height: a block there is let go. It rests then: letting go on the way
 # down teaches a clone to stop there, half holding on.
@@ -39,7 +39,7 @@ class StackingExpert(Expert):
         held = around & self._firm()
         place = self._place()
         target = rows(held, self._carried(0, place, place[:, 2] - REACH_BEYOND), target)
-        yaw = torch.where(held, self._carried_yaw(), yaw)
+        yaw = torch.where(held, self._heading(), yaw)
         lies = (block - place)[:, :2].norm(dim=1) < PLACED[0]
         lies &= block[:, 2] - place[:, 2] < PLACED[1]
         after, grasped = self._after(place)
@@ -53,10 +53,6 @@ class StackingExpert(Expert):
         place[:, 2] = self._task.prop_pos(1)[:, 2] + self._task.rest_heights().sum(dim=1)
         return place
 
-    def _carried_yaw(self) -> Tensor:
-        """(N,) rad: the hand's heading while it carries."""
-        return self._heading()
-
     def _after(self, place: Tensor) -> tuple[Tensor, Tensor]:
         """With one block on the other: where the pinch site goes (N, 3), and whether the fingers
         press (N,)."""
@@ -65,11 +61,7 @@ class StackingExpert(Expert):
 
 
 class ClearingBlocksExpert(StackingExpert):
-    """Stacks the blocks face to face, then takes both where they meet and raises them."""
-
-    def _carried_yaw(self) -> Tensor:
-        turn = self._task.prop_yaw(1) - self._task.prop_yaw(0)
-        return self._heading() + wrap(4.0 * turn) / 4.0  # the nearest of four faces
+    """Stacks the blocks, then takes both near where they meet and raises them."""
 
     def _after(self, place: Tensor) -> tuple[Tensor, Tensor]:
         pinch, lower = self._task.pinch_pos(), self._task.prop_pos(1)
