@@ -8,7 +8,9 @@ motion comes from the demonstrations.
 Demonstrations that go well never show what to do after something went wrong, and a policy that
 missed a block hovers over it with closed fingers. So the hand is made to fumble here: its fingers
 close on the way to a prop, or let go of it. What was asked for is kept, not the fumble, and what is
-asked for then is to open the hand, to go up, and to do the same again from where things are now.
+asked for then is to open the hand, to go up, and to do the same again from where things are now. It
+also strays: it is carried off for a second and comes back, which a policy must know how to do that
+finds itself where no demonstration was.
 """
 
 from __future__ import annotations
@@ -70,6 +72,10 @@ FINGER_TREMBLING = 2.0  # the same for fingers, as a multiple
 # What goes wrong on purpose: in this share of episodes the fingers close on the way to a prop, in
 # this one they let go of what they hold; so many control steps long.
 FUMBLES = {"close": (0.4, 14), "let go": (0.3, 10)}
+# A hand is carried off: once in this share of the stretches in which it is open, or holds, for so
+# many control steps; as fast, at most (m/s, rad/s), and at this share of that downwards.
+STRAYS = {"open": (0.25, 25), "holding": (0.15, 10)}
+STRAY_SPEED, STRAY_DOWN = (0.2, 1.2), 0.3
 SLIP = 0.015  # m that it is held elsewhere, at most, for which the hand makes up
 LOST = 0.03  # m that a prop is further from the hand than where it was held
 # Fingers stand and hold: slower than this (rad/s), and closed by more than this share of what they
@@ -228,6 +234,9 @@ class _Retargeting:
         self.fumbles = [self._fumble(motion) for motion in self.motions]
         self.fumbling = np.zeros(n, dtype=np.int64)  # control steps left of it
         self.closing = np.zeros(n, dtype=bool)  # ... in which the fingers close
+        self.strays = [self._strays(motion) for motion in self.motions]
+        self.straying = np.zeros(n, dtype=np.int64)  # control steps left of it
+        self.drift = torch.zeros(n, 6, dtype=torch.float64)  # m/s, rad/s: ... which carries it off
 
     def _fumble(self, motion: Motion) -> tuple[str, int]:
         """What goes wrong in an episode, and at which step of the motion."""
@@ -246,6 +255,20 @@ class _Retargeting:
                 return kind, int(self.rng.choice(steps)) if len(steps) > 0 else len(motion.pos)
             draw -= FUMBLES[kind][0]
         return "", len(motion.pos)
+
+    def _strays(self, motion: Motion) -> list[int]:
+        """The steps of the motion at which its hand is carried off, the first one first."""
+        steps = np.arange(len(motion.pos))
+        holding = (motion.held >= 0) & motion.press
+        # As above; and what has been let go for good is not waited for.
+        holding &= motion.until - steps > LAST + STRAYS["holding"][1]
+        chosen = []
+        for kind, where in (("open", ~motion.press), ("holding", holding)):
+            ends = np.flatnonzero(np.diff(np.concatenate(([0], where.astype(np.int8), [0]))))
+            for begin, end in ends.reshape(-1, 2).tolist():
+                if self.rng.random() < STRAYS[kind][0]:
+                    chosen.append(int(self.rng.integers(begin, end)))
+        return sorted(chosen)
 
     def _turn(self, segment: Segment, now: np.ndarray, present: np.ndarray) -> tuple[float, float]:
         """The turn (rad) by which a motion by a prop serves where the props are `now` (P, 3), and
@@ -322,6 +345,8 @@ class _Retargeting:
             columns["actions"].append(action)
             noise = torch.from_numpy(self.rng.standard_normal(action.shape)).float()
             done = action + scale * noise
+            strays = self._strayed()
+            done[strays, :6] = self.hand.arm_action(self.drift)[strays].float()
             closes = self._fumbled()
             done[:, 6:] = torch.where(closes.isnan(), done[:, 6:], closes)
             result = env.step(done)
@@ -351,6 +376,27 @@ class _Retargeting:
                 closes[world] = 1.0 if self.closing[world] else -1.0
         return closes
 
+    def _strayed(self) -> Tensor:
+        """(N,) bool: where the hand is carried off now. It comes back from wherever it is then."""
+        strays = self.straying > 0
+        self.straying[strays] -= 1
+        for world in np.flatnonzero(strays & (self.straying == 0) & ~self.over).tolist():
+            self._bend(world, int(self.step[world]))
+        for world, steps in enumerate(self.strays):
+            step = int(self.step[world])
+            if not steps or step < steps[0] or self.over[world] or self.fumbling[world] > 0:
+                continue
+            steps.pop(0)
+            motion = self.motions[world]
+            kind = "holding" if motion.press[step] else "open"
+            self.straying[world] = STRAYS[kind][1]
+            twist = self.rng.uniform(-1.0, 1.0, 6)
+            twist[2] = self.rng.uniform(-STRAY_DOWN, 1.0)
+            self.drift[world] = torch.from_numpy(twist * np.repeat(STRAY_SPEED, 3))
+            if kind == "open":
+                self.step[world] = min(step, int(motion.again[step]))
+        return torch.from_numpy(strays)
+
     def _act(self) -> Tensor:
         """(N, 9) float32 in [-1, 1]; moves every world's motion on where its hand keeps up."""
         worlds = self.worlds
@@ -368,7 +414,7 @@ class _Retargeting:
         # A hand that rises while its fingers still close takes less than it should, or nothing.
         closes = (-behind.mean(axis=1) > CLOSES) & (speed > FIRM[0])
         lags |= np.where(self.press[worlds, self.step], closes, behind.max(axis=1) > LAG[2])
-        waits = self.over | (lags & (self.waited < PATIENCE))
+        waits = self.over | (self.straying > 0) | (lags & (self.waited < PATIENCE))
         goes_on = torch.from_numpy(~waits).unsqueeze(1)
         linear = POSITION_GAIN * missing + goes_on * forward / self.env.control_dt
         fast = linear.norm(dim=1, keepdim=True).clamp(min=1e-9)
@@ -385,8 +431,9 @@ class _Retargeting:
         closed = fingers.mean(axis=1) > FIRM[1] * self.aim[worlds, self.step].mean(axis=1)
         closing = np.where(closed & (speed < FIRM[0]), self.hold, 1.0)
         asked = torch.from_numpy(np.where(press[:, None], closing[:, None], opening))
-        # Fingers that fumble may take their time.
-        self.waited = np.where(waits & (self.fumbling == 0), self.waited + 1, 0)
+        # Hands that stray and fingers that fumble may take their time.
+        busy = (self.fumbling > 0) | (self.straying > 0)
+        self.waited = np.where(waits & ~busy, self.waited + 1, 0)
         self._advance(np.where(waits, self.step, following))
         return torch.cat((arm, asked), dim=1).float().clamp(-1.0, 1.0)
 
@@ -438,7 +485,7 @@ class _Retargeting:
             moved = np.abs(self.fingers[worlds, step] - self.fingers[worlds, self.step])
             same &= moved.max(axis=1) < LAG[2]
             distance = np.linalg.norm(self.pos[worlds, step] - hand, axis=1)
-            better = same & ~self.over & (distance < nearest)
+            better = same & ~self.over & (self.straying == 0) & (distance < nearest)
             best = np.where(better, step, best)
             nearest = np.where(better, distance, nearest)
         self.step = best
@@ -450,7 +497,7 @@ class _Retargeting:
         worlds = self.worlds
         until = self.until[worlds, self.step]
         where, heights = prop_places(self.env).numpy(), prop_heights(self.env).numpy()
-        for world in np.flatnonzero((until < FAR) & ~self.over).tolist():
+        for world in np.flatnonzero((until < FAR) & ~self.over & (self.straying == 0)).tolist():
             step = self.step[world]
             held = self.held[world, step]
             prop = self.motions[world].segments[self.segment[world, step]].prop
