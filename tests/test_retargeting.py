@@ -249,6 +249,29 @@ def test_after_a_fumble_the_hand_opens_and_tries_again(
         assert len(pressed) >= 1
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_hand_that_is_carried_off_comes_back(
+    share: float, demos: Demonstrations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most episodes end well all the same; what was asked for is not what carried it off."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    strays = {kind: (share, length) for kind, (_, length) in retargeting.STRAYS.items()}
+    monkeypatch.setattr(retargeting, "STRAYS", strays)
+    monkeypatch.setattr(retargeting, "FUMBLES", {"close": (0.0, 14), "let go": (0.0, 10)})
+    monkeypatch.setattr(retargeting, "MAX_ATTEMPTS", 1)
+    made = with_retargeted(config("stacking"), demos, 16).demos[6:]
+    assert len(made) >= 8
+    env = make_env(config("stacking"), num_envs=1, seed=0, render=False)
+    joints = env.jaco.qpos_ids[:6].numpy()
+    fastest = env.jaco.velocity_limits[:6].numpy() * env.control_dt
+    for demo in made:
+        done = np.diff(demo.states[:, joints], axis=0)  # rad
+        asked = demo.actions[:-1, :6] * fastest
+        apart = np.linalg.norm(done - asked, axis=1)
+        for_a_while = np.convolve(apart, np.full(20, 1 / 20), mode="valid").max()
+        assert (for_a_while > 0.05) == (share > 0.0)
+
+
 def test_no_expert_takes_part() -> None:
     text = Path(retargeting.__file__).read_text()
     imported = set()
