@@ -270,13 +270,29 @@ class _Retargeting:
                     chosen.append(int(self.rng.integers(begin, end)))
         return sorted(chosen)
 
-    def _turn(self, segment: Segment, now: np.ndarray, present: np.ndarray) -> tuple[float, float]:
+    def _turns(self, segment: Segment, now: np.ndarray, before: float) -> np.ndarray:
+        """(K,) rad: by how much a motion by a prop may be turned where the props are `now` (P, 3),
+        after one that was turned by `before` (rad)."""
+        task, prop = self.env.task, segment.prop
+        then, by = segment.places[prop], task.turning[prop] if task.turning else "prop"
+        if by == "hand":
+            return np.array([before])
+        if by == "arm":
+            turns = np.array([_azimuth(now[prop]) - _azimuth(then)])
+        else:
+            ways = task.grasp_symmetry(prop)
+            turns = now[prop, 2] - then[2] + np.arange(ways) * (2.0 * np.pi / ways)
+        turns = (turns + np.pi) % (2.0 * np.pi) - np.pi
+        return turns
+
+    def _turn(
+        self, segment: Segment, now: np.ndarray, present: np.ndarray, before: float = 0.0
+    ) -> tuple[float, float]:
         """The turn (rad) by which a motion by a prop serves where the props are `now` (P, 3), and
         how unlike the two places are: a symmetric prop can be taken in several ways, and a close
         neighbour stands in the way of some of them. present: (P,) bool, who may be a neighbour."""
-        prop, ways = segment.prop, self.env.task.grasp_symmetry(segment.prop)
-        turns = now[prop, 2] - segment.places[prop, 2] + np.arange(ways) * (2.0 * np.pi / ways)
-        turns = (turns + np.pi) % (2.0 * np.pi) - np.pi
+        prop = segment.prop
+        turns = self._turns(segment, now, before)
         costs = []
         for turn in turns:
             cost = YAW_WEIGHT * abs(turn)
@@ -313,7 +329,7 @@ class _Retargeting:
         segment = motion.segments[int(self.segment[world, begin])]
         rows = slice(begin, segment.end)
         places = prop_places(self.env)[world].numpy()
-        turn, _ = self._turn(segment, places, motion.present)
+        turn, _ = self._turn(segment, places, motion.present, float(self.turned[world]))
         now, then = places[segment.prop, :2], segment.places[segment.prop, :2]
         path = motion.pos[rows]
         there = path.copy()
@@ -514,6 +530,12 @@ class _Retargeting:
             for number, segment in enumerate(self.motions[world].segments):
                 if number > 0 and segment.begin == step[world]:
                     self._bend(world, segment.begin)
+
+
+def _azimuth(place: np.ndarray) -> float:
+    """rad: the direction of a place (x, y, ...) [m] as seen from the arm's base."""
+    x, y = place[:2] - np.asarray(robot.BASE_POS)[:2]
+    return float(np.arctan2(y, x))
 
 
 def _weights(path: np.ndarray) -> np.ndarray:

@@ -72,6 +72,7 @@ class Pouring(Task):
     props = ("mug", "container")
     stage_props = (0, *[1] * (SPHERES + 1))
     prop_symmetry = (4, 4)
+    turning = ("prop", "arm")
     longest_physics_dt = PHYSICS_DT
     workspace = 0.1
 

@@ -31,6 +31,7 @@ class Stacking(Task):
     props = ("block_0", "block_1")
     stage_props: tuple[int, ...] = (0, 0, 1, 1)
     prop_symmetry = (4, 4)
+    turning = ("prop", "hand")
 
     def add_props(self, spec: mujoco.MjSpec) -> None:
         scene.add_block(spec, "block_0", BLOCK_EDGE, BLOCK_MASS, ORANGE)

@@ -38,6 +38,12 @@ class Task(ABC):
     stage_props: tuple[int, ...]  # of each stage: the prop that the hand moves by
     # Turns about its vertical that leave a prop as it is: 4 for a cube; empty: 1 for every prop.
     prop_symmetry: tuple[int, ...] = ()
+    # With what a hand's motion by each prop is turned where a demonstration is carried over to
+    # another start (visuomotor.retargeting): "prop", with that one, in the most alike of its
+    # symmetric ways; "arm", with its direction from the arm's base; "hand", not at all: as the hand
+    # comes. () for "prop". What demonstrations pay no heed to, copies must not follow: that a hand
+    # turns with what can hardly be seen is nothing that a policy learns from pixels.
+    turning: tuple[str, ...] = ()
     longest_physics_dt: float = math.inf  # s; where the configured one is longer, this one is used
     workspace: float = WORKSPACE  # m; props start within so much of the origin, in x and in y
 
