@@ -106,18 +106,20 @@ def test_with_fewer_toys_all_of_them_are_success_and_the_reward_is_their_number(
         (GREEN_BOX, (0.063, 0.047, 0.02), True),
         (GREEN_BOX, (0.065, 0.0, 0.02), False),
         (GREEN_BOX, (0.0, 0.049, 0.02), False),
-        (GREEN_BOX, (0.0, 0.0, 0.031), False),  # over the rim
+        (GREEN_BOX, (0.0, 0.0, 0.044), True),  # leans on a wall
+        (GREEN_BOX, (0.0, 0.0, 0.046), False),  # lies across one, or on another toy
         (RED_BOX, (0.0, 0.0, 0.02), False),  # a plane
     ],
 )
-def test_in_the_right_box_means_inside_its_walls_and_below_its_rim(env, box, offset, inside):
+def test_in_the_right_box_means_between_its_walls_and_not_on_top_of_them(env, box, offset, inside):
     _set(env, _into(env, _start(env, (0,)), 0, box, offset))
     assert bool(env.task.in_box()[0, 0]) == inside
     assert int(env.task.stage()[0]) == (4 if inside else 0)
 
 
 def test_a_toy_that_the_hand_holds_is_not_delivered(env):
-    """The box is held up under a toy between the fingers, and under one at a fingertip."""
+    """The box is held up under a toy between the fingers, and under one at a fingertip. Nor is it
+    in the box, as one is that leans on a wall, while the hand touches it above the rim."""
     state = _start(env, (2,))
     state[env.jaco.qpos_ids[6:].numpy()] = 1.2
     _set(env, state)
@@ -130,6 +132,13 @@ def test_a_toy_that_the_hand_holds_is_not_delivered(env):
     assert float(env.task.hand_contacts(2)[:2].min()) > 0.0
     assert env.task.in_box()[:2, 2].tolist() == [True, True]
     assert env.task.stage()[:2].tolist() == [0, 4]
+    above = [
+        _put(env, row, RED_BOX, place - (0.0, 0.0, order.RIM + 0.004))
+        for row, place in zip(rows, places, strict=True)
+    ]
+    _set(env, *above)
+    assert float(env.task.hand_contacts(2)[:2].min()) > 0.0
+    assert env.task.in_box()[:2, 2].tolist() == [False, False]
 
 
 def test_a_toy_that_fell_off_the_table_is_not_an_absent_one(env):

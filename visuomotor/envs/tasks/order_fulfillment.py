@@ -29,6 +29,9 @@ INNER_HALF = (0.064, 0.048)  # x, y in the box's frame
 WALL = 0.004  # thickness
 RIM = 0.03  # height of the walls above the table
 FLOOR = 0.003  # thickness of a box's floor
+# m of a toy's centre above its box's floor: a toy that nothing holds and that leans on a wall is in
+# the box; one that lies across a wall, or on another toy, is not.
+LEANING = 0.045
 BOX_MASS = 0.4  # kg; a toy or a finger that runs against it hardly moves it
 # x, y [m], yaw [rad]; seen from the camera green stands at the left, behind the toys, red at the
 # right, with their longer edges in the line of sight. At the start of an episode they stand as far
@@ -250,16 +253,21 @@ class OrderFulfillment(Task):
         return (mat.transpose(2, 3) @ offset.unsqueeze(3)).squeeze(3)
 
     def in_box(self) -> Tensor:
-        """(N, toys) bool: present, and the centre is inside the right box and below its rim."""
+        """(N, toys) bool: present, and the centre is between the walls of the right box: below its
+        rim, or, where the hand does not touch it, where it is when it leans on a wall."""
         x, y, z = self.in_box_frame().unbind(dim=2)
-        inside = (x.abs() < INNER_HALF[0]) & (y.abs() < INNER_HALF[1]) & (z > 0.0) & (z < RIM)
-        return inside & self.present()
+        between = (x.abs() < INNER_HALF[0]) & (y.abs() < INNER_HALF[1]) & (z > 0.0)
+        low = (z < RIM) | ((z < LEANING) & ~self._touched())
+        return between & low & self.present()
 
     def delivered(self) -> Tensor:
         """(N, toys) bool: in the right box, and the hand does not hold it."""
-        touched = self.sim.data("sensordata")[:, self._toy_contacts] > 0
         near = torch.linalg.vector_norm(self.toy_pos() - self.pinch_pos().unsqueeze(1), dim=2)
-        return self.in_box() & ~(touched & (near < HELD))
+        return self.in_box() & ~(self._touched() & (near < HELD))
+
+    def _touched(self) -> Tensor:
+        """(N, toys) bool: by the hand."""
+        return self.sim.data("sensordata")[:, self._toy_contacts] > 0
 
     def next_toy(self) -> tuple[Tensor, Tensor]:
         """The toy nearest to the pinch site of those that are not in their box: (N,) its index, and
