@@ -82,6 +82,18 @@ def test_the_teacher_acts_in_a_share_of_worlds_that_falls(
     assert shares == expected
 
 
+@pytest.mark.parametrize(
+    ("fraction", "expected"), [(1.0, [1.0, 0.75, 0.5, 0.25]), (0.5, [1.0, 1.0, 1.0, 0.5])]
+)
+def test_the_step_size_falls_over_the_last_share_of_the_run(
+    fraction: float, expected: list[float], demos: Demonstrations
+) -> None:
+    settings = {"anneal_fraction": fraction, "learning_rate": 2e-3}
+    run = learner(demos, small(distill=settings), iterations=4)
+    rates = [run.iterate()["learning_rate"] for _ in range(4)]
+    assert rates == pytest.approx([2e-3 * share for share in expected])
+
+
 def test_noise_disturbs_what_is_done_and_not_the_labels(demos: Demonstrations) -> None:
     run = learner(demos, small(distill={"teacher_share": 0.0, "action_noise": 0.2}))
     actions = torch.stack(executed(run))

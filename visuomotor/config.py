@@ -227,6 +227,9 @@ class DistillConfig:
     teacher_run: str | None = None  # a finished teacher's run or a shipped one's task: no training
     dagger_steps: int = 1_000_000  # env steps of the student under its labels; 0: a teacher only
     learning_rate: float = 1e-3
+    # Last share of the run over which the step size falls to 0. Much is gained only then:
+    # clearing_blocks' student went from 22 to 55 % of 64 episodes within 0.2 M steps of it.
+    anneal_fraction: float = 0.5
     # Of the fingers' labels: squared, or linear, under which nothing lies between hold and let go.
     finger_loss: str = "linear"
     teacher_share: float = 0.5  # share of worlds in which the teacher acts at first ...

@@ -138,7 +138,8 @@ class Distillation:
         self._see_anew()
         self._filled = max(self._filled, slot + 1)
         left = 1.0 - self.env_steps / self.total_steps
-        rate = self.config.distill.learning_rate * max(0.0, min(1.0, 2.0 * left))
+        fraction = max(self.config.distill.anneal_fraction, 1e-9)
+        rate = self.config.distill.learning_rate * max(0.0, min(1.0, left / fraction))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         metrics = self._fit(slot)

@@ -253,6 +253,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "finger_loss": one_of("squared", "linear"),
         "teacher_share": SHARE,
         "final_teacher_share": SHARE,
+        "anneal_fraction": SHARE,
         "action_noise": at_least(0),
         "minibatches": at_least(1),
         "epochs": at_least(1),
