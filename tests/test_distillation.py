@@ -95,10 +95,13 @@ def test_the_step_size_falls_over_the_last_share_of_the_run(
 
 
 def test_noise_disturbs_what_is_done_and_not_the_labels(demos: Demonstrations) -> None:
-    run = learner(demos, small(distill={"teacher_share": 0.0, "action_noise": 0.2}))
+    settings = {"teacher_share": 0.0, "action_noise": 0.2, "noisy_share": 0.5}
+    run = learner(demos, small(distill=settings))
     actions = torch.stack(executed(run))
     noise = actions - run._buffers[0].mean
-    assert 0.15 < float(noise.std()) < 0.25
+    disturbed = (noise != 0.0).any(dim=2).any(dim=0)
+    assert disturbed.tolist() == [False, True, False, True]
+    assert 0.15 < float(noise[:, disturbed].std()) < 0.25
     assert float(run._buffers[0].action.abs().max()) <= 1.0
 
 

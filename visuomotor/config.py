@@ -236,7 +236,10 @@ class DistillConfig:
     # ... and in the end. Without any, pouring's student fell from 61 to 34 % within 0.2 M steps: it
     # then sees little but its own failures.
     final_teacher_share: float = 0.2
-    action_noise: float = 0.1  # standard deviation added to actions: states to recover from
+    action_noise: float = 0.1  # standard deviation added to actions: states to recover from ...
+    # ... in this share of worlds. Where all have it a policy is never seen to act without, as it is
+    # judged: pouring's student had 58 % of its training episodes and 31 % of 64 without the noise.
+    noisy_share: float = 0.5
     # Env steps in which the teacher goes on learning beside its student, from states that the
     # student came to; 0: it is finished.
     rehearsal_steps: int = 0

@@ -174,7 +174,11 @@ class Distillation:
         n = self.env.num_envs
         buffer.start(self.policy.hidden)
         self.policy.forget_features()
-        teacher_acts = torch.arange(n, device=self.device) < round(self._teacher_share() * n)
+        worlds = torch.arange(n, device=self.device)
+        teacher_acts = worlds < round(self._teacher_share() * n)
+        # Spread over all worlds, whoever acts there.
+        share = self.config.distill.noisy_share
+        disturbed = (((worlds + 1) * share).floor() > (worlds * share).floor()).unsqueeze(1)
         empty = torch.zeros(n, 0, device=self.device)
         zeros = torch.zeros(n, device=self.device)
         self._met.clear()
@@ -198,7 +202,7 @@ class Distillation:
             )
             noise = torch.randn(mean.shape, generator=self._generator).to(self.device)
             action = torch.where(teacher_acts.unsqueeze(1), label, mean)
-            action = action + self.config.distill.action_noise * noise
+            action = action + self.config.distill.action_noise * noise * disturbed
             began_initially = self.env.from_initial.clone()
             result = self.env.step(action)
             self.observation = result.observation

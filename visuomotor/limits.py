@@ -255,6 +255,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "final_teacher_share": SHARE,
         "anneal_fraction": SHARE,
         "action_noise": at_least(0),
+        "noisy_share": SHARE,
         "minibatches": at_least(1),
         "epochs": at_least(1),
         "replayed": at_least(0),
