@@ -243,12 +243,7 @@ class _Retargeting:
         draw = self.rng.random()
         kinds = {
             "close": np.flatnonzero(~np.logical_or.accumulate(motion.press)),
-            # Well before it is time to let go: what is asked for during a fumble is to hold on.
-            "let go": np.flatnonzero(
-                (motion.held >= 0)
-                & motion.press
-                & (motion.until - np.arange(len(motion.pos)) > LAST + FUMBLES["let go"][1])
-            ),
+            "let go": np.flatnonzero(_holds_on(motion, FUMBLES["let go"][1])),
         }
         for kind, steps in kinds.items():
             if draw < FUMBLES[kind][0]:
@@ -258,12 +253,12 @@ class _Retargeting:
 
     def _strays(self, motion: Motion) -> list[int]:
         """The steps of the motion at which its hand is carried off, the first one first."""
-        steps = np.arange(len(motion.pos))
-        holding = (motion.held >= 0) & motion.press
-        # As above; and what has been let go for good is not waited for.
-        holding &= motion.until - steps > LAST + STRAYS["holding"][1]
+        stretches = {
+            "open": ~motion.press,
+            "holding": _holds_on(motion, STRAYS["holding"][1]),
+        }
         chosen = []
-        for kind, where in (("open", ~motion.press), ("holding", holding)):
+        for kind, where in stretches.items():
             ends = np.flatnonzero(np.diff(np.concatenate(([0], where.astype(np.int8), [0]))))
             for begin, end in ends.reshape(-1, 2).tolist():
                 if self.rng.random() < STRAYS[kind][0]:
@@ -282,8 +277,7 @@ class _Retargeting:
         else:
             ways = task.grasp_symmetry(prop)
             turns = now[prop, 2] - then[2] + np.arange(ways) * (2.0 * np.pi / ways)
-        turns = (turns + np.pi) % (2.0 * np.pi) - np.pi
-        return turns
+        return (turns + np.pi) % (2.0 * np.pi) - np.pi
 
     def _turn(
         self, segment: Segment, now: np.ndarray, present: np.ndarray, before: float = 0.0
@@ -362,7 +356,8 @@ class _Retargeting:
             noise = torch.from_numpy(self.rng.standard_normal(action.shape)).float()
             done = action + scale * noise
             strays = self._strayed()
-            done[strays, :6] = self.hand.arm_action(self.drift)[strays].float()
+            if bool(strays.any()):
+                done[strays, :6] = self.hand.arm_action(self.drift)[strays].float()
             closes = self._fumbled()
             done[:, 6:] = torch.where(closes.isnan(), done[:, 6:], closes)
             result = env.step(done)
@@ -530,6 +525,14 @@ class _Retargeting:
             for number, segment in enumerate(self.motions[world].segments):
                 if number > 0 and segment.begin == step[world]:
                     self._bend(world, segment.begin)
+
+
+def _holds_on(motion: Motion, length: int) -> np.ndarray:
+    """(T,) bool: something is held, and it is not yet time to let go of it, nor soon after so many
+    control steps: what is asked for until then is to hold on."""
+    left = motion.until - np.arange(len(motion.pos))
+    holds: np.ndarray = (motion.held >= 0) & motion.press & (left > LAST + length)
+    return holds
 
 
 def _azimuth(place: np.ndarray) -> float:

@@ -32,8 +32,7 @@ class ClearingBlocks(Stacking):
     stages = ("start", "reach", "lifted", "stacked", "cleared")
     stage_rewards = (0.0, 0.125, 0.25, 1.0, 2.0)  # paper
     stage_props = (0, 0, 1, 1, 1)
-    # Here with the pink block, too: in the end the hand closes on it. A teacher of demonstrations
-    # that did not had 83 % where this one had 94 %, and its student 32 % where this one's had 52.
+    # Here with the pink block, too: in the end the hand closes on it.
     turning = ("prop", "prop")
 
     def add_props(self, spec: mujoco.MjSpec) -> None:
