@@ -26,14 +26,18 @@ PRESSING = (0.5, 0.0)  # of a finger's action: a hand that begins to close; that
 FAR = 10**6  # control steps: never
 
 
+# Beside the P props stands the table's middle, as the last one (TABLE): what a hand moves by that
+# goes to a place, whatever stands where.
+
+
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a demonstration in which the hand moves by one prop."""
+    """A stretch of a demonstration in which the hand moves by one prop, or by the table."""
 
     begin: int
     end: int
     prop: int
-    places: np.ndarray  # (P, 3) x, y [m], yaw [rad] of every prop when it begins
+    places: np.ndarray  # (P + 1, 3) x, y [m], yaw [rad] of each of them when it begins
 
 
 @dataclass(frozen=True)
@@ -73,13 +77,13 @@ def read_motion(env: VisuomotorEnv, demo: Demonstration) -> Motion:
         offsets.append(prop_grips(env)[:n].clone())
         up.append(prop_heights(env)[:n].clone())
         fingers.append(env.sim.data("qpos")[:n, env.jaco.qpos_ids[6:]].clone())
-    where = torch.cat(places).numpy()  # (T, P, 3)
+    where = torch.cat(places).numpy()  # (T, P + 1, 3)
     path = _smooth(torch.cat(pos).numpy())
     props = _steady(torch.cat(by).numpy())
     begins = [0, *(np.flatnonzero(np.diff(props)) + 1).tolist()]
-    grips = torch.cat(offsets).numpy()  # (T, P, 3)
+    grips = torch.cat(offsets).numpy()  # (T, P + 1, 3)
     apart = np.linalg.norm(grips, axis=2)
-    heights = torch.cat(up).numpy()  # (T, P)
+    heights = torch.cat(up).numpy()  # (T, P + 1)
     moved = (apart < HELD[0]) & (np.abs(heights - heights[0]) > HELD[1])
     nearest = np.where(moved, apart, np.inf).argmin(axis=1)  # what a held prop carries moves, too
     angles = torch.cat(fingers).numpy()
@@ -118,7 +122,8 @@ def read_motion(env: VisuomotorEnv, demo: Demonstration) -> Motion:
 
 
 def agree(motions: list[Motion]) -> None:
-    """When a prop may be let go is the same for all of them, by the prop and by what it lies."""
+    """When a prop may be let go is the same for all of them, by the prop and by what it lies; never
+    where no demonstration lets go of the one by the other."""
     lain: dict[tuple[int, int], list[np.ndarray]] = {}
     places = []
     for motion in motions:
@@ -130,14 +135,17 @@ def agree(motions: list[Motion]) -> None:
                     if motion.until[step] == step + 1:
                         lain.setdefault(pair, []).append(motion.lies[step].copy())
     for motion, step, pair in places:
-        motion.lies[step] = np.quantile(lain[pair], LIES, axis=0)
+        if pair in lain:
+            motion.lies[step] = np.quantile(lain[pair], LIES, axis=0)
+        else:
+            motion.until[step] = FAR
 
 
 def _again(press: np.ndarray, apart: np.ndarray, props: np.ndarray) -> np.ndarray:
     """(T,) the step to which the hand goes back, open: of the time before it presses, or of now if
     it does not, the last one at which it was away from the prop that it is about to take.
 
-    press: (T,) bool; apart: (T, P) m from the hand to every prop; props: (T,) by which it moves.
+    press: (T,) bool; apart: (T, P + 1) m from the hand to each; props: (T,) by which it moves.
     """
     again = np.zeros(len(press), dtype=np.int64)
     changes = (np.flatnonzero(press[1:] != press[:-1]) + 1).tolist()
@@ -177,15 +185,19 @@ def _phase_ends(press: np.ndarray) -> np.ndarray:
 
 
 def prop_grips(env: VisuomotorEnv) -> Tensor:
-    """(N, P, 3) m: from the pinch site to every prop."""
-    pinch, props = env.task.pinch_pos(), range(len(env.task.props))
-    return torch.stack([env.task.prop_pos(index) - pinch for index in props], dim=1)
+    """(N, P + 1, 3) m: from the pinch site to every prop, and to the table's middle."""
+    return torch.stack(_centres(env), dim=1) - env.task.pinch_pos().unsqueeze(1)
 
 
 def prop_heights(env: VisuomotorEnv) -> Tensor:
-    """(N, P) m: of every prop's centre."""
-    props = range(len(env.task.props))
-    return torch.stack([env.task.prop_pos(index)[:, 2] for index in props], dim=1)
+    """(N, P + 1) m: of every prop's centre, and of the table."""
+    return torch.stack(_centres(env), dim=1)[:, :, 2]
+
+
+def _centres(env: VisuomotorEnv) -> list[Tensor]:
+    """P + 1 of (N, 3) m."""
+    props = [env.task.prop_pos(index) for index in range(len(env.task.props))]
+    return [*props, torch.zeros_like(props[0])]
 
 
 def _smooth(path: np.ndarray) -> np.ndarray:
@@ -198,10 +210,10 @@ def _smooth(path: np.ndarray) -> np.ndarray:
 
 
 def prop_places(env: VisuomotorEnv) -> Tensor:
-    """(N, P, 3): x, y [m] and yaw [rad] of every prop."""
-    task = env.task
-    columns = [
-        torch.cat((task.prop_pos(index)[:, :2], task.prop_yaw(index).unsqueeze(1)), dim=1)
-        for index in range(len(task.props))
-    ]
-    return torch.stack(columns, dim=1)
+    """(N, P + 1, 3): x, y [m] and yaw [rad] of every prop, and of the table's middle."""
+    yaws = [env.task.prop_yaw(index) for index in range(len(env.task.props))]
+    yaws.append(torch.zeros_like(yaws[0]))
+    columns = zip(_centres(env), yaws, strict=True)
+    return torch.stack(
+        [torch.cat((pos[:, :2], yaw.unsqueeze(1)), dim=1) for pos, yaw in columns], dim=1
+    )

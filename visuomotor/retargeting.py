@@ -37,6 +37,7 @@ from visuomotor.demonstrations import (
 )
 from visuomotor.envs import VisuomotorEnv, make_env, make_task, robot
 from visuomotor.envs.kinematics import HandMotion, planar
+from visuomotor.envs.tasks.task import TABLE
 from visuomotor.motions import (
     BRIEF,
     FAR,
@@ -59,6 +60,7 @@ YAW_WEIGHT = 0.05  # m/rad, in that likeness
 ELSEWHERE = 0.2
 NEIGHBOUR = (0.15, 0.05)
 BENT = 0.5  # share of a motion's path over which it goes from where it was to where it must be
+STANDS = 0.002  # m, the length of a path on which the hand only stands
 AHEAD = 3  # control steps that a motion may skip where the hand is ahead of it
 POSITION_GAIN = 4.0  # 1/s
 ROTATION_GAIN = 4.0  # 1/s
@@ -266,9 +268,11 @@ class _Retargeting:
         return sorted(chosen)
 
     def _turns(self, segment: Segment, now: np.ndarray, before: float) -> np.ndarray:
-        """(K,) rad: by how much a motion by a prop may be turned where the props are `now` (P, 3),
-        after one that was turned by `before` (rad)."""
+        """(K,) rad: by how much a motion by a prop may be turned where the props are `now`
+        (P + 1, 3), after one that was turned by `before` (rad)."""
         task, prop = self.env.task, segment.prop
+        if prop == TABLE:
+            return np.zeros(1)
         then, by = segment.places[prop], task.turning[prop] if task.turning else "prop"
         if by == "hand":
             return np.array([before])
@@ -282,7 +286,8 @@ class _Retargeting:
     def _turn(
         self, segment: Segment, now: np.ndarray, present: np.ndarray, before: float = 0.0
     ) -> tuple[float, float]:
-        """The turn (rad) by which a motion by a prop serves where the props are `now` (P, 3), and
+        """The turn (rad) by which a motion by a prop serves where the props are `now`
+        (P + 1, 3), and
         how unlike the two places are: a symmetric prop can be taken in several ways, and a close
         neighbour stands in the way of some of them. present: (P,) bool, who may be a neighbour."""
         prop = segment.prop
@@ -543,10 +548,12 @@ def _azimuth(place: np.ndarray) -> float:
 
 def _weights(path: np.ndarray) -> np.ndarray:
     """(T, 3) of a segment -> (T,) how much of it is bent: 0 at its begin, 1 from BENT of the way
-    on, smooth at both ends."""
+    on, smooth at both ends; 1 throughout where it only stands."""
     steps = np.linalg.norm(np.diff(path, axis=0), axis=1)
     length = np.concatenate(([0.0], np.cumsum(steps)))
-    share = np.clip(length / max(BENT * length[-1], 1e-6), 0.0, 1.0)
+    if length[-1] < STANDS:
+        return np.ones(len(path))
+    share = np.clip(length / (BENT * length[-1]), 0.0, 1.0)
     return share * share * (3.0 - 2.0 * share)
 
 

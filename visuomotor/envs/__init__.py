@@ -12,6 +12,7 @@ import torch
 from visuomotor.config import Config
 from visuomotor.envs.environment import Observation, ResetSampler, StepResult, VisuomotorEnv
 from visuomotor.envs.tasks import ALIASES, TASKS, Task
+from visuomotor.envs.tasks.task import TABLE
 from visuomotor.errors import UserError, did_you_mean
 
 _TaskType = TypeVar("_TaskType", bound=type[Task])
@@ -35,7 +36,7 @@ def register(task: _TaskType) -> _TaskType:
             raise UserError(
                 f"task '{task.name}' has {len(task.stages)} stages and {length} {what}; one each"
             )
-    if not set(task.stage_props) <= set(range(len(task.props))):
+    if not set(task.stage_props) <= {TABLE, *range(len(task.props))}:
         raise UserError(
             f"task '{task.name}': stage_props={task.stage_props} names a prop beyond the "
             f"{len(task.props)} in props"

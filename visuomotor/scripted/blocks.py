@@ -16,6 +16,11 @@ JOINT_REACHED = 0.004  # m in height
 # m from the pinch site: two blocks in the hand are further off once they have slipped.
 STILL_HELD = 0.03
 OFF_TABLE = 0.004  # m of the lower one: it is in the hand, not on the table
+# m: where the table is cleared to, above its middle, and how far ahead of the hand its goal is at
+# most. Two blocks in one hand must not be jerked; nothing draws back to where it was a hand that
+# holds them anywhere.
+CLEARED_TO = (0.0, 0.0)
+GENTLY = 0.03
 
 
 class LiftingExpert(Expert):
@@ -61,7 +66,8 @@ class StackingExpert(Expert):
 
 
 class ClearingBlocksExpert(StackingExpert):
-    """Stacks the blocks, then takes both near where they meet and raises them."""
+    """Stacks the blocks, then takes both near where they meet, raises them and holds them over the
+    middle of the table."""
 
     def _after(self, place: Tensor) -> tuple[Tensor, Tensor]:
         pinch, lower = self._task.pinch_pos(), self._task.prop_pos(1)
@@ -73,4 +79,13 @@ class ClearingBlocksExpert(StackingExpert):
         off_table = lower[:, 2] > height + OFF_TABLE
         press = there | (off_table & (offset.norm(dim=1) < STILL_HELD))
         target = rows(there, joint, pinch + self._free().unsqueeze(1) * offset)
-        return rows(press & self._firm(), self._raised(1), target), press
+        return rows(press & self._firm(), self._brought(lower), target), press
+
+    def _brought(self, lower: Tensor) -> Tensor:
+        """(N, 3) m: where the pinch site goes to bring the lower block over the middle."""
+        place = lower.clone()
+        place[:, 2] = self._task.rest_heights()[:, 1]
+        missing = torch.tensor(CLEARED_TO, dtype=lower.dtype) - lower[:, :2]
+        across = missing.norm(dim=1, keepdim=True).clamp(min=1e-9)
+        place[:, :2] += missing * (GENTLY / across).clamp(max=1.0)
+        return self._carried(1, place, self._style.carry_height)

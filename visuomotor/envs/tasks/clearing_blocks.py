@@ -8,7 +8,7 @@ from torch import Tensor
 
 from visuomotor.envs import scene
 from visuomotor.envs.tasks.stacking import LIFT_HEIGHT, STACK_HEIGHT_TOLERANCE, Stacking
-from visuomotor.envs.tasks.task import ORANGE, PINK
+from visuomotor.envs.tasks.task import ORANGE, PINK, TABLE
 
 # m, of the upper and the lower block. The hand's palm is 58 mm above its pinch site: of two blocks
 # of 45 mm the lower one is held by its rim alone and slips in about half of 48 worlds. A hand that
@@ -31,7 +31,7 @@ class ClearingBlocks(Stacking):
     episode_steps = 1000  # 50 s (paper)
     stages = ("start", "reach", "lifted", "stacked", "cleared")
     stage_rewards = (0.0, 0.125, 0.25, 1.0, 2.0)  # paper
-    stage_props = (0, 0, 1, 1, 1)
+    stage_props = (0, 0, 1, 1, TABLE)  # in the end both are held over its middle
     # Here with the pink block, too: in the end the hand closes on it.
     turning = ("prop", "prop")
 

@@ -24,6 +24,7 @@ ORANGE = (1.0, 0.45, 0.05, 1.0)
 PINK = (0.95, 0.35, 0.6, 1.0)
 WORKSPACE = 0.08  # m; props start within so much of the origin, in x and in y
 REACH_DISTANCE = 0.05  # m from the pinch site to the prop's centre: stage "reach"
+TABLE = -1  # in the place of a prop: the hand moves by the table
 
 
 class Task(ABC):
@@ -35,7 +36,8 @@ class Task(ABC):
     stages: tuple[str, ...]  # names, in order; the last one is success
     stage_rewards: tuple[float, ...]  # per control step while in the stage
     props: tuple[str, ...]  # body names, each with a free joint
-    stage_props: tuple[int, ...]  # of each stage: the prop that the hand moves by
+    # Of each stage: the prop that the hand moves by; TABLE: none, it goes to a place.
+    stage_props: tuple[int, ...]
     # Turns about its vertical that leave a prop as it is: 4 for a cube; empty: 1 for every prop.
     prop_symmetry: tuple[int, ...] = ()
     # With what a hand's motion by each prop is turned where a demonstration is carried over to
@@ -134,8 +136,11 @@ class Task(ABC):
 
     def moved_by(self, stage: Tensor) -> Tensor:
         """stage (n,), the furthest so far, of the first n worlds -> (n,) int64: the prop that the
-        hand moves by, index into `props`."""
-        return torch.tensor(self.stage_props)[stage]
+        hand moves by, index into `props`, or TABLE."""
+        by = torch.tensor(self.stage_props)
+        now = self.stage()[: len(stage)]
+        # Where what was brought to a place is lost again, the hand goes back to a prop.
+        return torch.where(by[stage] == TABLE, by[now], by[stage])
 
     def props_present(self, state: np.ndarray) -> np.ndarray:
         """state (nq + nv,) -> (P,) bool: the props that take part in the episode."""
