@@ -173,8 +173,24 @@ def test_a_motion_is_bent_from_where_it_was_to_where_it_must_be() -> None:
     assert (np.diff(weights) >= 0.0).all()
 
 
-def test_a_hand_that_never_moves_is_no_division_by_zero() -> None:
-    assert np.isfinite(_weights(np.zeros((5, 3)))).all()
+def test_a_hand_that_only_stands_stands_where_it_must_be() -> None:
+    assert (_weights(np.zeros((5, 3))) == 1.0).all()
+    assert (_weights(np.zeros((1, 3))) == 1.0).all()
+
+
+def test_what_is_brought_to_a_place_comes_there_from_every_start() -> None:
+    made, _ = collect(config("clearing_blocks"), 3, seed=4)
+    more = with_retargeted(config("clearing_blocks"), made, 6)
+    env = make_env(config("clearing_blocks"), num_envs=1, seed=0, render=False)
+    env.reset()
+    away = []
+    for demo in more.demos[3:]:
+        for state in demo.states[[0, -1]]:
+            env.sim.reset(torch.tensor([0]), torch.from_numpy(state[None]))
+            away.append(float(env.task.prop_pos(1)[0, :2].norm()))
+    starts, ends = np.array(away).reshape(-1, 2).T
+    assert len(starts) == 6
+    assert np.median(ends) < 0.02 < 0.04 < np.median(starts)
 
 
 def test_a_moments_change_of_the_fingers_is_trembling() -> None:

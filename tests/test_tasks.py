@@ -12,7 +12,7 @@ from visuomotor.envs import TASKS, make_task
 from visuomotor.envs.tasks import clearing_blocks, clearing_box
 from visuomotor.envs.tasks.lifting import LIFT_HEIGHT
 from visuomotor.envs.tasks.stacking import MIN_DISTANCE
-from visuomotor.envs.tasks.task import BLOCK_EDGE, WORKSPACE
+from visuomotor.envs.tasks.task import BLOCK_EDGE, TABLE, WORKSPACE
 
 HALF = BLOCK_EDGE / 2
 
@@ -136,8 +136,23 @@ def test_every_networks_input_is_finite_and_auxiliary_targets_are_points(task, n
         assert part.dtype == torch.float32
         assert part.shape[0] == 2
         assert bool(part.isfinite().all())
-    assert 0 <= min(env.task.stage_props) <= max(env.task.stage_props) < len(env.task.props)
+    known = {TABLE, *range(len(env.task.props))}
+    assert set(env.task.stage_props) <= known
+    assert set(env.task.moved_by(env.task.stage()).tolist()) <= known
     assert len(env.task.stages) == len(env.task.stage_rewards) == len(env.task.stage_props)
+
+
+def test_a_hand_moves_by_the_table_only_while_it_holds_what_it_brings(nominal, make):
+    """What was lost after it had been cleared is gone back to."""
+    env = make(replace(nominal, task="clearing_blocks"), num_envs=2)
+    env.reset()
+    cleared = len(env.task.stages) - 1
+    furthest = torch.full((2,), cleared)
+    assert env.task.stage().tolist() == [0, 0]
+    assert env.task.moved_by(furthest).tolist() == [0, 0]
+    assert env.task.moved_by(furthest - 1).tolist() == [1, 1]
+    env.task.cleared = lambda: torch.tensor([True, False])
+    assert env.task.moved_by(furthest).tolist() == [TABLE, 0]
 
 
 def test_clearing_is_another_name_of_clearing_blocks():

@@ -112,10 +112,10 @@ class OrderFulfillment(Task):
         places[GREEN_BOX:] = BOX_PLACES + spread * rng.uniform(-1.0, 1.0, (2, 3))
         toys_at: list[np.ndarray] = []
         while len(toys_at) < count:
-            toys_at = []
-            for new in _before_the_boxes(rng):
-                if len(toys_at) < count and all(_apart(new, toy) for toy in toys_at):
-                    toys_at.append(new)
+            free, toys_at = _before_the_boxes(rng), []
+            while len(toys_at) < count and len(free) > 0:
+                toys_at.append(free[0])
+                free = free[_apart(free, free[0])]
         places[present] = rng.permutation(toys_at)
         return places
 
@@ -422,14 +422,13 @@ def _before_the_boxes(rng: np.random.Generator) -> np.ndarray:
     return free
 
 
-def _apart(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether neither of two toys is in the way of the other or of fingers that take it."""
-    if np.hypot(*(first - second)[:2]) < MIN_DISTANCE:
-        return False
-    for one, other in ((first, second), (second, first)):
-        if np.linalg.norm(_fingers(one) - other[:2], axis=1).min() < FINGERS[1]:
-            return False
-    return True
+def _apart(places: np.ndarray, toy: np.ndarray) -> np.ndarray:
+    """Whether a toy at each of some places (n, 3), and one at another (3,), are neither in the way
+    of each other nor of fingers that take them: (n,) bool."""
+    far: np.ndarray = np.linalg.norm(places[:, :2] - toy[:2], axis=1) >= MIN_DISTANCE
+    for fingers, other in ((_fingers(places), toy[:2]), (_fingers(toy), places[:, None, :2])):
+        far &= np.linalg.norm(fingers - other, axis=2).min(axis=1) >= FINGERS[1]
+    return far
 
 
 def _height(index: int) -> float:

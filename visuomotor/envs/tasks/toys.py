@@ -22,6 +22,9 @@ PLANE_HEIGHT = 0.020  # m of a plane's origin above what it stands on
 CAR_HEIGHT = 0.018  # m
 MAX_RADIUS = 0.046  # m, horizontally from the origin of any toy to its furthest point
 WHEEL_RGBA = (0.12, 0.12, 0.13, 1.0)
+# The windows all around a car's cabin. From above, at 8 pixels a toy, little else tells a car from a
+# plane with its wings low at its sides.
+WINDOW_RGBA = (0.06, 0.07, 0.09, 1.0)
 _CAPSULE, _SPHERE = mujoco.mjtGeom.mjGEOM_CAPSULE, mujoco.mjtGeom.mjGEOM_SPHERE
 _ACROSS = (np.sqrt(0.5), np.sqrt(0.5), 0.0, 0.0)  # a capsule's axis along y
 
@@ -56,7 +59,7 @@ def car(numbers: np.ndarray) -> list[Part]:
     length, width = _between(next(u), 0.030, 0.038), _between(next(u), 0.015, 0.018)
     cabin, cabin_x = _between(next(u), 0.011, 0.018), _between(next(u), -0.010, 0.004)
     cabin_height, axle = _between(next(u), 0.005, 0.008), _between(next(u), 0.55, 0.7)
-    body, roof = _colours(u)
+    body, _ = _colours(u)
     wheels = ((0.008, width - 0.006), 0.0, WHEEL_RGBA)
     x = axle * length
     return [
@@ -64,7 +67,7 @@ def car(numbers: np.ndarray) -> list[Part]:
         Part(*wheels, (-x, 0.0, -0.010), _ACROSS, _CAPSULE, "wheels"),
         Part((length, width, 0.010), MASS, body, (0.0, 0.0, -0.002), material="body"),
         Part(
-            *((cabin, width - 0.003, cabin_height), 0.0, roof),
+            *((cabin, width - 0.003, cabin_height), 0.0, WINDOW_RGBA),
             (cabin_x, 0.0, 0.008 + cabin_height),
             material="cabin",
         ),
