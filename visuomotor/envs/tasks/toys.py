@@ -22,8 +22,8 @@ PLANE_HEIGHT = 0.020  # m of a plane's origin above what it stands on
 CAR_HEIGHT = 0.018  # m
 MAX_RADIUS = 0.046  # m, horizontally from the origin of any toy to its furthest point
 WHEEL_RGBA = (0.12, 0.12, 0.13, 1.0)
-# The windows all around a car's cabin. From above, at 8 pixels a toy, little else tells a car from a
-# plane with its wings low at its sides.
+# The windows all around a car's cabin. From above, at 8 pixels a toy, little else tells a car from
+# a plane with its wings low at its sides.
 WINDOW_RGBA = (0.06, 0.07, 0.09, 1.0)
 _CAPSULE, _SPHERE = mujoco.mjtGeom.mjGEOM_CAPSULE, mujoco.mjtGeom.mjGEOM_SPHERE
 _ACROSS = (np.sqrt(0.5), np.sqrt(0.5), 0.0, 0.0)  # a capsule's axis along y
