@@ -323,6 +323,33 @@ def test_every_shape_can_be_grasped_and_is_as_small_as_it_says():
                     assert np.hypot(*reach) < toys.MAX_RADIUS
 
 
+def test_a_cars_windows_are_dark_and_nothing_of_a_plane_but_its_wheels():
+    """By colour alone: at the pictures' size little else tells them apart."""
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        numbers = rng.random(toys.NUMBERS)
+        roofs = [part for part in toys.car(numbers) if part.material == "cabin"]
+        assert len(roofs) == 1
+        assert max(roofs[0].rgba[:3]) < 0.1
+        body = [part for part in toys.plane(numbers) if part.material != "wheels"]
+        assert min(max(part.rgba[:3]) for part in body) > 0.55
+
+
+def test_toys_start_apart_and_with_room_for_fingers():
+    rng = np.random.default_rng(2)
+    task = order.OrderFulfillment()
+    for _ in range(50):
+        toys_at = [place for place in task.place(rng)[:4] if tuple(place[:2]) not in order.PARKING]
+        for index, first in enumerate(toys_at):
+            for second in toys_at[index + 1 :]:
+                assert np.hypot(*(first - second)[:2]) >= order.MIN_DISTANCE
+                for one, other in ((first, second), (second, first)):
+                    away = [np.cos(one[2] + np.pi / 2), np.sin(one[2] + np.pi / 2)]
+                    for side in (-1.0, 1.0):
+                        finger = one[:2] + side * order.FINGERS[0] * np.array(away)
+                        assert np.hypot(*(finger - other[:2])) >= order.FINGERS[1]
+
+
 def test_resume_goes_on_bit_for_bit_with_the_same_shapes():
     kept, other = _env(3, 1.0, episode_steps=6), _env(3, 1.0, seed=5, episode_steps=6)
     action = torch.rand(9, 3, 9, generator=torch.Generator().manual_seed(0)) * 2 - 1
