@@ -21,7 +21,6 @@ from onnx.external_data_helper import convert_model_to_external_data
 from visuomotor.export import PolicyStep, record_golden, to_onnx
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.runtime import Bundle, BundleError, files, load_bundle
-from visuomotor.runtime.dither import PERIOD, dither_table
 from visuomotor.runtime.files import GOLDEN, MANIFEST, MODEL, parse_manifest, seal_manifest
 from visuomotor.runtime.onnx_file import check_self_contained
 
@@ -202,50 +201,6 @@ def test_infer_leaves_the_memory_of_step_alone(bundle: Bundle):
     np.testing.assert_array_equal(bundle.step(*_inputs(0)), first)
     bundle.infer(*_inputs(7), bundle.initial_hidden())
     np.testing.assert_array_equal(bundle.step(*_inputs(1)), second)
-
-
-def _dithering(good: Files, dither: Any) -> Files:
-    control = parse_manifest(good[MANIFEST])["control"]
-    return _resealed(good, {}, control={**control, "dither": dither})
-
-
-def test_a_step_adds_the_unrest_that_the_policy_asks_for_and_infer_does_not(
-    good: Files, bundle: Bundle, write: Callable[[Files], Path]
-):
-    restless = load_bundle(write(_dithering(good, 0.1)))
-    limits, table = LIMITS.numpy(), dither_table(0.1, 9)
-    for _ in range(2):  # every episode has the same
-        for t in range(PERIOD + 3):
-            calm, moving = bundle.step(*_inputs(t % 7)), restless.step(*_inputs(t % 7))
-            wanted = (calm + table[t % PERIOD] * limits).clip(-limits, limits)
-            assert moving.dtype == np.float32
-            np.testing.assert_allclose(moving, wanted, atol=1e-6)
-        bundle.reset()
-        restless.reset()
-    for one in (restless, bundle):
-        np.testing.assert_array_equal(
-            one.infer(*_inputs(1), one.initial_hidden())[0],
-            bundle.infer(*_inputs(1), bundle.initial_hidden())[0],
-        )
-
-
-def test_an_unrest_has_no_direction_and_is_as_large_as_it_says():
-    table = dither_table(0.1, 9)
-    assert table.shape == (PERIOD, 9)
-    assert np.abs(table).max() == pytest.approx(0.2)
-    assert (table.std(axis=0) > 0.08).all()
-    assert (table.std(axis=0) < 0.11).all()
-    assert np.abs(table.mean(axis=0)).max() < 0.02
-    np.testing.assert_array_equal(dither_table(0.1, 9), table)
-    assert not dither_table(0.0, 9).any()
-
-
-@pytest.mark.parametrize("dither", [-0.1, 0.21, float("1e9"), "0.1", None, True])
-def test_an_unrest_beyond_reason_is_refused(
-    good: Files, write: Callable[[Files], Path], dither: Any
-):
-    with pytest.raises(BundleError, match=r"control.dither: expected 0 to 0.2, received"):
-        load_bundle(write(_dithering(good, dither)))
 
 
 def test_a_feed_forward_policy_runs_through_the_same_interface(write: Callable[[Files], Path]):

@@ -36,8 +36,6 @@ from visuomotor.evaluation import (
     summarize,
 )
 from visuomotor.overrides import to_yaml
-from visuomotor.policy_files import load_evaluated_policy
-from visuomotor.runtime.dither import dither_table
 from visuomotor.runtime.files import GOLDEN, MANIFEST, MODEL, seal_manifest
 from visuomotor.statistics import wilson_interval
 
@@ -425,32 +423,6 @@ def test_a_runs_evaluation_belongs_into_its_folder(tmp_path: Path) -> None:
     assert (summary["sims"], summary["strength"], summary["episodes"]) == ("randomized", 0.5, 1)
 
 
-def test_an_unrest_is_the_same_in_every_episode_and_may_be_asked_for(
-    run: Path, tmp_path: Path
-) -> None:
-    """What is asked for replaces what the policy says of itself."""
-    steady = load_evaluated_policy(str(run), CPU)
-    own = replace(CONFIG, actor=replace(CONFIG.actor, dither=0.1))
-    restless = load_evaluated_policy(str(write_run(tmp_path / "restless", own)), CPU)
-    env = make_env(CONFIG, num_envs=2, seed=0)
-    seen, start = env.reset(), torch.ones(2, dtype=torch.bool)
-    calm, moving = steady.policy(2), restless.policy(2)
-    asked, quiet = steady.policy(2, dither=0.1), restless.policy(2, dither=0.0)
-    unrest = []
-    for step in range(6):
-        start = torch.tensor([step in (0, 3), step == 0])
-        mean = calm.act(seen, start)
-        action = moving.act(seen, start)
-        assert torch.equal(action, asked.act(seen, start))
-        assert torch.equal(mean, quiet.act(seen, start))
-        inside = (action.abs() < 1.0) & (mean.abs() < 1.0)
-        table = torch.from_numpy(dither_table(0.1, 9)).float()
-        wanted = mean.clamp(-1, 1) + table[[step % 3, step]]
-        assert torch.equal(action[inside], wanted[inside])
-        unrest.append(inside.float().mean())
-    assert min(unrest) > 0.2
-
-
 # --- bad input ----------------------------------------------------------------------------------
 
 
@@ -487,8 +459,6 @@ def _refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["policy=RUN", "strength=1.5"], r"strength=1.5; valid: 0 to 1"),
         (["policy=RUN", "strength=-0.1"], r"strength=-0.1; valid: 0 to 1"),
         (["policy=RUN", "episode_steps=0"], r"episode_steps=0; at least 1"),
-        (["policy=RUN", "dither=0.3"], r"dither=0.3; valid: 0 to 0.2"),
-        (["policy=RUN", "dither=-0.1"], r"dither=-0.1; valid: 0 to 0.2"),
         (["policy=RUN", "episods=3"], r"unknown key 'episods'; did you mean episodes"),
         (["policy=EMPTY"], r"is a folder, but neither a run .* nor a bundle"),
     ],

@@ -53,8 +53,6 @@ def describe(
             "rate_hz": 1.0 / config.env.control_dt,
             "period_s": config.env.control_dt,
             "episode_steps": env.episode_steps,
-            # Added to the velocities by `step`: standard deviation, as a share of their limits.
-            "dither": config.actor.dither,
         },
         "joints": {
             "names": list(robot.JOINTS),

@@ -108,10 +108,6 @@ class ActorConfig:
     init_log_std_finger: float = -1.6  # std 0.2
     min_std_arm: float = 0.04
     min_std_finger: float = 0.1
-    # Standard deviation of a small unrest that the policy adds to its actions, where it is judged
-    # and where it drives an arm: one that acts by its mean alone may come to a stand where it is of
-    # two minds. Training explores by itself.
-    dither: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,6 @@ from visuomotor.heldout import CHANGES, HeldOut
 from visuomotor.overrides import parse_overrides, to_yaml
 from visuomotor.policy_files import LoadedPolicy, load_evaluated_policy, training_curve
 from visuomotor.real_camera import calibrated
-from visuomotor.runtime.dither import MAX_STD
 from visuomotor.sweep import (
     PREFIX,
     SweepPoint,
@@ -89,7 +88,6 @@ class EvaluateConfig:
     strength: float | None = None  # of the randomization; None: 1 for randomized, 0 for nominal
     episode_steps: int | None = None  # control steps; None: as the policy was trained
     calibration: str | None = None  # visuomotor.calibrate's file: the nominal camera stands there
-    dither: float | None = None  # of actor.dither; None: the policy's own
     video: bool = True  # a short film and a contact sheet of the policy's own camera
     report: bool = True  # report.html: plots, clips, settings; opens offline
 
@@ -131,8 +129,6 @@ def _check(options: EvaluateConfig) -> list[str]:
         raise UserError(f"episode_steps={options.episode_steps}; at least 1 is needed")
     if options.strength is not None and not 0.0 <= options.strength <= 1.0:
         raise UserError(f"strength={options.strength}; valid: 0 to 1")
-    if options.dither is not None and not 0.0 <= options.dither <= MAX_STD:
-        raise UserError(f"dither={options.dither}; valid: 0 to {MAX_STD}")
     if options.out is not None:
         folder = Path(options.out)
         present = next(path for path in (folder, *folder.parents) if path.exists())
@@ -209,7 +205,7 @@ def _run(
     film: Film | None = None,
 ) -> Episodes:
     """With a bar that is called `shown`; tells where the policy stopped."""
-    policy = loaded.policy(env.num_envs, options.dither)
+    policy = loaded.policy(env.num_envs)
     with tqdm(total=options.episodes, unit="episode", desc=shown, disable=None) as bar:
 
         def progress(done: int, successes: int) -> None:
@@ -247,7 +243,6 @@ def _judge(
         **({} if heldout is None else {"heldout": list(heldout.names)}),
         seed=options.seed,
         episode_steps=env.episode_steps,
-        **({} if options.dither is None else {"dither": options.dither}),
         provenance=loaded.provenance,
     )
     clips = []

@@ -23,7 +23,7 @@ from visuomotor.envs import Observation, VisuomotorEnv, make_env
 from visuomotor.files import write_atomic
 from visuomotor.heldout import HeldOut
 from visuomotor.pixel_actor import PixelActor
-from visuomotor.policies import Dithered, PixelPolicy, TeacherPolicy
+from visuomotor.policies import PixelPolicy, TeacherPolicy
 from visuomotor.run_folder import versions_record
 from visuomotor.state_teacher import StateTeacher
 from visuomotor.statistics import wilson_interval
@@ -220,12 +220,11 @@ def evaluate_actor(
     on_step: Callable[[int, Observation], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Episodes:
-    """The mean action of an actor in memory, with the unrest that its settings add; leaves the
-    actor as it was."""
+    """The mean action of an actor in memory; leaves the actor as it was."""
     num_envs = min(MAX_WORLDS, episodes)
     policy: Policy
     if isinstance(actor, PixelActor):
-        policy, render = Dithered(PixelPolicy(actor, num_envs), num_envs, config.actor.dither), True
+        policy, render = PixelPolicy(actor, num_envs), True
     else:
         policy, render = TeacherPolicy(actor), False
     env = evaluation_env(

@@ -15,7 +15,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +44,6 @@ from visuomotor.runtime.bundle import (
     bundle_from_files,
     load_bundle,
 )
-from visuomotor.runtime.dither import MAX_STD
 from visuomotor.runtime.files import (
     CONFIG,
     CURVE,
@@ -71,7 +70,6 @@ class ExportConfig:
     overwrite: bool = False  # replace a bundle that is there
     weights: bool = True  # add weights.safetensors, to go on training from
     seed: int = 0  # of the golden episodes
-    dither: float | None = None  # of actor.dither; None: the policy's own
 
 
 class ExportReport(NamedTuple):
@@ -379,10 +377,6 @@ def export(argv: list[str]) -> int:
     out = Path(options.out)
     check_destination(out, options.overwrite)
     actor, config, provenance = load_policy(options.policy)
-    if options.dither is not None:
-        config = replace(config, actor=replace(config.actor, dither=options.dither))
-    if not 0.0 <= config.actor.dither <= MAX_STD:
-        raise UserError(f"dither={config.actor.dither}; valid: 0 to {MAX_STD}")
     records = run_records(options.policy)
     report = export_bundle(
         actor,

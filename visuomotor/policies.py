@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from visuomotor.config import ActorConfig, Config, TeacherConfig
-from visuomotor.errors import UserError
 from visuomotor.pixel_actor import PixelActor
-from visuomotor.runtime.dither import MAX_STD, PERIOD, dither_table
 from visuomotor.state_critic import StateCritic
 from visuomotor.state_teacher import StateTeacher
 
@@ -33,14 +31,6 @@ class SeenState(Protocol):
 
     @property
     def state(self) -> Tensor: ...
-
-
-class Acting(Protocol):
-    """Acts in N worlds."""
-
-    def act(self, seen: Any, episode_start: Tensor) -> Tensor:
-        """(N, 9) actions."""
-        ...
 
 
 class PixelPolicy:
@@ -74,34 +64,6 @@ class PixelPolicy:
         h, c = (torch.where(keep, memory, 0.0) for memory in self.hidden)  # also of what is NaN
         mean, self.hidden = self.actor.step(self._visual, seen.proprio, (h, c))
         return mean
-
-
-class Dithered:
-    """Another policy in N worlds, and a small unrest on top of what it asks for, as a bundle adds
-    it on an arm (visuomotor.runtime.dither): the same in every episode.
-
-    std: of actions. Raises UserError unless it is from 0 to MAX_STD.
-    """
-
-    def __init__(self, policy: Acting, num_envs: int, std: float):
-        if not 0.0 <= std <= MAX_STD:
-            raise UserError(f"dither={std}; valid: 0 to {MAX_STD}")
-        self._policy = policy
-        self._table = torch.from_numpy(dither_table(std, NUM_ARM + NUM_FINGERS)).float()
-        self._steps = torch.zeros(num_envs, dtype=torch.int64)
-
-    @property
-    def refusal(self) -> str | None:
-        """The first thing that the other policy refused, if it tells."""
-        return getattr(self._policy, "refusal", None)
-
-    def act(self, seen: Any, episode_start: Tensor) -> Tensor:
-        """(N, 9) actions in [-1, 1]; what is not finite stays so."""
-        action = self._policy.act(seen, episode_start)
-        self._steps = torch.where(episode_start.cpu(), 0, self._steps)
-        unrest = self._table[self._steps % PERIOD]
-        self._steps = self._steps + 1
-        return (action.clamp(-1.0, 1.0) + unrest.to(action.device)).clamp(-1.0, 1.0)
 
 
 class TeacherPolicy:

@@ -24,7 +24,7 @@ from visuomotor.config import Config
 from visuomotor.errors import UserError, did_you_mean
 from visuomotor.overrides import load_yaml
 from visuomotor.pixel_actor import PixelActor
-from visuomotor.policies import Dithered, PixelPolicy, Seen, make_actor
+from visuomotor.policies import PixelPolicy, Seen, make_actor
 from visuomotor.runtime.bundle import Bundle, BundleError, bundle_from_files
 from visuomotor.runtime.files import CONFIG, CURVE, EVALUATION, MANIFEST, WEIGHTS, read_bundle
 
@@ -60,16 +60,11 @@ class LoadedPolicy:
     actor: PixelActor | None
     bundle: Bundle | None
 
-    def policy(self, num_envs: int, dither: float | None = None) -> ActingPolicy:
-        """dither: in the place of its own. Raises UserError if that is out of range."""
-        policy: ActingPolicy
+    def policy(self, num_envs: int) -> ActingPolicy:
         if self.bundle is not None:
-            policy, own = BundlePolicy(self.bundle, num_envs), self.bundle.contract.dither
-        else:
-            assert self.actor is not None
-            policy, own = PixelPolicy(self.actor, num_envs), self.config.actor.dither
-        std = own if dither is None else dither
-        return policy if std == 0.0 else Dithered(policy, num_envs, std)
+            return BundlePolicy(self.bundle, num_envs)
+        assert self.actor is not None
+        return PixelPolicy(self.actor, num_envs)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ import onnxruntime
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 
-from visuomotor.runtime.dither import MAX_STD, PERIOD, dither_table
 from visuomotor.runtime.errors import BundleError
 from visuomotor.runtime.files import GOLDEN, MANIFEST, MODEL, get_entry, read_bundle
 from visuomotor.runtime.onnx_file import check_self_contained
@@ -49,7 +48,6 @@ class Contract(NamedTuple):
     refresh_steps: int  # control steps that an image is held
     fovy_deg: float  # degrees, vertical, of the images
     episode_s: float  # how long an episode was in training
-    dither: float  # standard deviation of the unrest that is added, as a share of the limits
 
 
 class Replay(NamedTuple):
@@ -62,9 +60,8 @@ class Replay(NamedTuple):
 class Bundle:
     """A verified policy; made by `load_bundle`. Not for use by several threads at once.
 
-    `step` keeps the policy's memory from call to call, adds the unrest that the policy asks for
-    (visuomotor.runtime.dither), and `reset` empties the memory at the start of an episode; `infer`
-    keeps and adds nothing.
+    `step` keeps the policy's memory from call to call and `reset` empties it at the start of an
+    episode; `infer` keeps nothing.
     """
 
     def __init__(self, contract: Contract, manifest: dict[str, Any], model: bytes):
@@ -76,13 +73,10 @@ class Bundle:
         self._session = _open_session(model)
         _check_signature(self._session, contract)
         self._hidden = self.initial_hidden()
-        self._dither = dither_table(contract.dither, len(contract.joint_names))
-        self._steps = 0  # of the episode
 
     def reset(self) -> None:
         """Empties the memory: to be called before the first step of every episode."""
         self._hidden = self.initial_hidden()
-        self._steps = 0
 
     def initial_hidden(self) -> Hidden:
         """Two zeros (1, H) float32."""
@@ -96,11 +90,6 @@ class Bundle:
         then stays as it was.
         """
         velocities, self._hidden = self.infer(pixels, proprio, self._hidden)
-        if self.contract.dither > 0.0:
-            limits = self.contract.velocity_limits
-            unrest = self._dither[self._steps % PERIOD] * limits
-            velocities = (velocities + unrest).clip(-limits, limits).astype(np.float32)
-        self._steps += 1
         return velocities
 
     def infer(
@@ -203,14 +192,6 @@ def _positive(value: Any, where: str, most: float) -> float:
     return number
 
 
-def _dither(value: Any) -> float:
-    if type(value) not in (int, float) or not 0.0 <= value <= MAX_STD:
-        raise BundleError(
-            f"{MANIFEST}: control.dither: expected 0 to {MAX_STD}, received {value!r}"
-        )
-    return float(value)
-
-
 def _contract(manifest: dict[str, Any]) -> Contract:
     joints = get_entry(manifest, "joints", dict)
     names = get_entry(joints, "names", list, "joints")
@@ -243,7 +224,6 @@ def _contract(manifest: dict[str, Any]) -> Contract:
         fovy_deg=_positive(camera.get("fovy_deg"), "camera.fovy_deg", 179.0),
         episode_s=_size(control.get("episode_steps"), "control.episode_steps", 1, MAX_STEPS)
         / _positive(control.get("rate_hz"), "control.rate_hz", MAX_RATE),
-        dither=_dither(control.get("dither", 0.0)),
     )
 
 
