@@ -15,15 +15,15 @@ from visuomotor.runtime.slots import Slot, command_type, text, to_command, untex
 WIDE = np.dtype([("number", "<i8"), ("filled", "<i8", (4096,))])
 
 
-def _write(name: str, count: int, enough: Event | None = None) -> None:
-    """`count` values, or values until it is enough."""
+def _write(name: str, enough: Event) -> None:
+    """One value, and more until it is enough."""
     slot = Slot.open(name, WIDE)
     value = np.zeros((), WIDE)
-    for number in itertools.count(1) if enough is not None else range(1, count + 1):
+    for number in itertools.count(1):
         value["number"] = number
         value["filled"] = number
         slot.write(value)
-        if enough is not None and enough.is_set():
+        if enough.is_set():
             break
     slot.close()
 
@@ -53,7 +53,7 @@ def test_a_reader_never_sees_halves_of_two_values() -> None:
     slot = Slot.create(WIDE)
     spawn = multiprocessing.get_context("spawn")
     enough = spawn.Event()
-    writer = spawn.Process(target=_write, args=(slot.name, 0, enough))
+    writer = spawn.Process(target=_write, args=(slot.name, enough))
     try:
         writer.start()
         last, seen = 0, 0
@@ -95,7 +95,10 @@ def test_a_value_that_was_torn_reads_as_the_one_before() -> None:
 def test_a_reader_that_ends_does_not_take_the_memory_away() -> None:
     slot = Slot.create(WIDE)
     try:
-        reader = multiprocessing.get_context("spawn").Process(target=_write, args=(slot.name, 1))
+        spawn = multiprocessing.get_context("spawn")
+        enough = spawn.Event()
+        enough.set()
+        reader = spawn.Process(target=_write, args=(slot.name, enough))
         reader.start()
         reader.join()
         assert reader.exitcode == 0

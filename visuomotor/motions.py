@@ -26,13 +26,13 @@ PRESSING = (0.5, 0.0)  # of a finger's action: a hand that begins to close; that
 FAR = 10**6  # control steps: never
 
 
-# Beside the P props stands the table's middle, as the last one (TABLE): what a hand moves by that
-# goes to a place, whatever stands where.
-
-
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a demonstration in which the hand moves by one prop, or by the table."""
+    """A stretch of a demonstration in which the hand moves by one prop, or by the table.
+
+    The table's middle stands behind the P props, as the last one (TABLE): what a hand moves by that
+    goes to a place, whatever stands where.
+    """
 
     begin: int
     end: int

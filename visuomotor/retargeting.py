@@ -286,10 +286,9 @@ class _Retargeting:
     def _turn(
         self, segment: Segment, now: np.ndarray, present: np.ndarray, before: float = 0.0
     ) -> tuple[float, float]:
-        """The turn (rad) by which a motion by a prop serves where the props are `now`
-        (P + 1, 3), and
-        how unlike the two places are: a symmetric prop can be taken in several ways, and a close
-        neighbour stands in the way of some of them. present: (P,) bool, who may be a neighbour."""
+        """The turn (rad) by which a motion by a prop serves where the props are `now` (P + 1, 3),
+        and how unlike the two places are: a symmetric prop can be taken in several ways, and a
+        close neighbour stands in the way of some of them. present: (P,) bool, who may be one."""
         prop = segment.prop
         turns = self._turns(segment, now, before)
         costs = []

@@ -16,10 +16,7 @@ JOINT_REACHED = 0.004  # m in height
 # m from the pinch site: two blocks in the hand are further off once they have slipped.
 STILL_HELD = 0.03
 OFF_TABLE = 0.004  # m of the lower one: it is in the hand, not on the table
-# m: where the table is cleared to, above its middle, and how far ahead of the hand its goal is at
-# most. Two blocks in one hand must not be jerked; nothing draws back to where it was a hand that
-# holds them anywhere.
-CLEARED_TO = (0.0, 0.0)
+# m that the goal of a hand with two blocks is ahead of it, at most: they must not be jerked.
 GENTLY = 0.03
 
 
@@ -82,10 +79,10 @@ class ClearingBlocksExpert(StackingExpert):
         return rows(press & self._firm(), self._brought(lower), target), press
 
     def _brought(self, lower: Tensor) -> Tensor:
-        """(N, 3) m: where the pinch site goes to bring the lower block over the middle."""
+        """(N, 3) m: where the pinch site goes to bring the lower block over the table's middle: a
+        hand that held both anywhere would drift, and nothing would draw it back."""
         place = lower.clone()
         place[:, 2] = self._task.rest_heights()[:, 1]
-        missing = torch.tensor(CLEARED_TO, dtype=lower.dtype) - lower[:, :2]
-        across = missing.norm(dim=1, keepdim=True).clamp(min=1e-9)
-        place[:, :2] += missing * (GENTLY / across).clamp(max=1.0)
+        across = lower[:, :2].norm(dim=1, keepdim=True).clamp(min=1e-9)
+        place[:, :2] -= lower[:, :2] * (GENTLY / across).clamp(max=1.0)
         return self._carried(1, place, self._style.carry_height)
