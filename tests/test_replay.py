@@ -190,14 +190,21 @@ def _row_of(table: Tensor, rows: Tensor) -> list[int]:
     return same.int().argmax(dim=1).tolist()
 
 
-def test_a_batch_of_states_has_earlier_actions_of_other_steps(replay: DemonstrationReplay) -> None:
+def test_a_batch_of_states_has_velocities_and_earlier_actions_of_other_steps(
+    replay: DemonstrationReplay,
+) -> None:
+    # Lifting: 24 numbers of proprioception, 3 finger velocities, the pinch pose (3 and 6), the
+    # block's position (3) and orientation (6), its velocities.
+    told = [*range(12, 18), *range(24, 27), *range(45, 51)]
+    told += range(replay.all_state.shape[1] - EARLIER_ACTIONS, replay.all_state.shape[1])
+    shown = sorted(set(range(replay.all_state.shape[1])) - set(told))
     batch = replay.state_batch(200, 0.0, torch.Generator().manual_seed(0))
     assert batch.inputs.state is not None
     assert batch.inputs.state.shape == (1, 200, replay.all_state.shape[1])
     state, action = batch.inputs.state[0], batch.action[0]
-    steps = _row_of(replay.all_state[:, :-EARLIER_ACTIONS], state[:, :-EARLIER_ACTIONS])
+    steps = _row_of(replay.all_state[:, shown], state[:, shown])
     assert torch.equal(replay.all_actions[steps], action)
-    others = _row_of(replay.all_state[:, -EARLIER_ACTIONS:], state[:, -EARLIER_ACTIONS:])
+    others = _row_of(replay.all_state[:, told], state[:, told])
     same = sum(step == other for step, other in zip(steps, others, strict=True))
     assert same < 10  # by chance one in as many as there are steps
     assert len(set(steps)) > 80 and len(set(others)) > 80

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from visuomotor.config import Config
 from visuomotor.demonstrations import Demonstrations, ResetStates, normalization
-from visuomotor.envs import make_env
+from visuomotor.envs import VisuomotorEnv, make_env
 from visuomotor.errors import UserError
 from visuomotor.ppo import CloningBatch
 from visuomotor.rollout import Sequences
@@ -82,6 +82,7 @@ class DemonstrationReplay:
         self.all_features = torch.cat(self.features)
         self.all_actions = torch.cat(self.actions)
         self._state_std = self.statistics(self.state)[1]
+        self._hidden = _velocities(env, torch.from_numpy(self.demos.demos[0].states[:1]))
 
     def statistics(self, parts: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Mean and floored deviation over all steps, (D,) each."""
@@ -91,15 +92,26 @@ class DemonstrationReplay:
         """Independent steps for a state teacher, (1, size, ...); noise: in deviations of the
         state, so that the clone learns to come back.
 
-        The earlier actions that the state ends with come from other steps: a clone that sees its
-        demonstrator's last action repeats it instead of looking (de Haan et al. 2019).
+        Velocities and the earlier actions that the state ends with come from other steps: a clone
+        that sees its demonstrator's last action, or how fast it goes, repeats it instead of looking
+        (de Haan et al. 2019), and a hand that was held up stays where it is.
         """
         chosen = torch.randint(len(self.all_state), (size,), generator=generator)
         other = torch.randint(len(self.all_state), (size,), generator=generator)
         state = self.all_state[chosen].clone()
-        state[:, -EARLIER_ACTIONS:] = self.all_state[other, -EARLIER_ACTIONS:]
+        state[:, self._hidden] = self.all_state[other][:, self._hidden]
         state = state + noise * self._state_std * torch.randn(state.shape, generator=generator)
         return CloningBatch(Sequences(state=state.unsqueeze(0)), self.all_actions[chosen][None])
+
+
+def _velocities(env: VisuomotorEnv, state: Tensor) -> Tensor:
+    """(K,) int64: the numbers of a network's state that tell of velocities or earlier actions."""
+    first = torch.arange(1)
+    env.sim.reset(first, state)
+    still = env.task.state()[0].clone()
+    env.sim.data("qvel")[0] += 1.0
+    told = (env.task.state()[0] != still).nonzero().squeeze(1)
+    return torch.cat((told, len(still) + torch.arange(EARLIER_ACTIONS)))
 
 
 def check_states(demos: Demonstrations, width: int, task: str) -> None:
