@@ -210,6 +210,26 @@ def test_a_batch_of_states_has_velocities_and_earlier_actions_of_other_steps(
     assert len(set(steps)) > 80 and len(set(others)) > 80
 
 
+@pytest.mark.parametrize("task", ["pouring", "order_fulfillment"])
+def test_whatever_tells_of_a_velocity_is_of_motion(task: str) -> None:
+    config = Config(task=task, turned_copies=0, env=EnvConfig(num_threads=1))
+    env = make_env(config, num_envs=12, seed=0, render=False)  # with one toy to four
+    env.reset()
+    states = env.sim.get_state(torch.arange(12)).numpy()
+    one, none = np.zeros(1, dtype=np.float32), np.zeros(1, dtype=bool)
+    demos = [
+        Demonstration(state[None], None, one, none, None, None, None, seed=i)
+        for i, state in enumerate(states)
+    ]
+    replay = DemonstrationReplay(config, Demonstrations(task, 0.05, demos))
+    still = env.task.state().clone()
+    env.sim.data("qvel").copy_(torch.randn(12, env.sim.model.nv).double())
+    moved = (env.task.state() != still).any(dim=0).nonzero().squeeze(1).tolist()
+    width = still.shape[1]
+    assert len(moved) >= 27  # joints, fingers, three props with six each
+    assert replay._of_motion.tolist() == [*moved, *range(width, width + EARLIER_ACTIONS)]
+
+
 def test_noise_on_states_is_in_deviations_of_the_state(replay: DemonstrationReplay) -> None:
     clean, noisy = (
         replay.state_batch(4000, noise, torch.Generator().manual_seed(1)) for noise in (0.0, 0.2)

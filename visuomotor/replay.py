@@ -82,7 +82,7 @@ class DemonstrationReplay:
         self.all_features = torch.cat(self.features)
         self.all_actions = torch.cat(self.actions)
         self._state_std = self.statistics(self.state)[1]
-        self._hidden = _velocities(env, torch.from_numpy(self.demos.demos[0].states[:1]))
+        self._of_motion = _columns_of_motion(env, self.demos)
 
     def statistics(self, parts: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Mean and floored deviation over all steps, (D,) each."""
@@ -99,19 +99,21 @@ class DemonstrationReplay:
         chosen = torch.randint(len(self.all_state), (size,), generator=generator)
         other = torch.randint(len(self.all_state), (size,), generator=generator)
         state = self.all_state[chosen].clone()
-        state[:, self._hidden] = self.all_state[other][:, self._hidden]
+        state[:, self._of_motion] = self.all_state[other][:, self._of_motion]
         state = state + noise * self._state_std * torch.randn(state.shape, generator=generator)
         return CloningBatch(Sequences(state=state.unsqueeze(0)), self.all_actions[chosen][None])
 
 
-def _velocities(env: VisuomotorEnv, state: Tensor) -> Tensor:
+def _columns_of_motion(env: VisuomotorEnv, demos: Demonstrations) -> Tensor:
     """(K,) int64: the numbers of a network's state that tell of velocities or earlier actions."""
-    first = torch.arange(1)
-    env.sim.reset(first, state)
-    still = env.task.state()[0].clone()
-    env.sim.data("qvel")[0] += 1.0
-    told = (env.task.state()[0] != still).nonzero().squeeze(1)
-    return torch.cat((told, len(still) + torch.arange(EARLIER_ACTIONS)))
+    begins = [demo.states[0] for demo in demos.demos[: env.num_envs]]
+    ids = torch.arange(len(begins))
+    env.sim.reset(ids, torch.from_numpy(np.stack(begins)))
+    still = env.task.state()[ids].clone()
+    velocities = env.sim.data("qvel")
+    velocities += torch.randn(velocities.shape, generator=torch.Generator().manual_seed(0))
+    told = (env.task.state()[ids] != still).any(dim=0).nonzero().squeeze(1)
+    return torch.cat((told, still.shape[1] + torch.arange(EARLIER_ACTIONS)))
 
 
 def check_states(demos: Demonstrations, width: int, task: str) -> None:
