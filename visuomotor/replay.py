@@ -17,6 +17,7 @@ from visuomotor.config import Config
 from visuomotor.demonstrations import Demonstrations, ResetStates, normalization
 from visuomotor.envs import VisuomotorEnv, make_env
 from visuomotor.errors import UserError
+from visuomotor.policies import NUM_ARM
 from visuomotor.ppo import CloningBatch
 from visuomotor.rollout import Sequences
 from visuomotor.symmetry import with_turned_copies
@@ -92,9 +93,10 @@ class DemonstrationReplay:
         """Independent steps for a state teacher, (1, size, ...); noise: in deviations of the
         state, so that the clone learns to come back.
 
-        Velocities and the earlier actions that the state ends with come from other steps: a clone
-        that sees its demonstrator's last action, or how fast it goes, repeats it instead of looking
-        (de Haan et al. 2019), and a hand that was held up stays where it is.
+        Velocities of arm and props and the earlier actions that the state ends with come from other
+        steps: a clone that sees its demonstrator's last action, or how fast it goes, repeats it
+        instead of looking (de Haan et al. 2019), and a hand that was held up stays where it is. The
+        fingers' velocities stay: half closed, only they tell closing from opening.
         """
         chosen = torch.randint(len(self.all_state), (size,), generator=generator)
         other = torch.randint(len(self.all_state), (size,), generator=generator)
@@ -105,13 +107,16 @@ class DemonstrationReplay:
 
 
 def _columns_of_motion(env: VisuomotorEnv, demos: Demonstrations) -> Tensor:
-    """(K,) int64: the numbers of a network's state that tell of velocities or earlier actions."""
+    """(K,) int64: the numbers of a network's state that tell of the velocities of arm and props, or
+    of earlier actions."""
     begins = [demo.states[0] for demo in demos.demos[: env.num_envs]]
     ids = torch.arange(len(begins))
     env.sim.reset(ids, torch.from_numpy(np.stack(begins)))
     still = env.task.state()[ids].clone()
     velocities = env.sim.data("qvel")
-    velocities += torch.randn(velocities.shape, generator=torch.Generator().manual_seed(0))
+    others = torch.randn(velocities.shape, generator=torch.Generator().manual_seed(0)).double()
+    others[:, env.jaco.dof_ids[NUM_ARM:]] = velocities[:, env.jaco.dof_ids[NUM_ARM:]]
+    velocities.copy_(others)
     told = (env.task.state()[ids] != still).any(dim=0).nonzero().squeeze(1)
     return torch.cat((told, still.shape[1] + torch.arange(EARLIER_ACTIONS)))
 
