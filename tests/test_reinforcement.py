@@ -10,7 +10,6 @@ import torch
 from tests.learning import NUM_ENVS, NUM_STEPS, SMALL, demonstrations, small
 from visuomotor.config import Config
 from visuomotor.demonstrations import Demonstrations
-from visuomotor.envs.environment import StepResult
 from visuomotor.policies import make_teacher
 from visuomotor.reinforcement import Reinforcement
 from visuomotor.replay import DemonstrationReplay
@@ -62,45 +61,6 @@ def test_only_a_teachers_episodes_may_be_shorter_than_the_tasks(
     teacher = replace(SMALL.distill.teacher, episode_steps=longest)
     run = learner(demos, small(distill={"teacher": teacher}), pixels)
     assert run.env.episode_steps == expected  # SMALL's have 12
-
-
-def asked_and_done(run: Reinforcement) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(T, N, 9) what the actor asked for over two episodes and more, what the environment was
-    given, and (T, N) where an episode began."""
-    asked, done, begins = [], [], []
-    step = run.env.step
-
-    def watch(action: torch.Tensor) -> StepResult:
-        done.append(action.clone())
-        begins.append(run._episode_start.clone())
-        return step(action)
-
-    run.env.step = watch  # type: ignore[method-assign]
-    for _ in range(4):
-        run.iterate()
-        asked.append(run.buffer.action.clone())
-    return torch.cat(asked), torch.stack(done), torch.stack(begins)
-
-
-def test_a_teachers_arm_does_a_share_of_what_it_asks_for_one_an_episode(
-    demos: Demonstrations,
-) -> None:
-    teacher = replace(SMALL.distill.teacher, action_scale=(0.5, 0.8))
-    asked, done, begins = asked_and_done(learner(demos, small(distill={"teacher": teacher})))
-    share = done / asked.clamp(-1.0, 1.0)
-    torch.testing.assert_close(share[:, :, 6:], torch.ones_like(share[:, :, 6:]))
-    arm = share[:, :, :6]
-    torch.testing.assert_close(arm, arm[:, :, :1].expand_as(arm))
-    assert 0.5 < float(arm.min()) < float(arm.max()) < 0.8
-    drawn_anew = (arm[1:, :, 0] - arm[:-1, :, 0]).abs() > 1e-5
-    assert torch.equal(drawn_anew, begins[1:])
-    assert int(begins[1:].sum()) > NUM_ENVS
-
-
-def test_a_pixel_actors_arm_does_what_it_asks_for(demos: Demonstrations) -> None:
-    teacher = replace(SMALL.distill.teacher, action_scale=(0.5, 0.8))
-    asked, done, _ = asked_and_done(learner(demos, small(distill={"teacher": teacher}), True))
-    assert torch.equal(asked, done)
 
 
 def test_the_value_is_trained_alone_at_first(demos: Demonstrations) -> None:

@@ -212,9 +212,6 @@ class TeacherConfig:
     # Control steps after which its training episodes end, where the task's own are longer: of these
     # it would meet few, and each of them alike for long. The value goes on behind the end.
     episode_steps: int | None = None
-    # Share of its arm's actions that is done, drawn per episode. A student that is unsure asks for
-    # less than its teacher would; one that has only seen its own pace knows no way from there.
-    action_scale: Range = (0.5, 1.0)
     hidden_sizes: tuple[int, ...] = (256, 256)
     # Exploration, tuned on stacking: of a clone that stacks 87 % there is 80 % left with this, 64 %
     # with twice as much, and what is learned under the larger noise is lost without it.

@@ -241,7 +241,6 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "total_steps": at_least(1),
         "num_envs": at_least(1),
         "episode_steps": at_least(1),
-        "action_scale": SCALE,
         "hidden_sizes": LAYERS,
         "init_log_std_arm": between(-10, 2),
         "init_log_std_finger": between(-10, 2),

@@ -17,12 +17,12 @@ from visuomotor.auxiliary_phase import AuxiliaryPhase
 from visuomotor.cloning import BATCH_STATES, STATE_NOISE, clone_from_state
 from visuomotor.config import Config
 from visuomotor.demonstrations import ResetStates, ShareSchedule
-from visuomotor.envs import make_env, make_task, robot
+from visuomotor.envs import make_env, make_task
 from visuomotor.envs.environment import ResetSampler
 from visuomotor.episode_log import EpisodeLog
 from visuomotor.gail_reward import Discriminator, GailTrainer, imitation_reward, mix_rewards
 from visuomotor.networks import Progress
-from visuomotor.policies import NUM_ARM, PixelPolicy, make_actor, make_critic, make_teacher
+from visuomotor.policies import PixelPolicy, make_actor, make_critic, make_teacher
 from visuomotor.ppo import PPO, CloningBatch, gaussian_log_prob
 from visuomotor.randomization import strength_at
 from visuomotor.replay import DemonstrationReplay, ScatteredFrames
@@ -65,7 +65,7 @@ class Reinforcement:
         self.expert = None if expert is None else expert.to(device).eval().requires_grad_(False)
         self._generators = {
             name: torch.Generator().manual_seed(_seed(config.seed, index))
-            for index, name in enumerate(("action", "minibatch", "gail", "cloning", "aux", "scale"))
+            for index, name in enumerate(("action", "minibatch", "gail", "cloning", "aux"))
         }
         self._reset_states = ResetStates(replay.demos, stages=replay.stage)
         curriculum = config.curriculum
@@ -85,7 +85,6 @@ class Reinforcement:
         self.observation = self.env.reset()
         self.iterations = 0
         self._episode_start = torch.ones(num_envs, dtype=torch.bool, device=device)
-        self._scale = torch.ones(num_envs, robot.NUM_JOINTS, device=device)
         self.policy = PixelPolicy(self.actor, num_envs) if pixels else None
         self._episodes = EpisodeLog(self.env.task.stages, self.observation.stage)
 
@@ -286,7 +285,7 @@ class Reinforcement:
                 visual=self.policy.visual if self.policy is not None else None,
             )
             began_initially = self.env.from_initial.clone()
-            result = self.env.step(self._done(action))
+            result = self.env.step(action)
             self.observation = result.observation
             value = self.critic(self.observation.state)
             next_value = value
@@ -306,16 +305,6 @@ class Reinforcement:
             for success in self._episodes.record(result, began_initially):
                 self.share.update(success)
 
-    def _done(self, action: Tensor) -> Tensor:
-        """What is done of an action (N, 9): all of it, but in a teacher's episodes."""
-        low, high = self.config.distill.teacher.action_scale
-        if self.pixels or low == high == 1.0:
-            return action
-        drawn = torch.rand(len(action), generator=self._generators["scale"]).to(self.device)
-        begins = self._episode_start.nonzero().squeeze(1)
-        self._scale[begins, :NUM_ARM] = (low + (high - low) * drawn[begins]).unsqueeze(1)
-        return action.clamp(-1.0, 1.0) * self._scale
-
     # --- exact resume -----------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -328,7 +317,6 @@ class Reinforcement:
             "env_steps": self.env_steps,
             "iterations": self.iterations,
             "episode_start": self._episode_start,
-            "scale": self._scale,
             "episodes": self._episodes.state_dict(),
             "generators": {name: g.get_state() for name, g in self._generators.items()},
             "observation": {
@@ -355,7 +343,6 @@ class Reinforcement:
         self.iterations = int(state["iterations"])
         device = self.device
         self._episode_start = state["episode_start"].to(device)
-        self._scale = state["scale"].to(device)
         self._episodes.load_state_dict(state["episodes"])
         for name, generator in self._generators.items():
             generator.set_state(state["generators"][name])
