@@ -12,6 +12,7 @@ from torch import Tensor
 import visuomotor.replay
 from visuomotor.config import (
     CameraConfig,
+    CloningConfig,
     Config,
     EnvConfig,
     LatencyConfig,
@@ -190,12 +191,15 @@ def _row_of(table: Tensor, rows: Tensor) -> list[int]:
     return same.int().argmax(dim=1).tolist()
 
 
-def test_a_batch_of_states_has_velocities_and_earlier_actions_of_other_steps(
-    replay: DemonstrationReplay,
+@pytest.mark.parametrize("sees_velocities", [True, False])
+def test_a_batch_of_states_has_earlier_actions_of_other_steps_and_velocities_if_asked(
+    sees_velocities: bool, recorded: Demonstrations
 ) -> None:
+    cloning = CloningConfig(sees_velocities=sees_velocities)
+    replay = DemonstrationReplay(replace(CONFIG, cloning=cloning), recorded)
     # Lifting: 24 numbers of proprioception, 3 finger velocities, which stay, the pinch pose (3 and
     # 6), the block's position (3) and orientation (6), its velocities.
-    told = [*range(12, 18), *range(45, 51)]
+    told = [] if sees_velocities else [*range(12, 18), *range(45, 51)]
     told += range(replay.all_state.shape[1] - EARLIER_ACTIONS, replay.all_state.shape[1])
     shown = sorted(set(range(replay.all_state.shape[1])) - set(told))
     batch = replay.state_batch(200, 0.0, torch.Generator().manual_seed(0))
@@ -212,7 +216,12 @@ def test_a_batch_of_states_has_velocities_and_earlier_actions_of_other_steps(
 
 @pytest.mark.parametrize("task", ["pouring", "order_fulfillment"])
 def test_whatever_tells_of_a_velocity_but_the_fingers_is_of_motion(task: str) -> None:
-    config = Config(task=task, turned_copies=0, env=EnvConfig(num_threads=1))
+    config = Config(
+        task=task,
+        turned_copies=0,
+        env=EnvConfig(num_threads=1),
+        cloning=CloningConfig(sees_velocities=False),
+    )
     env = make_env(config, num_envs=12, seed=0, render=False)  # with one toy to four
     env.reset()
     states = env.sim.get_state(torch.arange(12)).numpy()

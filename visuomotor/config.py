@@ -192,6 +192,10 @@ class CloningConfig:
     # Env steps of ril in which the clone labels, before reinforcement; a quarter of all at most.
     start_steps: int = 150_000
     learning_rate: float = 1e-3
+    # Whether a clone sees how fast arm and props move. One that does goes on with what it is doing,
+    # and stands still where it is held up; but pouring's student learned more of such a teacher:
+    # docs/results.md, "Teachers that repeated their own pace".
+    sees_velocities: bool = True
     weight: float = 0.2  # of a teacher's cloning term in the loss at the start of the run ...
     final_weight: float = 0.1  # ... and after decay_steps
     decay_steps: int = 1_000_000  # env steps

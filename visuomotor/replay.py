@@ -83,7 +83,9 @@ class DemonstrationReplay:
         self.all_features = torch.cat(self.features)
         self.all_actions = torch.cat(self.actions)
         self._state_std = self.statistics(self.state)[1]
-        self._of_motion = _columns_of_motion(env, self.demos)
+        self._of_motion = self.all_state.shape[1] - EARLIER_ACTIONS + torch.arange(EARLIER_ACTIONS)
+        if not config.cloning.sees_velocities:
+            self._of_motion = torch.cat((_velocities(env, self.demos), self._of_motion))
 
     def statistics(self, parts: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Mean and floored deviation over all steps, (D,) each."""
@@ -93,10 +95,10 @@ class DemonstrationReplay:
         """Independent steps for a state teacher, (1, size, ...); noise: in deviations of the
         state, so that the clone learns to come back.
 
-        Velocities of arm and props and the earlier actions that the state ends with come from other
-        steps: a clone that sees its demonstrator's last action, or how fast it goes, repeats it
-        instead of looking (de Haan et al. 2019), and a hand that was held up stays where it is. The
-        fingers' velocities stay: half closed, only they tell closing from opening.
+        The earlier actions that the state ends with come from other steps: a clone that sees its
+        demonstrator's last action repeats it instead of looking (de Haan et al. 2019). So do the
+        velocities of arm and props without `cloning.sees_velocities`; those of the fingers stay:
+        half closed, only they tell closing from opening.
         """
         chosen = torch.randint(len(self.all_state), (size,), generator=generator)
         other = torch.randint(len(self.all_state), (size,), generator=generator)
@@ -106,9 +108,8 @@ class DemonstrationReplay:
         return CloningBatch(Sequences(state=state.unsqueeze(0)), self.all_actions[chosen][None])
 
 
-def _columns_of_motion(env: VisuomotorEnv, demos: Demonstrations) -> Tensor:
-    """(K,) int64: the numbers of a network's state that tell of the velocities of arm and props, or
-    of earlier actions."""
+def _velocities(env: VisuomotorEnv, demos: Demonstrations) -> Tensor:
+    """(K,) int64: the numbers of a task's state that tell of the velocities of arm and props."""
     begins = [demo.states[0] for demo in demos.demos[: env.num_envs]]
     ids = torch.arange(len(begins))
     env.sim.reset(ids, torch.from_numpy(np.stack(begins)))
@@ -117,8 +118,7 @@ def _columns_of_motion(env: VisuomotorEnv, demos: Demonstrations) -> Tensor:
     others = torch.randn(velocities.shape, generator=torch.Generator().manual_seed(0)).double()
     others[:, env.jaco.dof_ids[NUM_ARM:]] = velocities[:, env.jaco.dof_ids[NUM_ARM:]]
     velocities.copy_(others)
-    told = (env.task.state()[ids] != still).any(dim=0).nonzero().squeeze(1)
-    return torch.cat((told, still.shape[1] + torch.arange(EARLIER_ACTIONS)))
+    return (env.task.state()[ids] != still).any(dim=0).nonzero().squeeze(1)
 
 
 def check_states(demos: Demonstrations, width: int, task: str) -> None:
