@@ -103,7 +103,7 @@ class DemonstrationReplay:
         chosen = torch.randint(len(self.all_state), (size,), generator=generator)
         other = torch.randint(len(self.all_state), (size,), generator=generator)
         state = self.all_state[chosen].clone()
-        state[:, self._of_motion] = self.all_state[other][:, self._of_motion]
+        state[:, self._of_motion] = self.all_state[other.unsqueeze(1), self._of_motion]
         state = state + noise * self._state_std * torch.randn(state.shape, generator=generator)
         return CloningBatch(Sequences(state=state.unsqueeze(0)), self.all_actions[chosen][None])
 
