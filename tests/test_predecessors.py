@@ -19,6 +19,7 @@ from visuomotor.errors import UserError
 from visuomotor.overrides import load_yaml
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.predecessors import carried_over, ship_teacher
+from visuomotor.reinforcement import Reinforcement
 from visuomotor.train import Run, train
 
 
@@ -89,6 +90,45 @@ def test_a_run_begins_with_the_actor_of_another(
     for name, value in before["policy"]["actor"].items():
         assert torch.equal(seen[0][name], value), name
     assert "start" not in {row["phase"] for row in metrics(second)}
+
+
+def test_a_finished_student_is_finetuned_alone_and_sees_as_before(
+    demonstrations: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    student = [s for s in DISTILL if not s.startswith("distill.finetune_steps")]
+    assert train([*SMALL, *student, demonstrations, f"out={first}"]) == 0
+    (before, _, _) = load_checkpoint(first / "checkpoints")
+    began: list[dict[str, torch.Tensor]] = []
+    original = Run.start_phase
+
+    def start_phase(self: Run, phase: str, **options: Any) -> None:
+        original(self, phase, **options)
+        assert isinstance(self.learner, Reinforcement)
+        began.append({k: v.clone() for k, v in self.learner.critic.state_dict().items()})
+
+    monkeypatch.setattr(Run, "start_phase", start_phase)
+    finetuning = [
+        "algorithm=distill",
+        "distill.dagger_steps=0",
+        f"distill.finetune_steps={2 * ITERATION}",
+        f"distill.teacher_run={first}",
+        "ppo.critic_warmup=0",
+    ]
+    settings = [s for s in SMALL if not s.startswith("ppo.critic_warmup")]
+    out = [demonstrations, f"start_from={first}", f"out={second}"]
+    assert train([*settings, *finetuning, *out]) == 0
+    assert {row["phase"] for row in metrics(second)} == {"finetune"}
+    for name, value in before["carried"]["critic"].items():
+        assert torch.equal(began[0][name], value), name
+    (after, _, _) = load_checkpoint(second / "checkpoints")
+    moved = {
+        name.partition(".")[0]
+        for name, value in after["policy"]["actor"].items()
+        if not torch.equal(before["policy"]["actor"][name], value)
+    }
+    assert {"lstm", "mean_head"} <= moved
+    assert not moved & {"encoder", "aux_heads", "normalizer"}
 
 
 @pytest.mark.parametrize(

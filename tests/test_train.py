@@ -262,6 +262,14 @@ def test_the_log_holds_what_the_house_promises(demonstrations: str, tmp_path: Pa
         (["resume=nowhere"], ["nowhere", "run"]),
         (["algorithm=distill", "distill.teacher_run=nowhere"], ["nowhere", "algorithm=distill"]),
         (["distill.teacher_run=nowhere"], ["algorithm=distill", "ril"]),
+        (
+            ["algorithm=distill", "distill.dagger_steps=0", "distill.finetune_steps=9"],
+            ["distill.finetune_steps=9", "start_from"],
+        ),
+        (
+            ["algorithm=distill", "distill.dagger_steps=0", "distill.teacher_run=pouring"],
+            ["distill.dagger_steps=0", "nothing to train"],
+        ),
         (["resum=somewhere"], ["resum", "resume="]),
         (["resume=nowhere", "seed=1"], ["seed=1", "resume="]),
     ],

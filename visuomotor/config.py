@@ -251,7 +251,10 @@ class DistillConfig:
     epochs: int = 1  # passes over each rollout when it is fresh
     replayed: int = 5  # older rollouts fitted again beside every fresh one; rendering costs more
     memory: int = 24  # rollouts kept
-    finetune_steps: int = 0  # env steps of PPO + GAIL from pixels afterwards
+    # Env steps of PPO + GAIL from pixels afterwards, with the teacher's critic and discriminator.
+    # The CNN stays as it is: pouring's student went from 72 to 97 % so; while the auxiliary phase
+    # went on and the teacher's labels drew at it, stacking's fell from 91 to 71 %.
+    finetune_steps: int = 0
 
 
 @dataclass(frozen=True)

@@ -354,6 +354,19 @@ def _contradictions(config: Config) -> Iterable[tuple[str, bool, str]]:
         config.algorithm == "distill" and distill.minibatches > config.num_envs,
         f"valid: 1 to {config.num_envs}",
     )
+    no_student = config.algorithm == "distill" and distill.dagger_steps == 0
+    yield (
+        f"distill.finetune_steps={distill.finetune_steps} with distill.dagger_steps=0 has no "
+        "student to go on with",
+        no_student and distill.finetune_steps > 0 and config.start_from is None,
+        "valid: distill.dagger_steps above 0, or start_from a run, a bundle or a shipped policy",
+    )
+    yield (
+        f"distill.teacher_run={distill.teacher_run} with distill.dagger_steps=0 and "
+        "distill.finetune_steps=0 leaves nothing to train",
+        no_student and distill.finetune_steps == 0 and distill.teacher_run is not None,
+        "valid: either of the two above 0",
+    )
     substeps = env.control_dt / env.physics_dt
     yield (
         f"env.control_dt={env.control_dt} is no whole number of env.physics_dt={env.physics_dt}",

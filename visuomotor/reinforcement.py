@@ -43,6 +43,7 @@ class Reinforcement:
       expert: labels a pixel actor's own states in the cloning term; None: there is no such term.
         A StateTeacher clones the demonstrations instead.
       elsewhere: asked first where an episode starts; None, or its None: the curriculum decides.
+      vision: False leaves a pixel actor's CNN as it is, which must see already.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Reinforcement:
         device: torch.device,
         expert: StateTeacher | None = None,
         elsewhere: ResetSampler | None = None,
+        vision: bool = True,
     ):
         self.config = config
         self.pixels = pixels
@@ -79,7 +81,7 @@ class Reinforcement:
             reset_sampler=self._sample_start,
             stagger=True,
         )
-        self._build_networks(num_envs)
+        self._build_networks(num_envs, vision)
         self.env_steps = 0
         self.env.strength = strength_at(config.randomization, 0)
         self.observation = self.env.reset()
@@ -88,7 +90,7 @@ class Reinforcement:
         self.policy = PixelPolicy(self.actor, num_envs) if pixels else None
         self._episodes = EpisodeLog(self.env.task.stages, self.observation.stage)
 
-    def _build_networks(self, num_envs: int) -> None:
+    def _build_networks(self, num_envs: int, vision: bool) -> None:
         config, replay, device = self.config, self._replay, self.device
         torch.manual_seed(_seed(config.seed, 99))
         state_dim, feature_dim = replay.all_state.shape[1], replay.all_features.shape[1]
@@ -103,9 +105,10 @@ class Reinforcement:
             self.actor.set_normalization(*replay.statistics(replay.proprio))
             if self.actor.aux_heads is not None:
                 self.actor.aux_heads.set_normalization(*replay.statistics(replay.aux_targets))
-                self.vision = AuxiliaryPhase(
-                    self.actor, config.aux, generator=self._generators["aux"]
-                )
+                if vision:
+                    self.vision = AuxiliaryPhase(
+                        self.actor, config.aux, generator=self._generators["aux"]
+                    )
         else:
             self.actor = make_teacher(config, state_dim).to(device)
             self.actor.set_normalization(*state_statistics)

@@ -96,7 +96,7 @@ class Run:
         self.carried = dict(carried)
         phase = PHASES[self.config.algorithm][0]
         if phase == "teacher" and "teacher" in carried:
-            phase = "dagger"
+            phase = "dagger" if self.total_steps("dagger") > 0 else "finetune"
         elif phase == "start" and self.total_steps(phase) > 0:
             self.carried["teacher"] = self._clone().state_dict()
         elif phase == "start":
@@ -157,7 +157,8 @@ class Run:
             num_envs=config.num_envs if pixels else config.distill.teacher.num_envs,
             total_steps=total,
             device=self.device,
-            expert=teacher if pixels else None,
+            expert=teacher if phase == "ril" else None,
+            vision=phase != "finetune",
         )
         self.learner = learner
         if resuming:
