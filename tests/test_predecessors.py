@@ -108,11 +108,22 @@ def test_a_finished_student_is_finetuned_alone_and_sees_as_before(
         began.append({k: v.clone() for k, v in self.learner.critic.state_dict().items()})
 
     monkeypatch.setattr(Run, "start_phase", start_phase)
+    scales: list[float] = []
+    iterate = Reinforcement.iterate
+
+    def iterate_and_look(self: Reinforcement) -> dict[str, float]:
+        result = iterate(self)
+        scales.append(self.actor.deviation.scale)
+        return result
+
+    monkeypatch.setattr(Reinforcement, "iterate", iterate_and_look)
     finetuning = [
         "algorithm=distill",
         "distill.dagger_steps=0",
         f"distill.finetune_steps={2 * ITERATION}",
         f"distill.teacher_run={first}",
+        "distill.finetune_label_weight=0.25",
+        "distill.finetune_noise=0.75",
         "ppo.critic_warmup=0",
     ]
     settings = [s for s in SMALL if not s.startswith("ppo.critic_warmup")]
@@ -121,6 +132,8 @@ def test_a_finished_student_is_finetuned_alone_and_sees_as_before(
     assert {row["phase"] for row in metrics(second)} == {"finetune"}
     for name, value in before["carried"]["critic"].items():
         assert torch.equal(began[0][name], value), name
+    assert {row["cloning_weight"] for row in metrics(second)} == {0.25}
+    assert scales == [0.75, 0.75]
     (after, _, _) = load_checkpoint(second / "checkpoints")
     moved = {
         name.partition(".")[0]

@@ -261,6 +261,8 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "replayed": at_least(0),
         "memory": at_least(1),
         "finetune_steps": at_least(0),
+        "finetune_noise": Limit(low=0, high=1, low_open=True),
+        "finetune_label_weight": at_least(0),
         "rehearsal_steps": at_least(0),
     },
     RunConfig: {

@@ -44,6 +44,7 @@ class Reinforcement:
         A StateTeacher clones the demonstrations instead.
       elsewhere: asked first where an episode starts; None, or its None: the curriculum decides.
       vision: False leaves a pixel actor's CNN as it is, which must see already.
+      noise: share of the policy's deviation to act with, all through; None: as `ppo` says.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Reinforcement:
         expert: StateTeacher | None = None,
         elsewhere: ResetSampler | None = None,
         vision: bool = True,
+        noise: float | None = None,
     ):
         self.config = config
         self.pixels = pixels
@@ -72,6 +74,7 @@ class Reinforcement:
         self._reset_states = ResetStates(replay.demos, stages=replay.stage)
         curriculum = config.curriculum
         self._elsewhere = elsewhere
+        self._noise = noise
         self.share = ShareSchedule(curriculum.initial_share, curriculum.final_share)
         self.env = make_env(
             config if pixels else _with_shorter_episodes(config),
@@ -199,8 +202,7 @@ class Reinforcement:
         """Rollout, discriminator, rewards, advantages, update. Returns the iteration's metrics."""
         ppo = self.config.ppo
         self.env.strength = strength_at(self.config.randomization, self.env_steps)
-        noise = self._fall(ppo.noise_anneal_fraction)
-        self.actor.deviation.scale = ppo.final_noise + (1.0 - ppo.final_noise) * noise
+        self.actor.deviation.scale = self._noise_share()
         self._rollout()
         metrics: dict[str, float] = {}
         buffer = self.buffer
@@ -253,6 +255,13 @@ class Reinforcement:
         imitation = imitation_reward(logits, gail.reward, gail.clip)
         metrics["gail_reward"] = float(imitation.mean())
         return mix_rewards(imitation, buffer.task_reward, gail.weight, gail.scale)
+
+    def _noise_share(self) -> float:
+        """Of the policy's deviation, which it now acts with."""
+        if self._noise is not None:
+            return self._noise
+        ppo = self.config.ppo
+        return ppo.final_noise + (1.0 - ppo.final_noise) * self._fall(ppo.noise_anneal_fraction)
 
     def _fall(self, fraction: float) -> float:
         """1 until the last `fraction` of the run, over which it falls to 0."""

@@ -149,16 +149,21 @@ class Run:
                 self._vision_start(student)
             return
         pixels = phase != "teacher"
-        config = self.config
+        config, distill = self.config, self.config.distill
+        if phase == "finetune":
+            labels = distill.finetune_label_weight
+            cloning = replace(config.cloning, label_weight=labels, final_label_weight=labels)
+            config = replace(config, cloning=cloning)
         learner = Reinforcement(
             config,
             self.replay,
             pixels=pixels,
-            num_envs=config.num_envs if pixels else config.distill.teacher.num_envs,
+            num_envs=config.num_envs if pixels else distill.teacher.num_envs,
             total_steps=total,
             device=self.device,
-            expert=teacher if phase == "ril" else None,
+            expert=teacher if pixels else None,
             vision=phase != "finetune",
+            noise=distill.finetune_noise if phase == "finetune" else None,
         )
         self.learner = learner
         if resuming:
