@@ -27,10 +27,11 @@ def test_the_policies_that_the_documents_name_are_there() -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_policy_is_whole(name: str) -> None:
     manifest, files = read_bundle(FOLDER / name)
-    assert manifest["task"] == name
+    task = manifest["task"]
+    assert name == task or name.startswith(f"{task}_")  # stacking_latency: of other ranges
     assert "policy.onnx" in files
     _, config, _ = load_policy(name)
-    assert config.task == name
+    assert config.task == task
     judged = json.loads((FOLDER / name / "evaluation.json").read_text())
     assert judged["episodes"] >= 200
     assert judged["sims"] == "randomized"
