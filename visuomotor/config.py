@@ -259,7 +259,8 @@ class DistillConfig:
     # clearing_blocks' fell from 80 to 53 %, while with the noise it got better.
     finetune_noise: float = 0.5
     # Of the teacher's labels, which hold the student to what it does well. Without them, at half
-    # the noise, clearing_blocks' fell from 91 to 64 % within 0.12 M steps.
+    # the noise, clearing_blocks' fell from 91 to 64 % within 0.12 M steps; with them it held for
+    # 0.24 M and then fell as well (docs/results.md).
     finetune_label_weight: float = 0.01
 
 

@@ -108,10 +108,10 @@ class Reinforcement:
             self.actor.set_normalization(*replay.statistics(replay.proprio))
             if self.actor.aux_heads is not None:
                 self.actor.aux_heads.set_normalization(*replay.statistics(replay.aux_targets))
-                if vision:
-                    self.vision = AuxiliaryPhase(
-                        self.actor, config.aux, generator=self._generators["aux"]
-                    )
+            if self.actor.aux_heads is not None and vision:
+                self.vision = AuxiliaryPhase(
+                    self.actor, config.aux, generator=self._generators["aux"]
+                )
         else:
             self.actor = make_teacher(config, state_dim).to(device)
             self.actor.set_normalization(*state_statistics)

@@ -148,9 +148,9 @@ class Run:
             else:
                 self._vision_start(student)
             return
-        pixels = phase != "teacher"
+        pixels, finetuning = phase != "teacher", phase == "finetune"
         config, distill = self.config, self.config.distill
-        if phase == "finetune":
+        if finetuning:
             labels = distill.finetune_label_weight
             cloning = replace(config.cloning, label_weight=labels, final_label_weight=labels)
             config = replace(config, cloning=cloning)
@@ -162,8 +162,8 @@ class Run:
             total_steps=total,
             device=self.device,
             expert=teacher if pixels else None,
-            vision=phase != "finetune",
-            noise=distill.finetune_noise if phase == "finetune" else None,
+            vision=not finetuning,
+            noise=distill.finetune_noise if finetuning else None,
         )
         self.learner = learner
         if resuming:
@@ -172,7 +172,7 @@ class Run:
             learner.actor.load_state_dict(self.carried["actor"])
         elif learner.vision is not None:
             self._vision_start(learner)
-        if phase == "finetune":
+        if finetuning:
             learner.critic.load_state_dict(self.carried["critic"])
             learner.gail.load_state_dict(self.carried["gail"])
         elif phase == "teacher" and learner.cloning:
