@@ -189,6 +189,23 @@ def test_a_block_that_slipped_is_fetched_again():
     assert bool(_play(env, expert, 130)[0])
 
 
+def test_two_blocks_in_a_hand_that_holds_still_do_not_slide():
+    """Soft friction alone lets them creep by a millimetre in 100 steps, and one of them falls."""
+    env = _env("clearing_blocks", 8)
+    _play(env, make_expert(env, 0), 200)
+    cleared = env.task.stage() == len(env.task.stages) - 1
+    assert int(cleared.sum()) >= 6
+    still = torch.tensor([0.0] * 6 + [0.5] * 3).expand(8, 9)
+    held = []
+    for step in range(131):
+        if step in (30, 130):
+            both = torch.stack([env.task.prop_pos(0), env.task.prop_pos(1)], dim=1)
+            held.append(both - env.task.pinch_pos().unsqueeze(1))
+        env.step(still)
+    slid = (held[1] - held[0])[cleared].norm(dim=2).amax(dim=1)
+    assert float(slid.median()) < 0.8e-3  # m; 1.9e-3 without the passes
+
+
 def test_inverse_kinematics_is_damped_least_squares_on_mujocos_jacobian():
     env = _env("lifting", 4)
     expert = make_expert(env, seed=0)

