@@ -149,6 +149,38 @@ def test_a_toy_that_fell_off_the_table_is_not_an_absent_one(env):
         assert int(env.task.stage()[0]) == 0
 
 
+def test_where_toys_lie_is_told_whatever_the_hand_does(env):
+    """Vision is asked for the leftmost and the rightmost toy of a kind: which one is nearest to a
+    hand that the picture hardly shows is no question to learn from."""
+    state = _start(env, TOYS)
+    _set(env, state)
+    before = env.task.aux_targets()[0].view(-1, 3)
+    state[env.jaco.qpos_ids.numpy()[:2]] += (0.4, -0.3)
+    _set(env, state)
+    after = env.task.aux_targets()[0].view(-1, 3)
+    torch.testing.assert_close(after[:-1], before[:-1])
+    assert float((after[-1] - before[-1]).norm()) > 0.05
+    places = env.task.toy_pos()[0].float()
+    for index, kind in ((2, PLANES), (4, CARS)):
+        across = places[list(kind), 0]
+        left, right = (kind[int(i)] for i in (across.argmin(), across.argmax()))
+        torch.testing.assert_close(before[index], places[left])
+        torch.testing.assert_close(before[index + 1], places[right])
+        twice = 2.0 * env.task.prop_yaw(left)[0].float()
+        heading = torch.atan2(before[index + 4][1], before[index + 4][0])
+        torch.testing.assert_close(heading.cos(), twice.cos())
+        torch.testing.assert_close(heading.sin(), twice.sin())
+
+
+def test_a_toy_that_is_delivered_is_told_where_its_box_is(env):
+    _set(env, _into(env, _start(env, (0, 2)), 0, GREEN_BOX))
+    targets = env.task.aux_targets()[0].view(-1, 3)
+    box = env.task.prop_pos(GREEN_BOX)[0].float()
+    for index in (2, 3):
+        torch.testing.assert_close(targets[index], box)
+        assert targets[index + 4].tolist() == [0.0, 0.0, 0.0]
+
+
 # --- no order among toys --------------------------------------------------------------------------
 
 _GEOM_FIELDS = ("geom_size", "geom_pos", "geom_rbound", "geom_aabb")

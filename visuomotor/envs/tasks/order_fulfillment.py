@@ -13,7 +13,7 @@ from visuomotor.envs import scene
 from visuomotor.envs.scene import Part
 from visuomotor.envs.simulation import Simulation
 from visuomotor.envs.tasks import toys
-from visuomotor.envs.tasks.task import Task
+from visuomotor.envs.tasks.task import Task, along
 
 OF_A_KIND = 2  # toys, at most
 PLANES, CARS = (0, 1), (2, 3)  # toys by index: kind and box follow from the slot
@@ -52,6 +52,7 @@ PARKED = 0.05  # m from its place there: a toy is absent; one that falls off the
 # m from the pinch site to a toy that the hand touches: nearer it holds it, further off it brushes
 # it on its way up.
 HELD = 0.025
+HEADING_LENGTH = 0.03  # m, of a vector that tells how a toy is turned; half a turn is none
 CARRIED = (0.01, 0.05)  # m above where it lies, m from the pinch site: the hand has a toy
 
 
@@ -330,21 +331,31 @@ class OrderFulfillment(Task):
         return torch.cat((self._sorted(of_toys).flatten(1), *boxes, tips), dim=1).float()
 
     def aux_targets(self) -> Tensor:
-        """(N, 24) m: both boxes; of each kind the next toy, and relative to the pinch site; the
-        next of all, relative to the pinch site and to its box. A toy that is not there to be taken
-        is where its box is."""
-        pinch, boxes = self.pinch_pos(), self._boxes()
-        left = self._sorted((self.present() & ~self.in_box()).unsqueeze(2).double())
-        pos = self._sorted(self.toy_pos())
-        parts = [*boxes]
+        """(N, 33) m: both boxes; of each kind the leftmost and the rightmost toy that is still to
+        be delivered, where it is and, at HEADING_LENGTH, twice its heading; the next toy relative
+        to the pinch site. A toy that is not there is where its box is, with no heading.
+
+        Which toy is which does not depend on the hand: a picture that does not show the hand, or
+        shows it between two toys, tells as much.
+        """
+        pos, left = self.toy_pos(), self.present() & ~self.in_box()
+        boxes = self._boxes()
+        places, headings = [*boxes], []
+        everyone = torch.arange(len(pos))
         for box, kind in zip(boxes, (PLANES, CARS), strict=True):
-            first = kind[0]
-            toy = torch.where(left[:, first] > 0.0, pos[:, first], box)
-            parts += [toy, toy - pinch]
+            across = pos[:, kind, 0]
+            leftmost = across.masked_fill(~left[:, kind], torch.inf).argmin(dim=1)
+            rightmost = across.masked_fill(~left[:, kind], -torch.inf).argmax(dim=1)
+            some = left[:, kind].any(dim=1, keepdim=True)
+            for chosen in (leftmost, rightmost):
+                toy = chosen + kind[0]
+                places.append(torch.where(some, pos[everyone, toy], box))
+                heading = along(2.0 * self.prop_yaw(toy), HEADING_LENGTH).to(pos.dtype)
+                headings.append(torch.where(some, heading, 0.0))
         toy, some = self.next_toy()
         own = self.prop_pos(self._box_ids[toy])
         near = torch.where(some.unsqueeze(1), self.prop_pos(toy), own)
-        return torch.cat((*parts, near - pinch, near - own), dim=1).float()
+        return torch.cat((*places, *headings, near - self.pinch_pos()), dim=1).float()
 
     def state(self) -> Tensor:
         """(N, S) float32, as of every task, with the toys sorted; absent toys are zeros. The next
