@@ -350,7 +350,7 @@ class OrderFulfillment(Task):
             for chosen in (leftmost, rightmost):
                 toy = chosen + kind[0]
                 places.append(torch.where(some, pos[everyone, toy], box))
-                heading = along(2.0 * self.prop_yaw(toy), HEADING_LENGTH).to(pos.dtype)
+                heading = along(2.0 * self.prop_yaw(toy), HEADING_LENGTH)
                 headings.append(torch.where(some, heading, 0.0))
         toy, some = self.next_toy()
         own = self.prop_pos(self._box_ids[toy])
