@@ -158,8 +158,8 @@ def test_where_toys_lie_is_told_whatever_the_hand_does(env):
     state[env.jaco.qpos_ids.numpy()[:2]] += (0.4, -0.3)
     _set(env, state)
     after = env.task.aux_targets()[0].view(-1, 3)
-    torch.testing.assert_close(after[:-1], before[:-1])
-    assert float((after[-1] - before[-1]).norm()) > 0.05
+    torch.testing.assert_close(after[:-2], before[:-2])
+    assert float((after[-2] - before[-2]).norm()) > 0.05
     places = env.task.toy_pos()[0].float()
     for index, kind in ((2, PLANES), (4, CARS)):
         across = places[list(kind), 0]
@@ -179,6 +179,15 @@ def test_a_toy_that_is_delivered_is_told_where_its_box_is(env):
     for index in (2, 3):
         torch.testing.assert_close(targets[index], box)
         assert targets[index + 4].tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(("toy", "box"), [(0, GREEN_BOX), (2, RED_BOX)])
+def test_vision_is_asked_which_box_the_toy_in_the_hand_belongs_to(env, toy, box):
+    _set(env, _put(env, _start(env, (0, 2)), toy, env.task.pinch_pos()[0].numpy()))
+    to_hand, to_box = env.task.aux_targets()[0].view(-1, 3)[-2:]
+    hand, place = env.task.pinch_pos()[0], env.task.prop_pos(box)[0]
+    torch.testing.assert_close(to_hand, torch.zeros(3), atol=1e-3, rtol=0.0)
+    torch.testing.assert_close(to_box, (hand - place).float(), atol=1e-3, rtol=0.0)
 
 
 # --- no order among toys --------------------------------------------------------------------------

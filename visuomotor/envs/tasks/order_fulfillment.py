@@ -331,12 +331,14 @@ class OrderFulfillment(Task):
         return torch.cat((self._sorted(of_toys).flatten(1), *boxes, tips), dim=1).float()
 
     def aux_targets(self) -> Tensor:
-        """(N, 33) m: both boxes; of each kind the leftmost and the rightmost toy that is still to
+        """(N, 36) m: both boxes; of each kind the leftmost and the rightmost toy that is still to
         be delivered, where it is and, at HEADING_LENGTH, twice its heading; the next toy relative
-        to the pinch site. A toy that is not there is where its box is, with no heading.
+        to the pinch site and to its box. A toy that is not there is where its box is, with no
+        heading.
 
-        Which toy is which does not depend on the hand: a picture that does not show the hand, or
-        shows it between two toys, tells as much.
+        Which of the first is which does not depend on the hand: a picture that does not show the
+        hand, or shows it between two toys, tells as much. The last tells whether a toy in the hand,
+        which hides it, is a plane or a car.
         """
         pos, left = self.toy_pos(), self.present() & ~self.in_box()
         boxes = self._boxes()
@@ -355,7 +357,8 @@ class OrderFulfillment(Task):
         toy, some = self.next_toy()
         own = self.prop_pos(self._box_ids[toy])
         near = torch.where(some.unsqueeze(1), self.prop_pos(toy), own)
-        return torch.cat((*places, *headings, near - self.pinch_pos()), dim=1).float()
+        parts = (*places, *headings, near - self.pinch_pos(), near - own)
+        return torch.cat(parts, dim=1).float()
 
     def state(self) -> Tensor:
         """(N, S) float32, as of every task, with the toys sorted; absent toys are zeros. The next
