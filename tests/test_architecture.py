@@ -51,10 +51,11 @@ class Rule:
 
 RULES = {
     "settings and errors know nothing": Rule(("config", "errors"), (), ()),
-    "environments know no learner": Rule(WORLD, ("config", "errors"), None),
+    "rows know only torch": Rule(("rows",), (), ("torch",)),
+    "environments know no learner": Rule(WORLD, ("config", "errors", "rows"), None),
     "networks import only torch": Rule(NETWORKS, ("errors",), ("torch",)),
     "rollout and ppo know no environment": Rule(
-        ("rollout", "ppo"), (*NETWORKS, "config", "errors"), ("torch", "numpy")
+        ("rollout", "ppo"), (*NETWORKS, "config", "errors", "rows"), ("torch", "numpy")
     ),
     # safetensors.torch would bring torch to the arm.
     "the arm's side needs no torch and no simulator": Rule(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visuomotor import rows
 from visuomotor.aux_tasks import aux_loss
 from visuomotor.config import AuxConfig
 from visuomotor.networks import Progress, descend, load_optimizer_state, optimizer_state
@@ -48,7 +49,7 @@ class FrameMemory:
         frames, targets = frames[-self.capacity :], targets[-self.capacity :]
         count = len(frames)
         where = (self._next + torch.arange(count, device=frames.device)) % self.capacity
-        self._frames[where] = frames
+        rows.put(self._frames, where, frames)
         self._targets[where] = targets
         self._next = (self._next + count) % self.capacity
         self._size = min(self.capacity, self._size + count)
@@ -56,7 +57,7 @@ class FrameMemory:
     def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """`count` frames and their targets, with replacement; generator: a CPU generator."""
         chosen = torch.randint(self._size, (count,), generator=generator).to(self._frames.device)
-        return self._frames[chosen], self._targets[chosen]
+        return rows.take(self._frames, chosen), self._targets[chosen]
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -155,7 +156,8 @@ class AuxiliaryPhase:
         totals: dict[str, list[Tensor]] = {}
         order = torch.randperm(len(frames), generator=self.generator).to(frames.device)
         for chosen in order.tensor_split(self.minibatches(buffer)):
-            loss, metrics = self.loss(frames[chosen], targets[chosen], held[chosen])
+            fresh = rows.take(frames, chosen)
+            loss, metrics = self.loss(fresh, targets[chosen], held[chosen])
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self._parameters, MAX_GRAD_NORM, error_if_nonfinite=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from visuomotor import rows
 from visuomotor.checkpoint import write_atomic
 from visuomotor.cli import resolve_device, run_command
 from visuomotor.config import Config
@@ -111,7 +112,8 @@ def _learn_seconds(learner: Reinforcement, repeats: int) -> float:
             held = actor.reading(visual)
         order = torch.randperm(len(frames), generator=generator).to(frames.device)
         for chosen in order.tensor_split(vision.minibatches(learner.buffer)):
-            vision.loss(frames[chosen], targets[chosen], held[chosen])[0].backward()
+            fresh = rows.take(frames, chosen)
+            vision.loss(fresh, targets[chosen], held[chosen])[0].backward()
 
     seconds = _seconds(update, repeats, learner.device)
     for module in (actor, learner.critic):

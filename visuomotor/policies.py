@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from visuomotor import rows
 from visuomotor.config import ActorConfig, Config, TeacherConfig
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.state_critic import StateCritic
@@ -59,7 +60,7 @@ class PixelPolicy:
         else:
             ids = seen.new_frame.nonzero().squeeze(1)
             if len(ids) > 0:
-                self._visual[ids] = self.actor.encode(seen.pixels[ids])
+                self._visual[ids] = self.actor.encode(rows.take(seen.pixels, ids))
         keep = (~episode_start).unsqueeze(1)
         h, c = (torch.where(keep, memory, 0.0) for memory in self.hidden)  # also of what is NaN
         mean, self.hidden = self.actor.step(self._visual, seen.proprio, (h, c))

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from visuomotor import rows
+
 Hidden = tuple[Tensor, Tensor]
 
 
@@ -259,8 +261,8 @@ class RolloutBuffer:
         if self._frames is not None:
             seen = self.frame_index[:, env_ids]
             frame_ids, frame_index = torch.unique(seen, return_inverse=True)
-            visual = None if self._visual is None else self._visual[frame_ids]
-            pixels = self._frames[frame_ids] if frames or visual is None else None
+            visual = None if self._visual is None else rows.take(self._visual, frame_ids)
+            pixels = rows.take(self._frames, frame_ids) if frames or visual is None else None
         state = self.state[:, env_ids]
         return Batch(
             env_ids=env_ids,
@@ -326,22 +328,24 @@ class RolloutBuffer:
         capacity = len(self._frames)
         if end > capacity:
             capacity = max(2 * capacity, end)
-        fresh = pixels.to(self.device)[env_ids]
+        fresh = rows.take(pixels.to(self.device), env_ids)
         self._frames = _with_rows(self._frames, capacity, fresh, begin)
         if visual is not None:
-            self._visual = _with_rows(self._visual, len(self._frames), visual[env_ids], begin)
+            self._visual = _with_rows(
+                self._visual, len(self._frames), rows.take(visual, env_ids), begin
+            )
         self.frame_index[t, env_ids] = torch.arange(begin, end, device=self.device)
         self._num_frames = end
 
 
-def _with_rows(store: Tensor | None, capacity: int, rows: Tensor, begin: int) -> Tensor:
-    """A store (capacity, ...) that holds `rows` from `begin` on, and what it held before them."""
+def _with_rows(store: Tensor | None, capacity: int, added: Tensor, begin: int) -> Tensor:
+    """A store (capacity, ...) that holds `added` from `begin` on, and what it held before them."""
     if store is None or len(store) < capacity:
-        larger = rows.new_zeros(capacity, *rows.shape[1:])
+        larger = added.new_zeros(capacity, *added.shape[1:])
         if store is not None:
             larger[:begin] = store[:begin]
         store = larger
-    store[begin : begin + len(rows)] = rows
+    store[begin : begin + len(added)] = added
     return store
 
 

@@ -16,6 +16,7 @@ import torch
 import warp as wp
 from torch import Tensor
 
+from visuomotor import rows
 from visuomotor.config import CameraConfig
 from visuomotor.envs.mujoco_cpu import available_cores
 from visuomotor.envs.simulation import Simulation
@@ -324,14 +325,16 @@ class CameraSensor:
         fresh = torch.zeros(len(elapsed), dtype=torch.bool)
         fresh[started] = True
         self._due[started] = -1
+        pending = self._pending.flatten(0, 1)
         exposed = ((elapsed % self._period == 0) | fresh).nonzero().squeeze(1)
         if len(exposed) > 0:
             slot = (elapsed[exposed] // self._period) % self._slots
-            self._pending[exposed, slot] = self.capture(exposed, sensor.select(exposed))
+            images = self.capture(exposed, sensor.select(exposed))
+            rows.put(pending, exposed * self._slots + slot, images)
             delay = torch.where(fresh, 0, sensor.camera_delay)
             self._due[exposed, slot] = (elapsed + delay)[exposed]
         arrived, slot = (self._due == elapsed.unsqueeze(1)).nonzero(as_tuple=True)
-        self._visible[arrived] = self._pending[arrived, slot]
+        rows.put(self._visible, arrived, rows.take(pending, arrived * self._slots + slot))
         self._due[arrived, slot] = -1
         new_frame = torch.zeros_like(fresh)
         new_frame[arrived] = True

@@ -200,8 +200,10 @@ class VisuomotorEnv:
         if len(ended) > 0:
             self.episode_ids[ended] += self.num_envs
             self._start_episodes(ended)
+        # Where nothing has begun anew, what was counted still holds.
+        known = (stage, features) if len(ended) == 0 else None
         return StepResult(
-            observation=self._observe(ended),
+            observation=self._observe(ended, known),
             reward=reward.to(self.device),
             success=self.task.success(stage).to(self.device),
             stage=stage.to(self.device),
@@ -256,7 +258,9 @@ class VisuomotorEnv:
         """The task's state and the actions on their way: with a delay they are part of it."""
         return torch.cat((self.task.state(), self._executed, self._actions[:, 0]), dim=1)
 
-    def _observe(self, started: Tensor) -> Observation:
+    def _observe(self, started: Tensor, known: tuple[Tensor, Tensor] | None = None) -> Observation:
+        """started (n,): worlds just reset. known: stage and features of now, where counted."""
+        stage, features = known or (self.task.stage(), self.task.object_features())
         if self.camera is None:
             pixels, new_frame = None, torch.zeros(self.num_envs, dtype=torch.bool)
         else:
@@ -266,9 +270,9 @@ class VisuomotorEnv:
             new_frame=new_frame.to(self.device),
             proprio=self._proprio().to(self.device),
             state=self._state().to(self.device),
-            features=self.task.object_features().to(self.device),
+            features=features.to(self.device),
             aux_targets=self.task.aux_targets().to(self.device),
-            stage=self.task.stage().to(self.device),
+            stage=stage.to(self.device),
         )
 
     def _final_observation(self, ended: Tensor, stage: Tensor, features: Tensor) -> Observation:
