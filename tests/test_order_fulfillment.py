@@ -364,8 +364,9 @@ def test_every_shape_can_be_grasped_and_is_as_small_as_it_says():
                     assert np.hypot(*reach) < toys.MAX_RADIUS
 
 
-def test_a_cars_windows_are_dark_and_nothing_of_a_plane_but_its_wheels():
-    """By colour alone: at the pictures' size little else tells them apart."""
+def test_the_kind_of_a_toy_shows_in_its_colours():
+    """At the pictures' size its shape hardly tells: a car's windows are dark and its body strongly
+    coloured, a plane's fuselage is pale, and nothing of it dark but its wheels."""
     rng = np.random.default_rng(0)
     for _ in range(100):
         numbers = rng.random(toys.NUMBERS)
@@ -374,6 +375,10 @@ def test_a_cars_windows_are_dark_and_nothing_of_a_plane_but_its_wheels():
         assert max(roofs[0].rgba[:3]) < 0.1
         body = [part for part in toys.plane(numbers) if part.material != "wheels"]
         assert min(max(part.rgba[:3]) for part in body) > 0.55
+        (fuselage,) = (part.rgba[:3] for part in body if part.material == "body")
+        (chassis,) = (part.rgba[:3] for part in toys.car(numbers) if part.material == "body")
+        assert min(fuselage) > 0.65
+        assert min(chassis) < 0.45
 
 
 def test_toys_start_apart_and_with_room_for_fingers():

@@ -22,7 +22,7 @@ from visuomotor.ppo import action_means, gaussian_kl
 from visuomotor.rollout import RolloutBuffer
 
 MAX_GRAD_NORM = 1.0
-START_LEARNING_RATE = 1e-3
+START_LEARNING_RATE = 3e-3
 CHUNK = 256  # frames encoded at a time where no gradient is wanted
 KL_WORLDS = 16  # of a rollout, in which the policy's motion is measured
 COLOUR_CAST = 0.1  # largest shift of a colour channel, of 1: appearances beyond those drawn
