@@ -14,6 +14,7 @@ from visuomotor.checkpoint import load_checkpoint, save_checkpoint
 from visuomotor.config import Config
 from visuomotor.errors import UserError
 from visuomotor.overrides import load_yaml, save_yaml
+from visuomotor.pixel_actor import PixelActor
 from visuomotor.policy_files import PRETRAINED, load_policy
 from visuomotor.run_folder import CONFIG_FILE
 
@@ -97,16 +98,31 @@ def _actor_of(config: Config) -> dict[str, Any]:
     if config.start_from is None:
         return {}
     actor, other, _ = load_policy(config.start_from)
+    heads = actor.aux_heads is not None
+    _check(f"start_from={config.start_from}", heads, other, config.aux.weight > 0.0, config)
+    return {"actor": actor.state_dict()}
+
+
+def check_alike(
+    name: str, actor: PixelActor, settings: Config, other: PixelActor, its: Config, whose: str
+) -> None:
+    """Raises UserError, which begins with `name`, if two policies differ in task, camera or shape.
+
+    whose: the other one's name.
+    """
+    heads = (actor.aux_heads is not None, other.aux_heads is not None)
+    _check(name, heads[0], settings, heads[1], its, whose)
+
+
+def _check(
+    key: str, heads: bool, settings: Config, wanted: bool, config: Config, whose: str = "this run"
+) -> None:
     for name, mine, its in (
-        ("task", config.task, other.task),
-        ("camera", config.camera, other.camera),
-        ("aux.weight above 0", config.aux.weight > 0.0, actor.aux_heads is not None),
-        ("aux.hidden_sizes", config.aux.hidden_sizes, other.aux.hidden_sizes),
-        *((f"actor.{n}", getattr(config.actor, n), getattr(other.actor, n)) for n in SHAPING),
+        ("task", config.task, settings.task),
+        ("camera", config.camera, settings.camera),
+        ("aux.weight above 0", wanted, heads),
+        ("aux.hidden_sizes", config.aux.hidden_sizes, settings.aux.hidden_sizes),
+        *((f"actor.{n}", getattr(config.actor, n), getattr(settings.actor, n)) for n in SHAPING),
     ):
         if mine != its:
-            raise UserError(
-                f"start_from={config.start_from} has {name}={its}, this run {mine}; they must be "
-                "equal"
-            )
-    return {"actor": actor.state_dict()}
+            raise UserError(f"{key} has {name}={its}, {whose} {mine}; they must be equal")

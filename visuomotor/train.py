@@ -336,6 +336,11 @@ class Run:
         state, step, notes = load_checkpoint(self.folder.checkpoints)
         for note in notes:
             print(note, file=sys.stderr)
+        if state.get("phase") == "average":
+            raise UserError(
+                f"{self.folder.path} is a mean of policies and no training to go on with; begin a "
+                f"new one from it: start_from={self.folder.path}"
+            )
         written = state.get("format", 1)
         if written != CHECKPOINT_FORMAT:
             raise UserError(
