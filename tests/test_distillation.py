@@ -10,6 +10,7 @@ from visuomotor.config import Config
 from visuomotor.demonstrations import Demonstrations
 from visuomotor.distillation import Distillation
 from visuomotor.policies import make_teacher
+from visuomotor.ppo import CloningBatch, cloning_loss
 from visuomotor.replay import DemonstrationReplay
 
 ITERATION = NUM_ENVS * NUM_STEPS
@@ -92,6 +93,28 @@ def test_the_step_size_falls_over_the_last_share_of_the_run(
     run = learner(demos, small(distill=settings), iterations=4)
     rates = [run.iterate()["learning_rate"] for _ in range(4)]
     assert rates == pytest.approx([2e-3 * share for share in expected])
+
+
+def test_a_vision_apart_learns_from_the_auxiliary_losses_alone(demos: Demonstrations) -> None:
+    config = small(distill={"vision_learning_rate": 2e-3, "learning_rate": 1e-3})
+    run = learner(demos, config, iterations=4)
+    seeing = {id(p) for m in (run.actor.encoder, run.actor.aux_heads) for p in m.parameters()}
+    others, vision = (group["params"] for group in run.optimizer.param_groups)
+    assert {id(p) for p in vision} == seeing
+    assert len(others) + len(vision) == len(list(run.actor.parameters()))
+    assert not seeing & {id(p) for p in others}
+
+    run.iterate()
+    assert [group["lr"] for group in run.optimizer.param_groups] == pytest.approx([1e-3, 2e-3])
+    batch = next(run._buffers[0].minibatches(1, torch.Generator()))
+    labels = CloningBatch(batch.inputs, batch.action, batch.aux_targets)
+    for apart in (False, True):
+        for weight in (0.0, 1.0):
+            run.actor.zero_grad(set_to_none=True)
+            cloning_loss(run.actor, labels, weight, vision_apart=apart)[0].backward()
+            learns = any(p.grad is not None and bool(p.grad.any()) for p in vision)
+            assert learns == (weight > 0.0 or not apart)
+            assert all(p.grad is not None for p in run.actor.lstm.parameters())
 
 
 def test_noise_disturbs_what_is_done_and_not_the_labels(demos: Demonstrations) -> None:

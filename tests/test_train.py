@@ -270,6 +270,10 @@ def test_the_log_holds_what_the_house_promises(demonstrations: str, tmp_path: Pa
             ["algorithm=distill", "distill.dagger_steps=0", "distill.teacher_run=pouring"],
             ["distill.dagger_steps=0", "nothing to train"],
         ),
+        (
+            ["distill.vision_learning_rate=0.003", "aux.weight=0"],
+            ["distill.vision_learning_rate=0.003", "aux.weight=0", "null"],
+        ),
         (["resum=somewhere"], ["resum", "resume="]),
         (["resume=nowhere", "seed=1"], ["seed=1", "resume="]),
     ],

@@ -72,9 +72,9 @@ class Distillation:
         self.actor.set_normalization(*replay.statistics(replay.proprio))
         if self.actor.aux_heads is not None:
             self.actor.aux_heads.set_normalization(*replay.statistics(replay.aux_targets))
-        self._parameters = list(self.actor.parameters())
+        self._parts = self._parameters()
         self.optimizer = torch.optim.Adam(
-            self._parameters, lr=config.distill.learning_rate, fused=True
+            [{"params": part} for part in self._parts], lr=config.distill.learning_rate, fused=True
         )
         self.env = make_env(
             config,
@@ -102,6 +102,16 @@ class Distillation:
         self.env_steps = 0
         self.iterations = 0
         self._episodes = EpisodeLog(self.env.task.stages, self.observation.stage)
+
+    def _parameters(self) -> list[list[torch.nn.Parameter]]:
+        """All of the actor's; where its vision learns apart, of CNN and heads in a list of their
+        own behind the others."""
+        heads = self.actor.aux_heads
+        if self.config.distill.vision_learning_rate is None or heads is None:
+            return [list(self.actor.parameters())]
+        seeing = [*self.actor.encoder.parameters(), *heads.parameters()]
+        apart = {id(parameter) for parameter in seeing}
+        return [[p for p in self.actor.parameters() if id(p) not in apart], seeing]
 
     def _buffer(self, replay: DemonstrationReplay) -> RolloutBuffer:
         camera = self.config.camera
@@ -139,9 +149,11 @@ class Distillation:
         self._filled = max(self._filled, slot + 1)
         left = 1.0 - self.env_steps / self.total_steps
         fraction = max(self.config.distill.anneal_fraction, 1e-9)
-        rate = self.config.distill.learning_rate * max(0.0, min(1.0, left / fraction))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        share = max(0.0, min(1.0, left / fraction))
+        rate = self.config.distill.learning_rate * share
+        rates = (rate, (self.config.distill.vision_learning_rate or 0.0) * share)
+        for group, of_group in zip(self.optimizer.param_groups, rates, strict=False):
+            group["lr"] = of_group
         metrics = self._fit(slot)
         self.iterations += 1
         self.env_steps += self.config.ppo.num_steps * self.env.num_envs
@@ -233,14 +245,17 @@ class Distillation:
                 for batch in buffer.minibatches(distill.minibatches, self._generator):
                     labels = CloningBatch(batch.inputs, batch.action, batch.aux_targets)
                     loss, metrics = cloning_loss(
-                        self.actor, labels, self.config.aux.weight, linear=self._linear
+                        self.actor,
+                        labels,
+                        self.config.aux.weight,
+                        linear=self._linear,
+                        vision_apart=len(self._parts) > 1,
                     )
                     loss = loss + self._scattered_loss()
                     self.optimizer.zero_grad(set_to_none=True)
                     loss.backward()
-                    torch.nn.utils.clip_grad_norm_(
-                        self._parameters, MAX_GRAD_NORM, error_if_nonfinite=True
-                    )
+                    for part in self._parts:
+                        torch.nn.utils.clip_grad_norm_(part, MAX_GRAD_NORM, error_if_nonfinite=True)
                     self.optimizer.step()
                     for name, value in metrics.items():
                         totals[name].append(float(value))

@@ -250,6 +250,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
     DistillConfig: {
         "dagger_steps": at_least(0),
         "learning_rate": POSITIVE,
+        "vision_learning_rate": POSITIVE,
         "finger_loss": one_of("squared", "linear"),
         "teacher_share": SHARE,
         "final_teacher_share": SHARE,
@@ -355,6 +356,12 @@ def _contradictions(config: Config) -> Iterable[tuple[str, bool, str]]:
         f"distill.minibatches={distill.minibatches} is more than num_envs={config.num_envs}",
         config.algorithm == "distill" and distill.minibatches > config.num_envs,
         f"valid: 1 to {config.num_envs}",
+    )
+    yield (
+        f"distill.vision_learning_rate={distill.vision_learning_rate} with aux.weight=0 leaves the "
+        "CNN nothing to learn from",
+        distill.vision_learning_rate is not None and config.aux.weight == 0.0,
+        "valid: aux.weight above 0, or distill.vision_learning_rate=null",
     )
     no_student = config.algorithm == "distill" and distill.dagger_steps == 0
     yield (

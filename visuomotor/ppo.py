@@ -121,12 +121,16 @@ def explained_variance(value: Tensor, returns: Tensor) -> Tensor:
 
 
 def action_means(
-    actor: PixelActor | StateTeacher, inputs: Sequences, train_encoder: bool = True
+    actor: PixelActor | StateTeacher,
+    inputs: Sequences,
+    train_encoder: bool = True,
+    vision_apart: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Means (T, B, A) of sequences, and the features (M, V) of their frames if it is a pixel actor.
 
     train_encoder: False keeps the gradient out of the CNN, which saves most of the pass, and all of
-    it where the sequences hold the frames' features.
+    it where the sequences hold the frames' features. vision_apart: that of the means alone is kept
+    out of it; the features still have theirs.
     Raises ValueError if the sequences lack what the actor reads.
     """
     if isinstance(actor, StateTeacher):
@@ -148,7 +152,7 @@ def action_means(
     if start is None:
         start = torch.zeros_like(inputs.frame_index, dtype=torch.bool)
     # embedding, not indexing: its backward pass adds rows up in order, deterministic and fast.
-    seen = embedding(inputs.frame_index, visual)
+    seen = embedding(inputs.frame_index, visual.detach() if vision_apart else visual)
     mean, _ = actor.unroll(seen, inputs.proprio, hidden, start)
     return mean, visual
 
@@ -177,6 +181,7 @@ def cloning_loss(
     aux_weight: float = 0.0,
     std: Tensor | None = None,
     linear: Tensor | None = None,
+    vision_apart: bool = False,
 ) -> tuple[Tensor, Metrics]:
     """Mean squared error between the actor's means and the expert's actions, plus the auxiliary
     loss times aux_weight where there are heads and targets. Serves cloning and DAgger alike.
@@ -188,8 +193,9 @@ def cloning_loss(
     With `std` (A,) the loss is the expert's negative log-likelihood up to a constant, which has
     the size of the surrogate's gradient and so can hold its own beside it; the deviation itself
     belongs to exploration and gets no gradient. The metric is the squared error in both cases.
+    vision_apart: the CNN learns from the auxiliary loss alone.
     """
-    mean, visual = action_means(actor, batch.inputs)
+    mean, visual = action_means(actor, batch.inputs, vision_apart=vision_apart)
     error = mse_loss(mean, batch.action)
     loss = error
     if linear is not None:
