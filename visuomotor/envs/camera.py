@@ -183,8 +183,8 @@ class _Mirror:
         changed = torch.zeros(len(env_ids), dtype=torch.bool)
         for name, source in self._sources.items():
             target = self._staging[name]
-            new = source[env_ids].view(len(env_ids), *target.shape[1:]).to(target.dtype)
-            differs = new != target[env_ids]
+            new = rows.take(source, env_ids).view(len(env_ids), *target.shape[1:]).to(target.dtype)
+            differs = new != rows.take(target, env_ids)
             if name in ("geom_xpos", "geom_xmat"):
                 differs = differs[:, fixed]
             changed |= differs.flatten(1).any(dim=1)
