@@ -1,7 +1,7 @@
 """Averages the weights of policies: `python -m visuomotor.average policies=a,b out=runs/mean`.
 
-For policies that come from one another, or from one ancestor: what each has learned by chance
-cancels out, and the mean often does better than any of them ("model soups", Wortsman et al. 2022).
+For policies that come from one another, or from one ancestor: their mean can do better than any of
+them ("model soups", Wortsman et al. 2022; clearing_blocks in docs/results.md).
 Of policies that were trained apart the mean is no policy. Writes a run folder, to be evaluated,
 exported, or trained on from (`start_from=`); which it does better by, `evaluate` has to say.
 """
@@ -50,8 +50,10 @@ def average(argv: list[str]) -> int:
     refuse_occupied(options.out)
     loaded = [load_policy(name) for name in names]
     actor, config, provenance = loaded[-1]
+    wanted = actor.aux_heads is not None
     for name, (other, its, _) in zip(names, loaded, strict=True):
-        check_alike(f"policies: {name}", other, its, actor, config, names[-1])
+        heads = other.aux_heads is not None
+        check_alike(f"policies: {name}", heads, its, wanted, config, names[-1])
     weights = mean_weights([one.state_dict() for one, _, _ in loaded])
     out = Path(options.out)
     with RunFolder.create(out, replace(config, out=options.out)) as folder:

@@ -14,7 +14,6 @@ from visuomotor.checkpoint import load_checkpoint, save_checkpoint
 from visuomotor.config import Config
 from visuomotor.errors import UserError
 from visuomotor.overrides import load_yaml, save_yaml
-from visuomotor.pixel_actor import PixelActor
 from visuomotor.policy_files import PRETRAINED, load_policy
 from visuomotor.run_folder import CONFIG_FILE
 
@@ -99,24 +98,15 @@ def _actor_of(config: Config) -> dict[str, Any]:
         return {}
     actor, other, _ = load_policy(config.start_from)
     heads = actor.aux_heads is not None
-    _check(f"start_from={config.start_from}", heads, other, config.aux.weight > 0.0, config)
+    check_alike(f"start_from={config.start_from}", heads, other, config.aux.weight > 0.0, config)
     return {"actor": actor.state_dict()}
 
 
 def check_alike(
-    name: str, actor: PixelActor, settings: Config, other: PixelActor, its: Config, whose: str
-) -> None:
-    """Raises UserError, which begins with `name`, if two policies differ in task, camera or shape.
-
-    whose: the other one's name.
-    """
-    heads = (actor.aux_heads is not None, other.aux_heads is not None)
-    _check(name, heads[0], settings, heads[1], its, whose)
-
-
-def _check(
     key: str, heads: bool, settings: Config, wanted: bool, config: Config, whose: str = "this run"
 ) -> None:
+    """Raises UserError, which begins with `key`, if a policy's task, camera or shape is not that of
+    `config`, which is `whose`. heads: whether the policy has auxiliary ones; wanted: the other."""
     for name, mine, its in (
         ("task", config.task, settings.task),
         ("camera", config.camera, settings.camera),
