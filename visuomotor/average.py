@@ -59,7 +59,10 @@ def average(argv: list[str]) -> int:
     with RunFolder.create(out, replace(config, out=options.out)) as folder:
         state = {"phase": "average", "policy": {"actor": weights}, "mean_of": names}
         save_checkpoint(folder.checkpoints, int(provenance.get("env_steps") or 0), state)
-    print(f"the mean of {', '.join(names)} is in {out}; judge it: visuomotor.evaluate policy={out}")
+    print(
+        f"the mean of {', '.join(names)} is in {out}; judge it: "
+        f"python -m visuomotor.evaluate policy={out}"
+    )
     return 0
 
 
