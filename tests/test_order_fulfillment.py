@@ -172,6 +172,38 @@ def test_where_toys_lie_is_told_whatever_the_hand_does(env):
         torch.testing.assert_close(heading.sin(), twice.sin())
 
 
+def test_the_rightmost_toy_is_next_wherever_the_hand_is(env):
+    state = _start(env, TOYS)
+    order_at_start = env.task.order_of(state)
+    adr = env.task._prop_qpos_ids
+    across = [state[adr[toy]] for toy in order_at_start]
+    assert set(order_at_start) == set(TOYS) and across == sorted(across, reverse=True)
+    for turn in (-0.4, 0.0, 0.4):
+        _set(env, state)
+        qpos = env.sim.data("qpos").clone()
+        qpos[:, env.jaco.qpos_ids[0]] += turn
+        moved = torch.cat((qpos, env.sim.data("qvel")), dim=1)
+        env.sim.reset(torch.arange(env.num_envs), moved)
+        toy, left = env.task.next_toy()
+        assert bool(left.all()) and set(toy.tolist()) == {order_at_start[0]}
+    delivered = state
+    for index, toy in enumerate(order_at_start):
+        _set(env, delivered)
+        assert int(env.task.next_toy()[0][0]) == toy
+        side = 0.03 if index % 2 == 0 else -0.03
+        delivered = _into(env, delivered, toy, order.BOX_OF[toy], (side, 0.0, 0.02))
+
+
+def test_the_toy_in_the_hand_comes_before_all(env):
+    state = _start(env, TOYS)
+    last = env.task.order_of(state)[-1]
+    _set(env, state)
+    height = torch.tensor([0.0, 0.0, 0.01])
+    in_hand = (env.task.pinch_pos()[0] + height).numpy()
+    _set(env, _put(env, state, last, in_hand))
+    assert int(env.task.next_toy()[0][0]) == last
+
+
 def test_a_toy_that_is_delivered_is_told_where_its_box_is(env):
     _set(env, _into(env, _start(env, (0, 2)), 0, GREEN_BOX))
     targets = env.task.aux_targets()[0].view(-1, 3)
@@ -491,6 +523,7 @@ def test_a_demonstration_is_cut_into_toy_and_box_by_turns():
         assert motion.present.tolist() == env.task.props_present(demo.states[0]).tolist()
         by = [segment.prop for segment in motion.segments]
         taken = [prop for prop in by if prop in TOYS]
+        assert tuple(dict.fromkeys(taken)) == motion.order
         assert set(taken) == {toy for toy in TOYS if motion.present[toy]}
         for prop, after in pairwise(by):
             assert prop not in TOYS or after in (*TOYS, order.BOX_OF[prop])

@@ -135,6 +135,13 @@ class Distillation:
         frames, targets = self._scattered.draw(aux.start_frames)
         self._vision.start(frames.to(self.device), targets.to(self.device), progress)
 
+    def remember_starts(self) -> None:
+        """Begins the memory of frames as the vision start does, for an actor that sees already."""
+        if self._vision is None or self._scattered is None or self.config.aux.scattered == 0:
+            return
+        frames, targets = self._scattered.draw(self.config.aux.start_frames)
+        self._vision.memory.add(frames.to(self.device), targets.to(self.device))
+
     def _sample_start(self, rng: np.random.Generator) -> np.ndarray | None:
         if rng.random() < self.config.curriculum.final_share:
             return None

@@ -58,6 +58,7 @@ class Motion:
     again: np.ndarray  # (T,) the step from which it is tried again, with an open hand
     segments: list[Segment]
     present: np.ndarray  # (P,) bool, the props that take part
+    order: tuple[int, ...]  # of Task.order_of
 
 
 def read_motion(env: VisuomotorEnv, demo: Demonstration) -> Motion:
@@ -118,6 +119,7 @@ def read_motion(env: VisuomotorEnv, demo: Demonstration) -> Motion:
         again=_again(press, apart, props),
         segments=segments,
         present=task.props_present(demo.states[0]),
+        order=task.order_of(demo.states[0]),
     )
 
 

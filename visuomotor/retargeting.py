@@ -166,13 +166,13 @@ def _make(
 
 
 class _Starts:
-    """The task's own starts with props that one of the motions knows, in half of the episodes with
-    a hand that is not open. Where an episode failed another motion has its turn: what is hard stays
+    """The task's own starts with props that one of the motions knows, in its order, in half of the
+    episodes with a hand that is not open. Where an episode failed another motion has its turn: what is hard stays
     among what is shown."""
 
     def __init__(self, env: VisuomotorEnv, motions: list[Motion]):
         self._env = env
-        self._known = {motion.present.tobytes() for motion in motions}
+        self._known = {(motion.present.tobytes(), motion.order) for motion in motions}
         self._again: list[np.ndarray] = []
         self._tried: dict[bytes, int] = {}
 
@@ -180,9 +180,10 @@ class _Starts:
         """(nq + nv,)"""
         if self._again:
             return self._again.pop(0)
-        state = self._env.task.start_state(rng)
-        while self._env.task.props_present(state).tobytes() not in self._known:
-            state = self._env.task.start_state(rng)
+        task = self._env.task
+        state = task.start_state(rng)
+        while (task.props_present(state).tobytes(), task.order_of(state)) not in self._known:
+            state = task.start_state(rng)
         if rng.random() < 0.5:
             fingers = self._env.jaco.qpos_ids[6:].numpy()
             state[fingers] = rng.uniform(*START_FINGERS) + rng.uniform(0, 0.1, 3)
@@ -306,12 +307,17 @@ class _Retargeting:
         return float(turns[best]), float(costs[best])
 
     def _chosen(self, motions: list[Motion]) -> list[Motion]:
-        """For every world one of the motions by the same props whose first one stood most alike."""
+        """For every world one of the motions by the same props, in the same order, whose first one
+        stood most alike."""
         chosen = []
         states = self.env.sim.get_state(torch.arange(self.env.num_envs)).numpy()
         for state, now in zip(states, prop_places(self.env).numpy(), strict=True):
-            present = self.env.task.props_present(state)
-            known = [motion for motion in motions if (motion.present == present).all()]
+            present, order = self.env.task.props_present(state), self.env.task.order_of(state)
+            known = [
+                motion
+                for motion in motions
+                if (motion.present == present).all() and motion.order == order
+            ]
             costs = []
             for motion in known:
                 first = motion.segments[0]

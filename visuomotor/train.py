@@ -145,6 +145,7 @@ class Run:
                 return
             if "actor" in self.carried:
                 student.actor.load_state_dict(self.carried["actor"])
+                student.remember_starts()
             else:
                 self._vision_start(student)
             return

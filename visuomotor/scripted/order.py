@@ -1,4 +1,4 @@
-"""Demonstrator of order fulfilment: one toy after the other into its box, the nearest first."""
+"""Demonstrator of order fulfilment: one toy after the other into its box, from right to left."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ LOW = (0.06, 0.08)  # m of the pinch site: from below the first the hand goes up
 
 
 class OrderFulfillmentExpert(Expert):
-    """Takes the nearest toy that is not in its box, carries it there, lets go and goes up."""
+    """Takes the rightmost toy that is not in its box, carries it there, lets go and goes up."""
 
     _task: OrderFulfillment
 

@@ -54,6 +54,7 @@ PARKED = 0.05  # m from its place there: a toy is absent; one that falls off the
 HELD = 0.025
 HEADING_LENGTH = 0.03  # m, of a vector that tells how a toy is turned; half a turn is none
 CARRIED = (0.01, 0.05)  # m above where it lies, m from the pinch site: the hand has a toy
+FIRST = 10.0  # m that it comes before the others by: more than any toy is away
 
 
 class OrderFulfillment(Task):
@@ -166,6 +167,11 @@ class OrderFulfillment(Task):
         ]
         return ~np.array(absent)
 
+    def order_of(self, state: np.ndarray) -> tuple[int, ...]:
+        """From right to left."""
+        there = np.flatnonzero(self.props_present(state)[list(TOYS)])
+        return tuple(sorted(there.tolist(), key=lambda toy: -state[self._prop_qpos_ids[toy]]))
+
     def exchanged(self, states: np.ndarray) -> list[np.ndarray]:
         """Toys of a kind that are both present."""
         ways, nq = [states], self.sim.model.nq
@@ -270,12 +276,25 @@ class OrderFulfillment(Task):
         """(N, toys) bool: by the hand."""
         return self.sim.data("sensordata")[:, self._toy_contacts] > 0
 
+    def _precedence(self) -> Tensor:
+        """(N, toys) m: of those that are still to be delivered the one with the lowest is next.
+
+        From right to left, as the camera sees them, and what the hand carries before all. Toys
+        begin MIN_DISTANCE apart in an area that is less deep, so hardly two are as far right; which
+        one is nearest to the hand cannot be told between two of them, and a policy that is not sure
+        of it stays there.
+        """
+        pos = self.toy_pos()
+        near = torch.linalg.vector_norm(pos - self.pinch_pos().unsqueeze(1), dim=2) < CARRIED[1]
+        rest = torch.tensor([_height(index) for index in TOYS], dtype=pos.dtype)
+        carried = near & (pos[:, :, 2] > rest + CARRIED[0])
+        return -pos[:, :, 0] - FIRST * carried
+
     def next_toy(self) -> tuple[Tensor, Tensor]:
-        """The toy nearest to the pinch site of those that are not in their box: (N,) its index, and
-        whether there is one (N,) bool."""
-        away = torch.linalg.vector_norm(self.toy_pos() - self.pinch_pos().unsqueeze(1), dim=2)
+        """The toy to take next of those that are not in their box: (N,) its index, and whether
+        there is one (N,) bool."""
         left = self.present() & ~self.in_box()
-        return away.masked_fill(~left, torch.inf).argmin(dim=1), left.any(dim=1)
+        return self._precedence().masked_fill(~left, torch.inf).argmin(dim=1), left.any(dim=1)
 
     def moved_by(self, stage: Tensor) -> Tensor:
         """The toy that is taken next; with a toy in the hand its box, and in the end the last
@@ -305,10 +324,9 @@ class OrderFulfillment(Task):
 
     def _sorted(self, values: Tensor) -> Tensor:
         """(N, toys, D) -> the same without regard to slots: of each kind the toys that are to be
-        delivered first, the nearest to the hand first; zeros where a toy is absent."""
-        present = self.present()
-        key = torch.linalg.vector_norm(self.toy_pos() - self.pinch_pos().unsqueeze(1), dim=2)
-        key = torch.where(self.in_box(), key + 10.0, key)
+        delivered first, as they are taken; zeros where a toy is absent."""
+        present, key = self.present(), self._precedence()
+        key = torch.where(self.in_box(), key + 2.0 * FIRST, key)
         key = key.masked_fill(~present, torch.inf)
         order = torch.cat([key[:, kind].argsort(dim=1) + kind[0] for kind in (PLANES, CARS)], dim=1)
         values = torch.where(present.unsqueeze(2), values, 0.0)

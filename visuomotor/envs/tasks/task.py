@@ -150,6 +150,10 @@ class Task(ABC):
         """(T, nq + nv) of an episode -> the same, and with props exchanged that are alike."""
         return [states]
 
+    def order_of(self, state: np.ndarray) -> tuple[int, ...]:
+        """In which order the props of a start state (nq + nv,) are taken; () if always in one."""
+        return ()
+
     def may_start(self, state: np.ndarray) -> bool:
         """Whether the props of a state (nq + nv,) stand where an episode may begin."""
         return all(
