@@ -167,8 +167,8 @@ def _make(
 
 class _Starts:
     """The task's own starts with props that one of the motions knows, in its order, in half of the
-    episodes with a hand that is not open. Where an episode failed another motion has its turn: what is hard stays
-    among what is shown."""
+    episodes with a hand that is not open. Where an episode failed another motion has its turn: what
+    is hard stays among what is shown."""
 
     def __init__(self, env: VisuomotorEnv, motions: list[Motion]):
         self._env = env
