@@ -331,24 +331,8 @@ class Run:
         )
         self._since_checkpoint = time.monotonic()
 
-    def load(self) -> None:
-        """Goes on from the newest sound checkpoint. Raises UserError if there is none, or one of
-        another version of this package."""
-        state, step, notes = load_checkpoint(self.folder.checkpoints)
-        for note in notes:
-            print(note, file=sys.stderr)
-        if state.get("phase") == "average":
-            raise UserError(
-                f"{self.folder.path} is a mean of policies and no training to go on with; begin a "
-                f"new one from it: start_from={self.folder.path}"
-            )
-        written = state.get("format", 1)
-        if written != CHECKPOINT_FORMAT:
-            raise UserError(
-                f"{self.folder.path} was trained by another version of visuomotor (its checkpoints "
-                f"have format {written}, not {CHECKPOINT_FORMAT}); its policy can be evaluated and "
-                f"exported; to train on: start_from={self.folder.path} in a new run"
-            )
+    def load(self, state: dict[str, Any], step: int) -> None:
+        """Goes on from a checkpoint, of `_to_go_on_from`."""
         self.carried = state["carried"]
         self.steps_before = int(state["steps_before"])
         self.start_phase(state["phase"], resuming=True)
@@ -469,13 +453,36 @@ def _resume(argv: list[str]) -> Run:
     folder = RunFolder.open(Path(argv[0].removeprefix("resume=")))
     config = folder.config
     device = resolve_device(config.device)
+    # What cannot be gone on with is refused before any work is done for it.
+    saved = _to_go_on_from(folder) if list_checkpoints(folder.checkpoints) else None
     run = Run(folder, replay_of(config), device)
-    if list_checkpoints(folder.checkpoints):
-        run.load()
+    if saved is not None:
+        run.load(*saved)
     else:
         print("no checkpoint yet: beginning from the start", file=sys.stderr)
         run.begin(carried_over(config))
     return run
+
+
+def _to_go_on_from(folder: RunFolder) -> tuple[dict[str, Any], int]:
+    """A run's newest sound checkpoint and its step. Raises UserError if there is none, or one of
+    another version of this package."""
+    state, step, notes = load_checkpoint(folder.checkpoints)
+    for note in notes:
+        print(note, file=sys.stderr)
+    if state.get("phase") == "average":
+        raise UserError(
+            f"{folder.path} is a mean of policies and no training to go on with; begin a "
+            f"new one from it: start_from={folder.path}"
+        )
+    written = state.get("format", 1)
+    if written != CHECKPOINT_FORMAT:
+        raise UserError(
+            f"{folder.path} was trained by another version of visuomotor (its checkpoints "
+            f"have format {written}, not {CHECKPOINT_FORMAT}); its policy can be evaluated and "
+            f"exported; to train on: start_from={folder.path} in a new run"
+        )
+    return state, step
 
 
 def _refuse_misspelt_resume(keys: list[str]) -> None:
