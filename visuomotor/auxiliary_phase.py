@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from visuomotor import rows
-from visuomotor.aux_tasks import aux_loss
 from visuomotor.config import AuxConfig
 from visuomotor.networks import Progress, descend, load_optimizer_state, optimizer_state
 from visuomotor.pixel_actor import PixelActor
@@ -121,8 +120,7 @@ class AuxiliaryPhase:
     def frames_loss(self) -> tuple[Tensor, dict[str, Tensor]]:
         """The auxiliary loss of a batch from the memory."""
         frames, targets = self._remembered(self.config.batch_size)
-        predictions = self.actor.located(self.actor.encode(frames))
-        return aux_loss(predictions, targets, self.aux_heads.scale)
+        return self.actor.aux_loss(self.actor.answers(self.actor.encode(frames)), targets)
 
     def _remembered(self, count: int) -> tuple[Tensor, Tensor]:
         """Frames from the memory, each in a colour cast of its own, and their targets."""
@@ -181,10 +179,11 @@ class AuxiliaryPhase:
             remembered, their_targets = self._remembered(older)
             fresh = torch.cat((fresh, remembered))
         visual = self.actor.encode(fresh)
-        located, scale = self.actor.located(visual), self.aux_heads.scale
-        loss, metrics = aux_loss(located[:count], targets, scale)
+        answers = self.actor.answers(visual)
+        loss, metrics = self.actor.aux_loss(answers[:count], targets)
         if older > 0:
-            loss = loss + self.config.replayed * aux_loss(located[count:], their_targets, scale)[0]
+            remembered_loss, _ = self.actor.aux_loss(answers[count:], their_targets)
+            loss = loss + self.config.replayed * remembered_loss
         drift = (self.actor.reading(visual[:count]) - held).square().sum(dim=1).mean()
         metrics["reading_drift"] = drift.detach()
         return self.config.weight * loss + self.config.hold * drift, metrics

@@ -95,7 +95,9 @@ class RandomizationConfig:
 @dataclass(frozen=True)
 class ActorConfig:
     recurrent: bool = True  # False: a feed-forward layer in place of the LSTM
-    encoder: str = "compact"  # compact, keypoints: spatial softmax; flat: the paper's CNN
+    # compact, keypoints: spatial softmax; maps: compact, and at every place of the image what is
+    # there, for scenes with several things of a kind; flat: the paper's CNN
+    encoder: str = "compact"
     # What the policy reads of an image: the CNN's features (the paper's), where the auxiliary heads
     # see things (located), or both.
     reads: str = "both"

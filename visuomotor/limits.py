@@ -167,7 +167,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
     },
     RandomizationConfig: {"strength": SHARE, "curriculum_steps": at_least(0)},
     ActorConfig: {
-        "encoder": one_of("compact", "keypoints", "flat"),
+        "encoder": one_of("compact", "keypoints", "maps", "flat"),
         "reads": one_of("both", "located", "features"),
         "visual_dim": at_least(1),
         "proprio_dim": at_least(1),

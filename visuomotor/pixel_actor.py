@@ -4,7 +4,7 @@ Imports only torch and the networks beside it, and must not know the simulator's
 takes anything but pixels (or features of pixels), proprioception and the policy's own memory.
 Architecture after Zhu et al. 2018 (arXiv 1802.09564), section III: convolutions, a fully connected
 layer, an LSTM. Beyond it, the LSTM also reads what the auxiliary heads see in the image: where
-things are.
+things are; and the encoder `maps` is asked it at every place of the image.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from visuomotor.aux_tasks import AuxHeads
+from visuomotor.aux_tasks import AuxHeads, PlaceMaps, View, aux_loss, map_loss
 from visuomotor.networks import GaussianHead, Normalizer, SpatialSoftmax, mlp, shrink_output
 
 Hidden = tuple[Tensor, Tensor]
 
 PIXEL_SCALE = 255.0  # largest value of a uint8 channel
 LOCATED_CLIP = 5.0  # deviations: what the policy reads of an answer at most
+EMPTY = -3.0  # logit of a map's cell at first: few show anything
 MEAN_GAIN = 0.01  # of the last layer: the first actions are noise around zero, as PPO wants
 
 
@@ -39,18 +40,21 @@ def _keypoints(height: int, width: int, visual_dim: int) -> list[nn.Module]:
     ]
 
 
-def _compact(height: int, width: int, visual_dim: int) -> list[nn.Module]:
-    """Coarser first strides: less than half of `keypoints`' time, 48 keypoints."""
-    rows, columns = (((size - 6) // 3 + 1 - 3) // 2 + 1 for size in (height, width))
+def _coarse() -> list[nn.Module]:
+    """The convolutions of `compact` and `maps`."""
     return [
         nn.Conv2d(3, 16, kernel_size=6, stride=3),
         nn.ReLU(),
         nn.Conv2d(16, 48, kernel_size=3, stride=2),
         nn.ReLU(),
         nn.Conv2d(48, 48, kernel_size=3, padding=1),
-        SpatialSoftmax(rows, columns),
-        nn.Linear(2 * 48, visual_dim),
     ]
+
+
+def _compact(height: int, width: int, visual_dim: int) -> list[nn.Module]:
+    """Coarser first strides: less than half of `keypoints`' time, 48 keypoints."""
+    rows, columns = (((size - 6) // 3 + 1 - 3) // 2 + 1 for size in (height, width))
+    return [*_coarse(), SpatialSoftmax(rows, columns), nn.Linear(2 * 48, visual_dim)]
 
 
 def _flat(height: int, width: int, visual_dim: int) -> list[nn.Module]:
@@ -66,11 +70,41 @@ def _flat(height: int, width: int, visual_dim: int) -> list[nn.Module]:
     ]
 
 
+class _Mapped(nn.Module):
+    """`compact`, with a map of every kind of thing beside its keypoints: where two things of a
+    kind are, a keypoint is between them."""
+
+    def __init__(self, height: int, width: int, visual_dim: int, kinds: int) -> None:
+        super().__init__()
+        rows, columns = (((size - 6) // 3 + 1 - 3) // 2 + 1 for size in (height, width))
+        self.shape = (kinds, rows, columns)
+        self.convolutions = nn.Sequential(*_coarse())
+        self.keypoints = SpatialSoftmax(rows, columns)
+        self.maps = nn.Conv2d(48, kinds, kernel_size=3, padding=1)
+        assert self.maps.bias is not None
+        nn.init.constant_(self.maps.bias, EMPTY)
+        self.linear = nn.Linear(2 * 48 + kinds * rows * columns, visual_dim)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) -> (B, visual_dim), and logits of the maps (B, kinds * rows * columns)."""
+        found = self.convolutions(images)
+        logits = self.maps(found.relu()).flatten(1)
+        seen = torch.cat((self.keypoints(found), logits.sigmoid()), dim=1)
+        return self.linear(seen), logits
+
+    def cells(self) -> tuple[Tensor, Tensor]:
+        """Pixels: the middles of the maps' columns and of its rows."""
+        _, rows, columns = self.shape
+        # Strides of 3 and 2, kernels of 6 and 3.
+        return 6.0 + 6.0 * torch.arange(columns), 6.0 + 6.0 * torch.arange(rows)
+
+
 # What the policy reads of an image: the CNN's features, what the heads make of them, or both.
 READS = ("both", "located", "features")
 
 # How well each finds a block in appearances that it has not seen: docs/results.md.
 ENCODERS = {"compact": _compact, "keypoints": _keypoints, "flat": _flat}
+MAPS = "maps"  # the encoder that needs a View
 
 
 class PixelActor(nn.Module):
@@ -91,13 +125,15 @@ class PixelActor(nn.Module):
         target_dim: int = 0,
         aux_hidden_sizes: Sequence[int] = (200, 100),
         reads: str = "both",
+        view: View | None = None,
         init_log_std: Tensor,
         min_std: Tensor,
     ) -> None:
         """height, width: pixels. init_log_std, min_std: (A,), in units of the action.
 
-        encoder: one of ENCODERS. recurrent: False replaces the LSTM with one feed-forward layer of
-        the same width. target_dim: K, numbers that the auxiliary heads are asked for; 0: no heads.
+        encoder: one of ENCODERS, or MAPS with a view and heads; view: what maps are made of.
+        recurrent: False replaces the LSTM with one feed-forward layer of the same width.
+        target_dim: K, numbers that the auxiliary heads are asked for; 0: no heads.
         reads: what of the image the policy reads, one of READS; without heads, the features.
         Raises ValueError if the image is too small for the convolutions, a shape differs or a name
         is unknown.
@@ -114,15 +150,23 @@ class PixelActor(nn.Module):
         self.visual_dim = visual_dim
         self.recurrent = recurrent
 
-        if encoder not in ENCODERS:
-            raise ValueError(f"encoder '{encoder}' is unknown; valid: {', '.join(ENCODERS)}")
-        self.encoder = nn.Sequential(
-            *ENCODERS[encoder](height, width, visual_dim),
-            # Keeps the features' scale while the CNN learns, so that the LSTM's gates do not
-            # saturate; also takes out most of a global change of brightness.
-            nn.LayerNorm(visual_dim),
-            nn.ELU(),
-        )
+        # Keeps the features' scale while the CNN learns, so that the LSTM's gates do not
+        # saturate; also takes out most of a global change of brightness.
+        ends = (nn.LayerNorm(visual_dim), nn.ELU())
+        self.place_maps: PlaceMaps | None = None
+        if encoder == MAPS:
+            if view is None or target_dim == 0:
+                raise ValueError(f"encoder '{MAPS}' needs a view and auxiliary heads")
+            mapped = _Mapped(height, width, visual_dim, len(view.kinds))
+            x, y = mapped.cells()
+            self.place_maps = PlaceMaps(view, height=height, width=width, x=x, y=y)
+            self.encoder = nn.Sequential(mapped, *ends)
+        elif encoder in ENCODERS:
+            self.encoder = nn.Sequential(*ENCODERS[encoder](height, width, visual_dim), *ends)
+        else:
+            valid = ", ".join((*ENCODERS, MAPS))
+            raise ValueError(f"encoder '{encoder}' is unknown; valid: {valid}")
+        self.target_dim = target_dim
         self.aux_heads: AuxHeads | None = None
         if target_dim > 0:
             self.aux_heads = AuxHeads(
@@ -179,22 +223,50 @@ class PixelActor(nn.Module):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """pixels: (B, 3, H, W) uint8 -> (B, V): visual_dim features and, where there are heads,
-        their K answers. Once per frame, not once per step."""
+        their K answers, and maps, as logits. Once per frame, not once per step."""
         if pixels.dtype != torch.uint8:
             raise TypeError(f"pixels: expected torch.uint8, received {pixels.dtype}")
-        features: Tensor = self.encoder(pixels.float().div_(PIXEL_SCALE).sub_(0.5))
+        images, maps = pixels.float().div_(PIXEL_SCALE).sub_(0.5), None
+        if self.place_maps is None:
+            features: Tensor = self.encoder(images)
+        else:
+            features, maps = self.encoder[0](images)
+            features = self.encoder[1:](features)
         if self.aux_heads is None:
             return features
-        return torch.cat((features, self.aux_heads.normalized(features)), dim=1)
+        parts = (features, self.aux_heads.normalized(features))
+        return torch.cat(parts if maps is None else (*parts, maps), dim=1)
+
+    def answers(self, visual: Tensor) -> Tensor:
+        """What the auxiliary losses judge: (..., V) of `encode` -> (..., *)."""
+        return visual[..., self.visual_dim :]
 
     def located(self, visual: Tensor) -> Tensor:
         """What the heads see: (..., V) of `encode` -> (..., K) in metres.
 
         Raises ValueError if there are no heads.
         """
+        return self._in_metres(self.answers(visual))
+
+    def _in_metres(self, answers: Tensor) -> Tensor:
         if self.aux_heads is None:
             raise ValueError("this actor has no auxiliary heads")
-        return self.aux_heads.in_metres(visual[..., self.visual_dim :])
+        return self.aux_heads.in_metres(answers[..., : self.target_dim])
+
+    def aux_loss(self, answers: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of positions and maps: (..., *) of `answers`, (..., K) in metres; metrics as of
+        `aux_tasks.aux_loss`, and map_loss.
+
+        Raises ValueError if there are no heads.
+        """
+        positions = self._in_metres(answers)
+        assert self.aux_heads is not None
+        loss, metrics = aux_loss(positions, targets, self.aux_heads.scale)
+        if self.place_maps is not None:
+            drawn = self.place_maps(targets)
+            of_maps = map_loss(answers[..., self.target_dim :].view_as(drawn), drawn)
+            loss, metrics["map_loss"] = loss + of_maps, of_maps.detach()
+        return loss, metrics
 
     def step(self, visual: Tensor, proprio: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
         """One step of N worlds: (N, V), (N, P), hidden -> mean (N, A), hidden.
@@ -259,9 +331,10 @@ class PixelActor(nn.Module):
 
     def _seen(self, visual: Tensor) -> Tensor:
         """What the policy reads of an image, (..., V) -> (..., *)."""
-        features, located = visual[..., : self.visual_dim], visual[..., self.visual_dim :]
+        features = visual[..., : self.visual_dim]
         if self.reads == "features":
             return features
+        located = visual[..., self.visual_dim : self.visual_dim + self.target_dim]
         # The heads answer to the auxiliary loss alone: what they say stays a position.
         located = located.detach().clamp(-LOCATED_CLIP, LOCATED_CLIP)
         return located if self.reads == "located" else torch.cat((features, located), dim=-1)

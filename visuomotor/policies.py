@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from visuomotor import rows
+from visuomotor.aux_tasks import View
 from visuomotor.config import ActorConfig, Config, TeacherConfig
-from visuomotor.pixel_actor import PixelActor
+from visuomotor.envs import make_task
+from visuomotor.errors import UserError
+from visuomotor.pixel_actor import MAPS, PixelActor
 from visuomotor.state_critic import StateCritic
 from visuomotor.state_teacher import StateTeacher
 
@@ -80,8 +83,12 @@ class TeacherPolicy:
 
 
 def make_actor(config: Config, target_dim: int) -> PixelActor:
-    """target_dim: numbers that the task's auxiliary targets have; 0: an actor without heads."""
+    """target_dim: numbers that the task's auxiliary targets have; 0: an actor without heads.
+
+    Raises UserError for an encoder that the task, or an actor without heads, has no use for.
+    """
     actor = config.actor
+    target_dim = target_dim if config.aux.weight > 0.0 else 0
     init_log_std, min_std = _deviation(actor)
     return PixelActor(
         height=config.camera.height,
@@ -91,12 +98,25 @@ def make_actor(config: Config, target_dim: int) -> PixelActor:
         proprio_dim_out=actor.proprio_dim,
         hidden_dim=actor.hidden_dim,
         recurrent=actor.recurrent,
-        target_dim=target_dim if config.aux.weight > 0.0 else 0,
+        target_dim=target_dim,
         aux_hidden_sizes=config.aux.hidden_sizes,
         reads=config.actor.reads,
+        view=_view(config, target_dim) if actor.encoder == MAPS else None,
         init_log_std=init_log_std,
         min_std=min_std,
     )
+
+
+def _view(config: Config, target_dim: int) -> View:
+    kinds = make_task(config.task).kinds_in_targets
+    if target_dim == 0 or not kinds:
+        why = (
+            "auxiliary heads: set aux.weight above 0"
+            if kinds
+            else f"a task that names kinds_in_targets, which {config.task} does not"
+        )
+        raise UserError(f"actor.encoder={MAPS} needs {why}, or take another encoder")
+    return View(kinds, config.camera.pos, config.camera.lookat, config.camera.fovy)
 
 
 def make_teacher(config: Config, state_dim: int) -> StateTeacher:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, mse_loss, smooth_l1_loss
 
-from visuomotor.aux_tasks import aux_loss
 from visuomotor.config import PPOConfig
 from visuomotor.networks import load_optimizer_state, optimizer_state
 from visuomotor.pixel_actor import PixelActor
@@ -164,9 +163,7 @@ def frame_aux_loss(
 
     Raises ValueError if the actor has no heads.
     """
-    predictions = embedding(frame_index, actor.located(visual))
-    assert actor.aux_heads is not None
-    return aux_loss(predictions, targets, actor.aux_heads.scale)
+    return actor.aux_loss(embedding(frame_index, actor.answers(visual)), targets)
 
 
 def negative_log_likelihood(mean: Tensor, action: Tensor, std: Tensor) -> Tensor:

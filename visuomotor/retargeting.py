@@ -323,8 +323,8 @@ class _Retargeting:
                 first = motion.segments[0]
                 across = np.linalg.norm(now[first.prop, :2] - first.places[first.prop, :2])
                 costs.append(float(across) + self._turn(first, now, present)[1])
-            order = np.argsort(costs)[:NEAREST]
-            chosen.append(known[int(self.rng.choice(order))])
+            alike = np.argsort(costs)[:NEAREST]
+            chosen.append(known[int(self.rng.choice(alike))])
         return chosen
 
     def _bend(self, world: int, begin: int) -> None:

@@ -49,6 +49,7 @@ class ClearingBox(Task):
     stage_rewards = (0.0, 0.125, 0.25, 1.0, 2.0)  # paper
     props = ("car", "box")
     stage_props = (0, 0, 1, 1, 1)
+    kinds_in_targets = (((0, None),), ((1, None),))
     prop_symmetry = (2, 2)
     workspace = PLACES
 

@@ -21,6 +21,7 @@ class Lifting(Task):
     stage_rewards = (0.0, 0.125, 1.0)  # paper
     props = ("block_0",)
     stage_props = (0, 0, 0)
+    kinds_in_targets = (((0, None),),)
     prop_symmetry = (4,)
 
     def add_props(self, spec: mujoco.MjSpec) -> None:

@@ -72,6 +72,8 @@ class OrderFulfillment(Task):
     stage_rewards = (0.0, 1.0, 2.0, 3.0, 4.0)  # of an episode with four; see `reward`
     props = ("toy_0", "toy_1", "toy_2", "toy_3", "green_box", "red_box")
     stage_props = (0, 0, 0, 0, 0)  # see `moved_by`
+    # Planes, which are told where the first box is when there are none, and cars.
+    kinds_in_targets = (((2, 0), (3, 0)), ((4, 1), (5, 1)))
 
     def add_props(self, spec: mujoco.MjSpec) -> None:
         middle = np.full(toys.NUMBERS, 0.5)

@@ -71,6 +71,7 @@ class Pouring(Task):
     stage_rewards = (0.0, 0.05, *(n / 10 for n in range(1, SPHERES + 1)))  # paper
     props = ("mug", "container")
     stage_props = (0, *[1] * (SPHERES + 1))
+    kinds_in_targets = (((0, None),), ((1, None),))
     prop_symmetry = (4, 4)
     turning = ("prop", "arm")
     longest_physics_dt = PHYSICS_DT

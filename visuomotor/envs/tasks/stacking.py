@@ -30,6 +30,7 @@ class Stacking(Task):
     stage_rewards: tuple[float, ...] = (0.0, 0.125, 0.25, 1.0)  # paper
     props = ("block_0", "block_1")
     stage_props: tuple[int, ...] = (0, 0, 1, 1)
+    kinds_in_targets = (((0, None),), ((1, None),))
     prop_symmetry = (4, 4)
     turning = ("prop", "hand")
 

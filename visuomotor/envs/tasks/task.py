@@ -46,6 +46,10 @@ class Task(ABC):
     # comes. () for "prop". What demonstrations pay no heed to, copies must not follow: that a hand
     # turns with what can hardly be seen is nothing that a policy learns from pixels.
     turning: tuple[str, ...] = ()
+    # What maps of the image are made of (actor.encoder=maps): of every kind of thing its things, of
+    # each the vector of `aux_targets` that tells where it is, and the vector that this one is equal
+    # to where there is no such thing; None: there always is. () where there are no maps.
+    kinds_in_targets: tuple[tuple[tuple[int, int | None], ...], ...] = ()
     longest_physics_dt: float = math.inf  # s; where the configured one is longer, this one is used
     workspace: float = WORKSPACE  # m; props start within so much of the origin, in x and in y
 
