@@ -117,6 +117,16 @@ def test_a_vision_apart_learns_from_the_auxiliary_losses_alone(demos: Demonstrat
             assert all(p.grad is not None for p in run.actor.lstm.parameters())
 
 
+def test_an_actor_that_sees_already_begins_with_frames_to_remember(demos: Demonstrations) -> None:
+    run = learner(demos, small())
+    before = {name: value.clone() for name, value in run.actor.state_dict().items()}
+    run.remember_starts()
+    assert run._vision is not None
+    assert len(run._vision.memory) == run.config.aux.start_frames
+    for name, value in run.actor.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
 def test_noise_disturbs_what_is_done_and_not_the_labels(demos: Demonstrations) -> None:
     settings = {"teacher_share": 0.0, "action_noise": 0.2, "noisy_share": 0.5}
     run = learner(demos, small(distill=settings))

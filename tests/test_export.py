@@ -158,6 +158,19 @@ def test_a_bundle_acts_as_its_actor_in_every_world(exported: Path, actor: PixelA
         torch.testing.assert_close(bundle.act(seen, starts), expected, atol=1e-5, rtol=0.0)
 
 
+def test_an_actor_with_maps_is_exported_as_it_acts(tmp_path: Path):
+    config = replace(CONFIG, actor=replace(CONFIG.actor, encoder="maps"))
+    torch.manual_seed(0)
+    actor = make_actor(config, 6).eval()
+    torch.nn.init.normal_(actor.mean_head.weight, std=1.0)
+    report = export.export_bundle(actor, config, tmp_path / "bundle", EVALUATION, {})
+    assert report.parity_error < 1e-5
+    loaded, settings, _ = policy_files.load_policy(str(tmp_path / "bundle"))
+    assert settings.actor.encoder == "maps"
+    for name, weight in actor.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight)
+
+
 def test_weights_of_a_bundle_are_the_actors(exported: Path, actor: PixelActor):
     loaded, config, provenance = policy_files.load_policy(str(exported))
     assert config == CONFIG

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from visuomotor.aux_tasks import View
 from visuomotor.pixel_actor import READS, PixelActor
 from visuomotor.ppo import action_means
 from visuomotor.rollout import Sequences
@@ -15,8 +16,15 @@ from visuomotor.rollout import Sequences
 ACTIONS = 3
 
 
+VIEW = View((((0, None),), ((1, 0),)), (0.0, -0.5, 0.8), (0.0, 0.0, 0.0), 30.0)
+
+
 def make_actor(
-    recurrent: bool = True, seed: int = 0, target_dim: int = 0, reads: str = "both"
+    recurrent: bool = True,
+    seed: int = 0,
+    target_dim: int = 0,
+    reads: str = "both",
+    encoder: str = "compact",
 ) -> PixelActor:
     torch.manual_seed(seed)
     actor = PixelActor(
@@ -30,6 +38,8 @@ def make_actor(
         recurrent=recurrent,
         target_dim=target_dim,
         reads=reads,
+        encoder=encoder,
+        view=VIEW,
         init_log_std=torch.full((ACTIONS,), -1.0),
         min_std=torch.full((ACTIONS,), 0.1),
     )
@@ -257,7 +267,8 @@ def test_an_actor_without_heads_locates_nothing() -> None:
 
 
 def test_an_unknown_encoder_is_refused_with_the_valid_ones() -> None:
-    with pytest.raises(ValueError, match=r"'resnet' is unknown; valid: compact, keypoints, flat"):
+    valid = "compact, keypoints, flat, maps"
+    with pytest.raises(ValueError, match=rf"'resnet' is unknown; valid: {valid}"):
         PixelActor(encoder="resnet", init_log_std=torch.zeros(9), min_std=torch.full((9,), 0.1))
 
 
@@ -276,3 +287,74 @@ def test_the_reading_and_proprioception_are_all_that_the_core_is_given(
     whole = actor._core_inputs(visual, proprio) @ weight.T
     torch.testing.assert_close(by_proprio + actor.reading(visual), whole)
     assert float(actor.reading(visual).abs().sum()) > 0.0
+
+
+# --- maps -----------------------------------------------------------------------------------------
+
+
+def test_maps_are_part_of_what_is_judged_and_no_part_of_what_the_policy_reads() -> None:
+    actor = make_actor(target_dim=6, encoder="maps")
+    visual = actor.encode(images(2))
+    kinds, rows, columns = 2, 3, 4  # of an image of 24 x 32 pixels
+    assert visual.shape == (2, 8 + 6 + kinds * rows * columns)
+    assert actor.answers(visual).shape == (2, 6 + kinds * rows * columns)
+    mean, _ = actor.step(visual, torch.zeros(2, 5), actor.initial_hidden(2))
+    other = visual.clone()
+    other[:, 8 + 6 :] += 1.0
+    assert torch.equal(actor.step(other, torch.zeros(2, 5), actor.initial_hidden(2))[0], mean)
+    assert actor.located(visual).shape == (2, 6)
+
+
+def test_cells_are_where_the_convolutions_look() -> None:
+    """What a cell is made of has its middle where the cell is said to be."""
+    actor = PixelActor(
+        encoder="maps",
+        target_dim=6,
+        view=VIEW,
+        init_log_std=torch.zeros(9),
+        min_std=torch.full((9,), 0.1),
+    )
+    mapped, maps = actor.encoder[0], actor.place_maps
+    assert maps is not None
+    for layer in (*mapped.convolutions, mapped.maps):
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.constant_(layer.weight, 1.0)
+    image = torch.ones(1, 3, 64, 64, requires_grad=True)
+    logits = mapped(image)[1].view(2, len(maps.y), len(maps.x))
+    for row, column in ((2, 3), (4, 4), (6, 2)):  # two cells from the edges, where zeros are added
+        (seen,) = torch.autograd.grad(logits[0, row, column], image, retain_graph=True)
+        weight = seen[0, 0] / seen[0, 0].sum()
+        pixels = torch.arange(64) + 0.5
+        assert float(weight.sum(dim=0) @ pixels) == pytest.approx(float(maps.x[column]), abs=0.01)
+        assert float(weight.sum(dim=1) @ pixels) == pytest.approx(float(maps.y[row]), abs=0.01)
+
+
+def test_the_loss_of_maps_teaches_the_convolutions_alone() -> None:
+    actor = make_actor(target_dim=6, encoder="maps")
+    targets = torch.tensor([[0.05, 0.0, 0.0, -0.05, 0.0, 0.0]]).repeat(2, 1)
+    answers = actor.answers(actor.encode(images(2)))
+    loss, metrics = actor.aux_loss(answers, targets)
+    assert float(loss) == pytest.approx(float(metrics["aux_loss"] + metrics["map_loss"]))
+    mapped = actor.encoder[0]
+    optimizer = torch.optim.Adam(actor.parameters(), lr=0.01)
+    first = float(metrics["map_loss"])
+    for _ in range(50):
+        loss, metrics = actor.aux_loss(actor.answers(actor.encode(images(2))), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(metrics["map_loss"]) < 0.5 * first
+    assert bool(mapped.maps.weight.grad.any())
+    assert actor.mean_head.weight.grad is None
+
+
+@pytest.mark.parametrize(("target_dim", "view"), [(0, VIEW), (6, None)])
+def test_maps_need_heads_and_a_view(target_dim: int, view: View | None) -> None:
+    with pytest.raises(ValueError, match="needs a view and auxiliary heads"):
+        PixelActor(
+            encoder="maps",
+            target_dim=target_dim,
+            view=view,
+            init_log_std=torch.zeros(9),
+            min_std=torch.full((9,), 0.1),
+        )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from visuomotor.aux_tasks import PlaceMaps, View
 from visuomotor.envs import TASKS, make_task
 from visuomotor.envs.tasks import clearing_blocks, clearing_box
 from visuomotor.envs.tasks.lifting import LIFT_HEIGHT
@@ -140,6 +141,27 @@ def test_every_networks_input_is_finite_and_auxiliary_targets_are_points(task, n
     assert set(env.task.stage_props) <= known
     assert set(env.task.moved_by(env.task.stage()).tolist()) <= known
     assert len(env.task.stages) == len(env.task.stage_rewards) == len(env.task.stage_props)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_maps_are_made_of_things_that_the_image_shows(task, nominal, make):
+    config = replace(nominal, task=task)
+    env = make(config, num_envs=8)
+    targets = env.reset().aux_targets
+    kinds, vectors = env.task.kinds_in_targets, targets.unflatten(1, (-1, 3))
+    camera = config.camera
+    view = View(kinds, camera.pos, camera.lookat, camera.fovy)
+    cells = torch.arange(camera.height) + 0.5
+    maps = PlaceMaps(view, height=camera.height, width=camera.width, x=cells, y=cells)
+    drawn = maps(targets)
+    assert drawn.shape[:2] == (8, len(kinds))
+    for kind, things in enumerate(kinds):
+        for world in range(8):
+            for index, missing in things:
+                place = vectors[world, index]
+                if missing is None or not torch.equal(place, vectors[world, missing]):
+                    column, row = maps.pixels(place).long().tolist()
+                    assert drawn[world, kind, row, column] > 0.3  # half a cell off at most
 
 
 def test_a_hand_moves_by_the_table_only_while_it_holds_what_it_brings(nominal, make):

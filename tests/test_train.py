@@ -274,6 +274,7 @@ def test_the_log_holds_what_the_house_promises(demonstrations: str, tmp_path: Pa
             ["distill.vision_learning_rate=0.003", "aux.weight=0"],
             ["distill.vision_learning_rate=0.003", "aux.weight=0", "null"],
         ),
+        (["actor.encoder=maps", "aux.weight=0"], ["actor.encoder=maps", "aux.weight=0", "another"]),
         (["resum=somewhere"], ["resum", "resume="]),
         (["resume=nowhere", "seed=1"], ["seed=1", "resume="]),
     ],

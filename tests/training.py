@@ -54,7 +54,13 @@ DISTILL = (
     f"distill.dagger_steps={4 * ITERATION}",
     f"distill.finetune_steps={3 * ITERATION}",
 )
-REHEARSED = (*DISTILL, f"distill.rehearsal_steps={2 * ITERATION}")
+# With a teacher that goes on learning, and a vision of its own.
+REHEARSED = (
+    *DISTILL,
+    f"distill.rehearsal_steps={2 * ITERATION}",
+    "distill.vision_learning_rate=0.001",
+    "actor.encoder=maps",
+)
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, iteration: int, number: signal.Signals) -> None:

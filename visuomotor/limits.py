@@ -363,6 +363,11 @@ def _contradictions(config: Config) -> Iterable[tuple[str, bool, str]]:
         distill.vision_learning_rate is not None and config.aux.weight == 0.0,
         "valid: aux.weight above 0, or distill.vision_learning_rate=null",
     )
+    yield (
+        "actor.encoder=maps with aux.weight=0 leaves the maps nothing to learn from",
+        config.actor.encoder == "maps" and config.aux.weight == 0.0,
+        "valid: aux.weight above 0, or another actor.encoder",
+    )
     no_student = config.algorithm == "distill" and distill.dagger_steps == 0
     yield (
         f"distill.finetune_steps={distill.finetune_steps} with distill.dagger_steps=0 has no "
