@@ -12,10 +12,12 @@ from test_train import SMALL
 
 from visuomotor import experts
 from visuomotor.__main__ import run
+from visuomotor.cli import run_command
 from visuomotor.envs import TASKS, Task, make_task, register
 from visuomotor.envs.tasks.lifting import Lifting
 from visuomotor.errors import UserError
 from visuomotor.scripted.blocks import LiftingExpert, StackingExpert
+from visuomotor.train import train
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "place.py"
 
@@ -50,6 +52,17 @@ def own(**attributes: object) -> type[Task]:
 def test_a_registered_task_is_made_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TASKS, "own", own())
     assert type(make_task("own")).__name__ == "Own"
+
+
+def test_a_task_that_names_no_kinds_of_things_is_refused_maps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(TASKS, "own", own(kinds_in_targets=()))
+    out = tmp_path / "run"
+    assert run_command(train, ["task=own", "actor.encoder=maps", f"out={out}"]) == 2
+    said = capsys.readouterr().err
+    assert "kinds_in_targets" in said and "another encoder" in said and said.count("\n") == 1
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ class TeacherPolicy:
 def make_actor(config: Config, target_dim: int) -> PixelActor:
     """target_dim: numbers that the task's auxiliary targets have; 0: an actor without heads.
 
-    Raises UserError for an encoder that the task, or an actor without heads, has no use for.
+    Raises UserError for an encoder that the task has no use for.
     """
     actor = config.actor
     target_dim = target_dim if config.aux.weight > 0.0 else 0
@@ -101,21 +101,25 @@ def make_actor(config: Config, target_dim: int) -> PixelActor:
         target_dim=target_dim,
         aux_hidden_sizes=config.aux.hidden_sizes,
         reads=config.actor.reads,
-        view=_view(config, target_dim) if actor.encoder == MAPS else None,
+        view=view_of(config),
         init_log_std=init_log_std,
         min_std=min_std,
     )
 
 
-def _view(config: Config, target_dim: int) -> View:
+def view_of(config: Config) -> View | None:
+    """What the maps of its encoder are made of; None: it has none.
+
+    Raises UserError for a task that does not say.
+    """
+    if config.actor.encoder != MAPS:
+        return None
     kinds = make_task(config.task).kinds_in_targets
-    if target_dim == 0 or not kinds:
-        why = (
-            "auxiliary heads: set aux.weight above 0"
-            if kinds
-            else f"a task that names kinds_in_targets, which {config.task} does not"
+    if not kinds:
+        raise UserError(
+            f"actor.encoder={MAPS} needs a task that names kinds_in_targets, which {config.task} "
+            "does not; take another encoder"
         )
-        raise UserError(f"actor.encoder={MAPS} needs {why}, or take another encoder")
     return View(kinds, config.camera.pos, config.camera.lookat, config.camera.fovy)
 
 

@@ -41,7 +41,7 @@ from visuomotor.evaluation import (
 )
 from visuomotor.overrides import HELP_WORDS, leaf_types, parse_overrides
 from visuomotor.pixel_actor import PixelActor
-from visuomotor.policies import make_teacher
+from visuomotor.policies import make_teacher, view_of
 from visuomotor.predecessors import carried_over
 from visuomotor.real_camera import calibrated
 from visuomotor.rehearsal import Rehearsal, teacher_networks
@@ -416,6 +416,7 @@ def _open(argv: list[str]) -> Run:
     # A run keeps where its camera stands, not the file that said so.
     camera = calibrated(config.camera, config.calibration)
     config = replace(config, camera=camera, calibration=None)
+    view_of(config)
     device = resolve_device(config.device)
     if config.out is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
