@@ -327,6 +327,50 @@ def test_absent_toys_stay_on_their_shelf():
     assert torch.equal(env.task.present(), present)
 
 
+def test_what_the_hand_is_not_at_lies_elsewhere_and_nothing_else_changes(env):
+    """Toys away from the hand are drawn anew; arm, boxes, the toy at the hand and one in its box
+    stay as they are."""
+    state = _start(env, TOYS)
+    state = _into(env, state, 3, RED_BOX)
+    state[env.jaco.qpos_ids.numpy()[1]] += 0.35  # down
+    _set(env, state)
+    hand = env.task.pinch_pos()[0].numpy()
+    assert hand[2] < order.ABOVE
+    at_hand = hand + (0.02, 0.0, -0.01)
+    state = _put(env, state, 0, at_hand)
+    for toy, x in ((1, hand[0] - 0.14), (2, hand[0] + 0.14)):
+        state = _put(env, state, toy, np.array([x, -0.09, order._height(toy)]))
+    adr, nq = env.task._prop_qpos_ids, env.sim.model.nq
+    free = {i for toy in (1, 2) for i in range(adr[toy], adr[toy] + 7)}
+    free |= {
+        nq + i for toy in (1, 2) for i in range(*(env.task._prop_dof_ids[toy] + k for k in (0, 6)))
+    }
+    fixed = [i for i in range(len(state)) if i not in free]
+    rng = np.random.default_rng(0)
+    seen = [env.task.rearranged(state, rng) for _ in range(40)]
+    for other in seen:
+        assert np.array_equal(other[fixed], state[fixed])
+        for toy in (1, 2):
+            there = env.task.props_present(other)[toy]
+            away = np.linalg.norm(other[adr[toy] : adr[toy] + 2] - hand[:2])
+            assert not there or away > order.HAND
+    assert len({other[adr[1]] for other in seen}) > 30
+    assert np.array_equal(
+        env.task.rearranged(state, np.random.default_rng(3)),
+        env.task.rearranged(state, np.random.default_rng(3)),
+    )
+
+
+def test_toys_that_lie_elsewhere_may_be_of_the_other_kind(env):
+    state = _start(env, (0, 1))
+    rng = np.random.default_rng(0)
+    kinds = {
+        tuple(env.task.props_present(env.task.rearranged(state, rng))[:4].tolist())
+        for _ in range(60)
+    }
+    assert len(kinds) == 6 and all(sum(kind) == 2 for kind in kinds)
+
+
 def test_a_turned_episode_has_the_same_toys(env):
     state = _start(env, (0, 2))
     turned = env.task.turned(np.tile(state, (2, 1)), 0.3)[0]

@@ -296,3 +296,24 @@ def test_scattered_frames_follow_their_seed(short: DemonstrationReplay) -> None:
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
     assert not torch.equal(first[1], other[1])
+
+
+def test_most_states_that_were_met_are_seen_rearranged(
+    short: DemonstrationReplay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = ResetStates(short.demos, stages=short.stage)
+    scattered = ScatteredFrames(_randomized(appearance=True), starts, 0)
+    met = torch.from_numpy(short.demos.demos[0].states[:1])
+    adr = scattered.env.task._prop_qpos_ids[0]
+
+    def moved(state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        other = state.copy()
+        other[adr] += 0.05
+        return other
+
+    _, targets = scattered.draw(256, met)
+    assert torch.allclose(targets, targets[:1], atol=1e-5)  # a block has no other place
+    monkeypatch.setattr(scattered.env.task, "rearranged", moved)
+    _, others = scattered.draw(256, met)
+    share = float(((others[:, 0] - targets[0, 0]).abs() > 0.04).float().mean())
+    assert share == pytest.approx(visuomotor.replay.REARRANGED, abs=0.1)

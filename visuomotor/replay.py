@@ -24,6 +24,9 @@ from visuomotor.symmetry import with_turned_copies
 
 _APPEARANCE = 21  # concern of the random streams of a replay's appearances
 REPLAY_WORLDS = 64
+# Share of the states met, of which frames are made, in which what the hand is not at is put
+# elsewhere: an episode shows many postures of the arm, but one arrangement of the props.
+REARRANGED = 0.8
 LARGEST_STATE = 1e6  # m, rad, m/s or rad/s: beyond it a number is damage
 EARLIER_ACTIONS = 2 * 9  # numbers at the end of a state: the action executed, the one requested
 
@@ -158,8 +161,8 @@ class ScatteredFrames:
 
     def _start(self, rng: np.random.Generator) -> np.ndarray | None:
         if self._met is not None:
-            state: np.ndarray = self._met[rng.integers(len(self._met))]
-            return state
+            met = self._met[rng.integers(len(self._met))]
+            return met if rng.random() >= REARRANGED else self.env.task.rearranged(met, rng)
         return None if rng.random() < 0.5 else self._starts.sample(rng, by_stage=0.0).state
 
     def draw(self, count: int, met: Tensor | None = None) -> tuple[Tensor, Tensor]:

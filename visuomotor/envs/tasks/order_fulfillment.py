@@ -49,6 +49,11 @@ TRIES = 40  # places tried for a set of toys before it is begun anew
 SHELF_Z = -1.0  # m
 PARKING = ((-0.15, 0.0), (0.15, 0.0), (-0.15, 0.2), (0.15, 0.2))  # m, x, y of each toy
 PARKED = 0.05  # m from its place there: a toy is absent; one that falls off the table gets not near
+# Of toys that are put elsewhere (`rearranged`), m: how far from the hand, unless it is higher than
+# the second, and from one another.
+HAND, ABOVE, BESIDE = 0.09, 0.13, 0.06
+PUSHED = ((-0.19, -0.14), (0.19, -0.02))  # m, corners in x, y: where toys come to lie
+STANDS, FRONT = 0.006, 0.03  # m off its height, m in y: what stands on the table, before the boxes
 # m from the pinch site to a toy that the hand touches: nearer it holds it, further off it brushes
 # it on its way up.
 HELD = 0.025
@@ -103,6 +108,7 @@ class OrderFulfillment(Task):
         counts = [int(model.body(self.props[i]).geomnum[0]) for i in TOYS]
         self._toy_geoms = [range(g, g + n) for g, n in zip(firsts, counts, strict=True)]
         self._box_ids = torch.tensor(BOX_OF)
+        self._scratch = mujoco.MjData(model)
 
     # --- episodes -------------------------------------------------------------------------------
 
@@ -131,6 +137,33 @@ class OrderFulfillment(Task):
             adr = self._prop_qpos_ids[index]
             if tuple(state[adr : adr + 2]) == PARKING[index]:
                 state[adr + 2] += SHELF_Z
+        return state
+
+    def rearranged(self, state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Toys that stand on the table, away from the hand, are drawn anew, as to where they are
+        and of which kind they are."""
+        hand = self._hand_at(state)
+        parked = [index for index in TOYS if self._lies_parked(state, index)]
+        free = [i for i in TOYS if i not in parked and self._stands_free(state, i, hand)]
+        count = len(free)
+        kept = [index for index in TOYS if index not in parked and index not in free]
+        state, nq = state.copy(), self.sim.model.nq
+        for index in (*free, *parked):
+            adr, dof = self._prop_qpos_ids[index], nq + self._prop_dof_ids[index]
+            state[adr : adr + 3], state[adr + 3 : adr + 7] = self._parking[index], (1, 0, 0, 0)
+            state[dof : dof + 6] = 0.0
+        places = rng.uniform((*PUSHED[0], -np.pi), (*PUSHED[1], np.pi), size=(TRIES, 3))
+        by_hand = 0.0 if hand[2] > ABOVE else HAND
+        for at, away in ((hand[:2], by_hand), *((self._xy(state, i), BESIDE) for i in kept)):
+            places = places[np.linalg.norm(places[:, :2] - at, axis=1) > away]
+        for index in rng.permutation([*free, *parked])[:count].tolist():
+            if len(places) == 0:
+                break
+            x, y, yaw = places[0]
+            adr = self._prop_qpos_ids[index]
+            state[adr : adr + 3] = (x, y, _height(index))
+            state[adr + 3 : adr + 7] = (np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2))
+            places = places[np.linalg.norm(places[:, :2] - (x, y), axis=1) > BESIDE]
         return state
 
     def may_start(self, state: np.ndarray) -> bool:
@@ -190,6 +223,25 @@ class OrderFulfillment(Task):
                     other[:, a], other[:, b] = way[:, b], way[:, a]
                 ways.append(other)
         return ways
+
+    def _xy(self, state: np.ndarray, index: int) -> np.ndarray:
+        adr = self._prop_qpos_ids[index]
+        xy: np.ndarray = state[adr : adr + 2]
+        return xy
+
+    def _stands_free(self, state: np.ndarray, index: int, hand: np.ndarray) -> bool:
+        """On the table before the boxes, and not at the hand (3,)."""
+        x, y, z = state[self._prop_qpos_ids[index] :][:3]
+        far = hand[2] > ABOVE or np.linalg.norm(hand[:2] - (x, y)) > HAND
+        return bool(far and abs(z - _height(index)) < STANDS and y < FRONT)
+
+    def _hand_at(self, state: np.ndarray) -> np.ndarray:
+        """(3,) m: the pinch site in a physical state, of the arm that is compiled."""
+        model, data = self.sim.model, self._scratch
+        data.qpos[:] = state[: model.nq]
+        mujoco.mj_kinematics(model, data)
+        at: np.ndarray = data.site_xpos[self.jaco.pinch_site_id].copy()
+        return at
 
     def _lies_parked(self, state: np.ndarray, index: int) -> bool:
         adr = self._prop_qpos_ids[index]

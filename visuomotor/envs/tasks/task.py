@@ -158,6 +158,11 @@ class Task(ABC):
         """In which order the props of a start state (nq + nv,) are taken; () if always in one."""
         return ()
 
+    def rearranged(self, state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """A state (nq + nv,) -> one in which what the hand is not at lies elsewhere, to be looked
+        at; the same where a task does not say how."""
+        return state
+
     def may_start(self, state: np.ndarray) -> bool:
         """Whether the props of a state (nq + nv,) stand where an episode may begin."""
         return all(
