@@ -341,3 +341,27 @@ class PixelActor(nn.Module):
 
     def _core_inputs(self, visual: Tensor, proprio: Tensor) -> Tensor:
         return torch.cat((self.proprio_mlp(self.normalizer(proprio)), self._seen(visual)), dim=-1)
+
+
+def with_maps(compact: dict[str, Tensor], fresh: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of an actor whose encoder is `compact` -> those of one with `maps` that acts as
+    it does: what it makes of an image does not depend on its maps yet, which are those of `fresh`,
+    the weights of a new one.
+
+    Raises KeyError or ValueError if the two are not alike in all else.
+    """
+    convolutions, linear = (0, 2, 4), 6
+    names = {f"encoder.{i}.": f"encoder.0.convolutions.{i}." for i in convolutions}
+    names |= {"encoder.5.": "encoder.0.keypoints.", f"encoder.{linear}.": "encoder.0.linear."}
+    names |= {"encoder.7.": "encoder.1."}
+    grown = dict(fresh)
+    for name, value in compact.items():
+        begin = next((old for old in names if name.startswith(old)), "")
+        grown[names.get(begin, "") + name.removeprefix(begin)] = value
+    narrow = compact[f"encoder.{linear}.weight"]
+    wide = torch.zeros_like(fresh["encoder.0.linear.weight"])
+    wide[:, : narrow.shape[1]] = narrow
+    grown["encoder.0.linear.weight"] = wide
+    if grown.keys() != fresh.keys():
+        raise ValueError(f"weights that differ: {', '.join(sorted(grown.keys() ^ fresh.keys()))}")
+    return grown

@@ -14,6 +14,8 @@ from visuomotor.checkpoint import load_checkpoint, save_checkpoint
 from visuomotor.config import Config
 from visuomotor.errors import UserError
 from visuomotor.overrides import load_yaml, save_yaml
+from visuomotor.pixel_actor import MAPS, with_maps
+from visuomotor.policies import make_actor
 from visuomotor.policy_files import PRETRAINED, load_policy
 from visuomotor.run_folder import CONFIG_FILE
 
@@ -90,7 +92,8 @@ def _teacher_of(config: Config) -> dict[str, Any]:
 
 
 def _actor_of(config: Config) -> dict[str, Any]:
-    """The pixel actor that this run begins with; empty if it begins with a new one.
+    """The pixel actor that this run begins with; empty if it begins with a new one. One without
+    maps may begin one with them.
 
     Raises UserError if it is of another kind, or serves another task or camera.
     """
@@ -98,8 +101,13 @@ def _actor_of(config: Config) -> dict[str, Any]:
         return {}
     actor, other, _ = load_policy(config.start_from)
     heads = actor.aux_heads is not None
+    weights = actor.state_dict()
+    if heads and (other.actor.encoder, config.actor.encoder) == ("compact", MAPS):
+        mapped = replace(other.actor, encoder=MAPS)
+        other = replace(other, actor=mapped)
+        weights = with_maps(weights, make_actor(other, actor.target_dim).state_dict())
     check_alike(f"start_from={config.start_from}", heads, other, config.aux.weight > 0.0, config)
-    return {"actor": actor.state_dict()}
+    return {"actor": weights}
 
 
 def check_alike(
