@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.runs import small_run, write_run
 from tests.training import DISTILL, ITERATION, RIL, SMALL, metrics, stop_at
 from visuomotor import predecessors
 from visuomotor.checkpoint import load_checkpoint
@@ -18,6 +19,8 @@ from visuomotor.config import Config
 from visuomotor.errors import UserError
 from visuomotor.overrides import load_yaml
 from visuomotor.pixel_actor import PixelActor
+from visuomotor.policies import make_actor
+from visuomotor.policy_files import load_policy
 from visuomotor.predecessors import carried_over, ship_teacher
 from visuomotor.reinforcement import Reinforcement
 from visuomotor.train import Run, train
@@ -142,6 +145,28 @@ def test_a_finished_student_is_finetuned_alone_and_sees_as_before(
     }
     assert {"lstm", "mean_head"} <= moved
     assert not moved & {"encoder", "aux_heads", "normalizer"}
+
+
+def test_an_actor_without_maps_begins_one_with_them_and_acts_as_it_did(tmp_path: Path) -> None:
+    config = small_run(episode_steps=8)
+    run = write_run(tmp_path / "first", config)
+    mapped = replace(
+        config, actor=replace(config.actor, encoder="maps"), start_from=str(run), seed=3
+    )
+    weights, again = (carried_over(mapped)["actor"] for _ in range(2))
+    assert all(torch.equal(again[name], value) for name, value in weights.items())
+    grown, former = make_actor(mapped, 6), load_policy(str(run))[0]
+    grown.load_state_dict(weights)
+    pixels = torch.randint(0, 256, (4, 3, 24, 24), dtype=torch.uint8)
+    hidden = former.initial_hidden(4)
+    proprio = torch.randn(4, 24)
+    seen = former.encode(pixels)
+    torch.testing.assert_close(grown.encode(pixels)[:, : seen.shape[1]], seen)
+    expected = former.step(seen, proprio, hidden)[0]
+    torch.testing.assert_close(grown.step(grown.encode(pixels), proprio, hidden)[0], expected)
+    back = replace(config, start_from=str(write_run(tmp_path / "second", mapped)))
+    with pytest.raises(UserError, match=r"actor\.encoder=maps, this run compact"):
+        carried_over(back)
 
 
 @pytest.mark.parametrize(

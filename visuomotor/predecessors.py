@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from visuomotor.checkpoint import load_checkpoint, save_checkpoint
 from visuomotor.config import Config
 from visuomotor.errors import UserError
@@ -105,7 +107,9 @@ def _actor_of(config: Config) -> dict[str, Any]:
     if heads and (other.actor.encoder, config.actor.encoder) == ("compact", MAPS):
         mapped = replace(other.actor, encoder=MAPS)
         other = replace(other, actor=mapped)
-        weights = with_maps(weights, make_actor(other, actor.target_dim).state_dict())
+        with torch.random.fork_rng(devices=()):  # a run's seed decides all of it
+            torch.manual_seed(config.seed)
+            weights = with_maps(weights, make_actor(other, actor.target_dim).state_dict())
     check_alike(f"start_from={config.start_from}", heads, other, config.aux.weight > 0.0, config)
     return {"actor": weights}
 
