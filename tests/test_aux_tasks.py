@@ -71,8 +71,8 @@ ABOVE = View(
 CELLS = 5.0 + 10.0 * torch.arange(6)  # pixels, the middles of 6 x 6 cells
 
 
-def _maps(view: View = ABOVE) -> PlaceMaps:
-    return PlaceMaps(view, height=60, width=60, x=CELLS, y=CELLS)
+def _maps() -> PlaceMaps:
+    return PlaceMaps(ABOVE, height=60, width=60, x=CELLS, y=CELLS)
 
 
 def test_a_map_has_a_bump_where_each_thing_of_its_kind_is() -> None:

@@ -329,7 +329,7 @@ def test_cells_are_where_the_convolutions_look() -> None:
         assert float(weight.sum(dim=1) @ pixels) == pytest.approx(float(maps.y[row]), abs=0.01)
 
 
-def test_the_loss_of_maps_teaches_the_convolutions_alone() -> None:
+def test_the_loss_of_maps_teaches_what_sees_and_not_what_acts() -> None:
     actor = make_actor(target_dim=6, encoder="maps")
     targets = torch.tensor([[0.05, 0.0, 0.0, -0.05, 0.0, 0.0]]).repeat(2, 1)
     answers = actor.answers(actor.encode(images(2)))

@@ -51,10 +51,15 @@ def _coarse() -> list[nn.Module]:
     ]
 
 
+def _coarse_cells(height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of what `_coarse` makes of an image of so many pixels."""
+    return ((height - 6) // 3 + 1 - 3) // 2 + 1, ((width - 6) // 3 + 1 - 3) // 2 + 1
+
+
 def _compact(height: int, width: int, visual_dim: int) -> list[nn.Module]:
     """Coarser first strides: less than half of `keypoints`' time, 48 keypoints."""
-    rows, columns = (((size - 6) // 3 + 1 - 3) // 2 + 1 for size in (height, width))
-    return [*_coarse(), SpatialSoftmax(rows, columns), nn.Linear(2 * 48, visual_dim)]
+    keypoints = SpatialSoftmax(*_coarse_cells(height, width))
+    return [*_coarse(), keypoints, nn.Linear(2 * 48, visual_dim)]
 
 
 def _flat(height: int, width: int, visual_dim: int) -> list[nn.Module]:
@@ -76,7 +81,7 @@ class _Mapped(nn.Module):
 
     def __init__(self, height: int, width: int, visual_dim: int, kinds: int) -> None:
         super().__init__()
-        rows, columns = (((size - 6) // 3 + 1 - 3) // 2 + 1 for size in (height, width))
+        rows, columns = _coarse_cells(height, width)
         self.shape = (kinds, rows, columns)
         self.convolutions = nn.Sequential(*_coarse())
         self.keypoints = SpatialSoftmax(rows, columns)

@@ -416,7 +416,7 @@ def _open(argv: list[str]) -> Run:
     # A run keeps where its camera stands, not the file that said so.
     camera = calibrated(config.camera, config.calibration)
     config = replace(config, camera=camera, calibration=None)
-    view_of(config)
+    view_of(config)  # a task without maps is refused before anything is made
     device = resolve_device(config.device)
     if config.out is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")

@@ -108,6 +108,7 @@ class OrderFulfillment(Task):
         counts = [int(model.body(self.props[i]).geomnum[0]) for i in TOYS]
         self._toy_geoms = [range(g, g + n) for g, n in zip(firsts, counts, strict=True)]
         self._box_ids = torch.tensor(BOX_OF)
+        self._rest = torch.tensor([_height(index) for index in TOYS], dtype=torch.float64)
         self._scratch = mujoco.MjData(model)
 
     # --- episodes -------------------------------------------------------------------------------
@@ -338,11 +339,13 @@ class OrderFulfillment(Task):
         one is nearest to the hand cannot be told between two of them, and a policy that is not sure
         of it stays there.
         """
+        return -self.toy_pos()[:, :, 0] - FIRST * self._carried()
+
+    def _carried(self) -> Tensor:
+        """(N, toys) bool: in the hand, off what it stood on."""
         pos = self.toy_pos()
         near = torch.linalg.vector_norm(pos - self.pinch_pos().unsqueeze(1), dim=2) < CARRIED[1]
-        rest = torch.tensor([_height(index) for index in TOYS], dtype=pos.dtype)
-        carried = near & (pos[:, :, 2] > rest + CARRIED[0])
-        return -pos[:, :, 0] - FIRST * carried
+        return near & (pos[:, :, 2] > self._rest + CARRIED[0])
 
     def next_toy(self) -> tuple[Tensor, Tensor]:
         """The toy to take next of those that are not in their box: (N,) its index, and whether
@@ -355,10 +358,7 @@ class OrderFulfillment(Task):
         one."""
         toy, left = self.next_toy()
         n = len(stage)
-        pos = self.prop_pos(toy)
-        rest = torch.tensor([_height(index) for index in TOYS], dtype=pos.dtype)
-        near = torch.linalg.vector_norm(pos - self.pinch_pos(), dim=1) < CARRIED[1]
-        carried = near & (pos[:, 2] > rest[toy] + CARRIED[0])
+        carried = self._carried()[torch.arange(len(toy)), toy]
         boxes = torch.tensor((GREEN_BOX, RED_BOX))
         last = torch.stack([self.prop_pos(int(box)) for box in boxes], dim=1)
         last = torch.linalg.vector_norm(last - self.pinch_pos().unsqueeze(1), dim=2).argmin(dim=1)
