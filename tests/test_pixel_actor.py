@@ -329,6 +329,21 @@ def test_cells_are_where_the_convolutions_look() -> None:
         assert float(weight.sum(dim=1) @ pixels) == pytest.approx(float(maps.y[row]), abs=0.01)
 
 
+def test_details_count_where_the_map_shows_a_thing() -> None:
+    mapped = make_actor(target_dim=6, encoder="maps").encoder[0]
+    pixels = images(2).float() / 255.0
+    torch.nn.init.zeros_(mapped.maps.weight)
+    seen = {}
+    for shown in (-200.0, 0.0):
+        torch.nn.init.constant_(mapped.maps.bias, shown)
+        torch.nn.init.zeros_(mapped.details.bias)
+        before = mapped(pixels)[0]
+        torch.nn.init.ones_(mapped.details.bias)
+        seen[shown] = float((mapped(pixels)[0] - before).abs().sum().detach())
+    assert seen[-200.0] == 0.0
+    assert seen[0.0] > 0.1
+
+
 def test_the_loss_of_maps_teaches_what_sees_and_not_what_acts() -> None:
     actor = make_actor(target_dim=6, encoder="maps")
     targets = torch.tensor([[0.05, 0.0, 0.0, -0.05, 0.0, 0.0]]).repeat(2, 1)

@@ -23,6 +23,7 @@ Hidden = tuple[Tensor, Tensor]
 PIXEL_SCALE = 255.0  # largest value of a uint8 channel
 LOCATED_CLIP = 5.0  # deviations: what the policy reads of an answer at most
 EMPTY = -3.0  # logit of a map's cell at first: few show anything
+DETAILS = 6  # numbers about what a map says is in a cell: where in it, how it lies
 MEAN_GAIN = 0.01  # of the last layer: the first actions are noise around zero, as PPO wants
 
 
@@ -77,7 +78,8 @@ def _flat(height: int, width: int, visual_dim: int) -> list[nn.Module]:
 
 class _Mapped(nn.Module):
     """`compact`, with a map of every kind of thing beside its keypoints: where two things of a
-    kind are, a keypoint is between them."""
+    kind are, a keypoint is between them. Of each cell that shows one there are details, too, which
+    count as far as the map says that it does."""
 
     def __init__(self, height: int, width: int, visual_dim: int, kinds: int) -> None:
         super().__init__()
@@ -88,14 +90,19 @@ class _Mapped(nn.Module):
         self.maps = nn.Conv2d(48, kinds, kernel_size=3, padding=1)
         assert self.maps.bias is not None
         nn.init.constant_(self.maps.bias, EMPTY)
-        self.linear = nn.Linear(2 * 48 + kinds * rows * columns, visual_dim)
+        self.details = nn.Conv2d(48, kinds * DETAILS, kernel_size=3, padding=1)
+        cells = kinds * rows * columns
+        self.linear = nn.Linear(2 * 48 + cells + DETAILS * cells, visual_dim)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> (B, visual_dim), and logits of the maps (B, kinds * rows * columns)."""
         found = self.convolutions(images)
-        logits = self.maps(found.relu()).flatten(1)
-        seen = torch.cat((self.keypoints(found), logits.sigmoid()), dim=1)
-        return self.linear(seen), logits
+        rectified = found.relu()
+        logits = self.maps(rectified)
+        shown = logits.sigmoid()
+        details = self.details(rectified).unflatten(1, (-1, DETAILS)) * shown.unsqueeze(2)
+        parts = (self.keypoints(found), shown.flatten(1), details.flatten(1))
+        return self.linear(torch.cat(parts, dim=1)), logits.flatten(1)
 
     def cells(self) -> tuple[Tensor, Tensor]:
         """Pixels: the middles of the maps' columns and of its rows."""
