@@ -267,7 +267,7 @@ def test_an_actor_without_heads_locates_nothing() -> None:
 
 
 def test_an_unknown_encoder_is_refused_with_the_valid_ones() -> None:
-    valid = "compact, keypoints, flat, maps"
+    valid = "compact, keypoints, flat, maps, wide_maps"
     with pytest.raises(ValueError, match=rf"'resnet' is unknown; valid: {valid}"):
         PixelActor(encoder="resnet", init_log_std=torch.zeros(9), min_std=torch.full((9,), 0.1))
 
@@ -292,8 +292,9 @@ def test_the_reading_and_proprioception_are_all_that_the_core_is_given(
 # --- maps -----------------------------------------------------------------------------------------
 
 
-def test_maps_are_part_of_what_is_judged_and_no_part_of_what_the_policy_reads() -> None:
-    actor = make_actor(target_dim=6, encoder="maps")
+@pytest.mark.parametrize("encoder", ["maps", "wide_maps"])
+def test_maps_are_part_of_what_is_judged_and_no_part_of_what_the_policy_reads(encoder) -> None:
+    actor = make_actor(target_dim=6, encoder=encoder)
     visual = actor.encode(images(2))
     kinds, rows, columns = 2, 3, 4  # of an image of 24 x 32 pixels
     assert visual.shape == (2, 8 + 6 + kinds * rows * columns)

@@ -96,7 +96,8 @@ class RandomizationConfig:
 class ActorConfig:
     recurrent: bool = True  # False: a feed-forward layer in place of the LSTM
     # compact, keypoints: spatial softmax; maps: compact, and at every place of the image what is
-    # there, for scenes with several things of a kind; flat: the paper's CNN
+    # there, for scenes with several things of a kind; wide_maps: that with more channels, at 1.5
+    # times the time; flat: the paper's CNN
     encoder: str = "compact"
     # What the policy reads of an image: the CNN's features (the paper's), where the auxiliary heads
     # see things (located), or both.

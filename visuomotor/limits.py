@@ -167,7 +167,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
     },
     RandomizationConfig: {"strength": SHARE, "curriculum_steps": at_least(0)},
     ActorConfig: {
-        "encoder": one_of("compact", "keypoints", "maps", "flat"),
+        "encoder": one_of("compact", "keypoints", "maps", "wide_maps", "flat"),
         "reads": one_of("both", "located", "features"),
         "visual_dim": at_least(1),
         "proprio_dim": at_least(1),
@@ -364,8 +364,9 @@ def _contradictions(config: Config) -> Iterable[tuple[str, bool, str]]:
         "valid: aux.weight above 0, or distill.vision_learning_rate=null",
     )
     yield (
-        "actor.encoder=maps with aux.weight=0 leaves the maps nothing to learn from",
-        config.actor.encoder == "maps" and config.aux.weight == 0.0,
+        f"actor.encoder={config.actor.encoder} with aux.weight=0 leaves the maps nothing to learn "
+        "from",
+        config.actor.encoder in ("maps", "wide_maps") and config.aux.weight == 0.0,
         "valid: aux.weight above 0, or another actor.encoder",
     )
     no_student = config.algorithm == "distill" and distill.dagger_steps == 0

@@ -4,7 +4,7 @@ Imports only torch and the networks beside it, and must not know the simulator's
 takes anything but pixels (or features of pixels), proprioception and the policy's own memory.
 Architecture after Zhu et al. 2018 (arXiv 1802.09564), section III: convolutions, a fully connected
 layer, an LSTM. Beyond it, the LSTM also reads what the auxiliary heads see in the image: where
-things are; and the encoder `maps` is asked it at every place of the image.
+things are; and encoders with maps are asked it at every place of the image.
 """
 
 from __future__ import annotations
@@ -41,14 +41,15 @@ def _keypoints(height: int, width: int, visual_dim: int) -> list[nn.Module]:
     ]
 
 
-def _coarse() -> list[nn.Module]:
-    """The convolutions of `compact` and `maps`."""
+def _coarse(channels: tuple[int, int]) -> list[nn.Module]:
+    """The convolutions of `compact` and of encoders with maps; channels: of the first, the last."""
+    first, last = channels
     return [
-        nn.Conv2d(3, 16, kernel_size=6, stride=3),
+        nn.Conv2d(3, first, kernel_size=6, stride=3),
         nn.ReLU(),
-        nn.Conv2d(16, 48, kernel_size=3, stride=2),
+        nn.Conv2d(first, last, kernel_size=3, stride=2),
         nn.ReLU(),
-        nn.Conv2d(48, 48, kernel_size=3, padding=1),
+        nn.Conv2d(last, last, kernel_size=3, padding=1),
     ]
 
 
@@ -60,7 +61,7 @@ def _coarse_cells(height: int, width: int) -> tuple[int, int]:
 def _compact(height: int, width: int, visual_dim: int) -> list[nn.Module]:
     """Coarser first strides: less than half of `keypoints`' time, 48 keypoints."""
     keypoints = SpatialSoftmax(*_coarse_cells(height, width))
-    return [*_coarse(), keypoints, nn.Linear(2 * 48, visual_dim)]
+    return [*_coarse((16, 48)), keypoints, nn.Linear(2 * 48, visual_dim)]
 
 
 def _flat(height: int, width: int, visual_dim: int) -> list[nn.Module]:
@@ -81,18 +82,21 @@ class _Mapped(nn.Module):
     kind are, a keypoint is between them. Of each cell that shows one there are details, too, which
     count as far as the map says that it does."""
 
-    def __init__(self, height: int, width: int, visual_dim: int, kinds: int) -> None:
+    def __init__(
+        self, height: int, width: int, visual_dim: int, kinds: int, channels: tuple[int, int]
+    ) -> None:
         super().__init__()
         rows, columns = _coarse_cells(height, width)
         self.shape = (kinds, rows, columns)
-        self.convolutions = nn.Sequential(*_coarse())
+        last = channels[1]
+        self.convolutions = nn.Sequential(*_coarse(channels))
         self.keypoints = SpatialSoftmax(rows, columns)
-        self.maps = nn.Conv2d(48, kinds, kernel_size=3, padding=1)
+        self.maps = nn.Conv2d(last, kinds, kernel_size=3, padding=1)
         assert self.maps.bias is not None
         nn.init.constant_(self.maps.bias, EMPTY)
-        self.details = nn.Conv2d(48, kinds * DETAILS, kernel_size=3, padding=1)
+        self.details = nn.Conv2d(last, kinds * DETAILS, kernel_size=3, padding=1)
         cells = kinds * rows * columns
-        self.linear = nn.Linear(2 * 48 + cells + DETAILS * cells, visual_dim)
+        self.linear = nn.Linear(2 * last + cells + DETAILS * cells, visual_dim)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> (B, visual_dim), and logits of the maps (B, kinds * rows * columns)."""
@@ -116,7 +120,8 @@ READS = ("both", "located", "features")
 
 # How well each finds a block in appearances that it has not seen: docs/results.md.
 ENCODERS = {"compact": _compact, "keypoints": _keypoints, "flat": _flat}
-MAPS = "maps"  # the encoder that needs a View
+# Those that need a View: channels of their first convolution and of the others.
+MAPPED = {"maps": (16, 48), "wide_maps": (24, 64)}
 
 
 class PixelActor(nn.Module):
@@ -143,7 +148,7 @@ class PixelActor(nn.Module):
     ) -> None:
         """height, width: pixels. init_log_std, min_std: (A,), in units of the action.
 
-        encoder: one of ENCODERS, or MAPS with a view and heads; view: what maps are made of.
+        encoder: one of ENCODERS, or of MAPPED with a view and heads; view: what maps are made of.
         recurrent: False replaces the LSTM with one feed-forward layer of the same width.
         target_dim: K, numbers that the auxiliary heads are asked for; 0: no heads.
         reads: what of the image the policy reads, one of READS; without heads, the features.
@@ -166,17 +171,17 @@ class PixelActor(nn.Module):
         # saturate; also takes out most of a global change of brightness.
         ends = (nn.LayerNorm(visual_dim), nn.ELU())
         self.place_maps: PlaceMaps | None = None
-        if encoder == MAPS:
+        if encoder in MAPPED:
             if view is None or target_dim == 0:
-                raise ValueError(f"encoder '{MAPS}' needs a view and auxiliary heads")
-            mapped = _Mapped(height, width, visual_dim, len(view.kinds))
+                raise ValueError(f"encoder '{encoder}' needs a view and auxiliary heads")
+            mapped = _Mapped(height, width, visual_dim, len(view.kinds), MAPPED[encoder])
             x, y = mapped.cells()
             self.place_maps = PlaceMaps(view, height=height, width=width, x=x, y=y)
             self.encoder = nn.Sequential(mapped, *ends)
         elif encoder in ENCODERS:
             self.encoder = nn.Sequential(*ENCODERS[encoder](height, width, visual_dim), *ends)
         else:
-            valid = ", ".join((*ENCODERS, MAPS))
+            valid = ", ".join((*ENCODERS, *MAPPED))
             raise ValueError(f"encoder '{encoder}' is unknown; valid: {valid}")
         self.target_dim = target_dim
         self.aux_heads: AuxHeads | None = None

@@ -12,7 +12,7 @@ from visuomotor.aux_tasks import View
 from visuomotor.config import ActorConfig, Config, TeacherConfig
 from visuomotor.envs import make_task
 from visuomotor.errors import UserError
-from visuomotor.pixel_actor import MAPS, PixelActor
+from visuomotor.pixel_actor import MAPPED, PixelActor
 from visuomotor.state_critic import StateCritic
 from visuomotor.state_teacher import StateTeacher
 
@@ -112,13 +112,13 @@ def view_of(config: Config) -> View | None:
 
     Raises UserError for a task that does not say.
     """
-    if config.actor.encoder != MAPS:
+    if config.actor.encoder not in MAPPED:
         return None
     kinds = make_task(config.task).kinds_in_targets
     if not kinds:
         raise UserError(
-            f"actor.encoder={MAPS} needs a task that names kinds_in_targets, which {config.task} "
-            "does not; take another encoder"
+            f"actor.encoder={config.actor.encoder} needs a task that names kinds_in_targets, which "
+            f"{config.task} does not; take another encoder"
         )
     return View(kinds, config.camera.pos, config.camera.lookat, config.camera.fovy)
 

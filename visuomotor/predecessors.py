@@ -16,7 +16,7 @@ from visuomotor.checkpoint import load_checkpoint, save_checkpoint
 from visuomotor.config import Config
 from visuomotor.errors import UserError
 from visuomotor.overrides import load_yaml, save_yaml
-from visuomotor.pixel_actor import MAPS, with_maps
+from visuomotor.pixel_actor import with_maps
 from visuomotor.policies import make_actor
 from visuomotor.policy_files import PRETRAINED, load_policy
 from visuomotor.run_folder import CONFIG_FILE
@@ -104,8 +104,8 @@ def _actor_of(config: Config) -> dict[str, Any]:
     actor, other, _ = load_policy(config.start_from)
     heads = actor.aux_heads is not None
     weights = actor.state_dict()
-    if heads and (other.actor.encoder, config.actor.encoder) == ("compact", MAPS):
-        mapped = replace(other.actor, encoder=MAPS)
+    if heads and (other.actor.encoder, config.actor.encoder) == ("compact", "maps"):
+        mapped = replace(other.actor, encoder="maps")
         other = replace(other, actor=mapped)
         with torch.random.fork_rng(devices=()):  # a run's seed decides all of it
             torch.manual_seed(config.seed)
