@@ -1,6 +1,6 @@
 """N worlds -> (N, 3, H, W) uint8: MuJoCo Warp's ray-caster, and the sensor around it.
 
-The same renderer runs on a CPU and on a GPU and needs no OpenGL; on a CPU, ray_kernel.py casts the
+The same renderer runs on a CPU and on a GPU and needs no OpenGL; on a CPU, tile_caster.py casts the
 same rays in a quarter of the time where the scene allows. Refresh period, delay and image noise
 belong to the sensor. Knows nothing of tasks or learning.
 """
@@ -26,7 +26,7 @@ wp.config.log_level = wp.LOG_WARNING
 
 import mujoco_warp as mjw  # noqa: E402  (after the log level: its import compiles nothing yet)
 
-from visuomotor.envs.ray_kernel import TileCaster, fixed_geoms, supports  # noqa: E402
+from visuomotor.envs.tile_caster import TileCaster, fixed_geoms, supports  # noqa: E402
 
 # Kinematics that the renderer reads, with their Warp element type.
 _DATA_FIELDS: dict[str, Any] = {

@@ -1,12 +1,12 @@
 """MuJoCo Warp's ray-caster for scenes of rigid geoms, four times as fast on a CPU.
 
 The same rays, surfaces, textures and lights as `mujoco_warp.render`, from the same arrays: pixels
-differ by rounding alone, which tests/test_ray_kernel.py holds. Two things differ. MuJoCo Warp walks
+differ by rounding alone, which tests/test_tile_caster.py holds. Two things differ. MuJoCo Warp walks
 a tree of boxes for every ray; here one thread casts the rays of a tile of the image and asks only
 the geoms whose bounding rectangle in the image the tile touches, the nearest first. And what cannot
 move (floor, table, the arm's base) is drawn once, with its depth, and drawn again only when camera,
 lights or surfaces of the world have changed; a frame casts rays at what moves alone. It knows no
-shadows, height fields, flexes, splats or specular light; `supports` says so of a scene.
+shadows, height fields, flexes, splats or specular light; `tile_caster.supports` says so of a scene.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from functools import lru_cache
 from typing import Any
 
 import mujoco
-import numpy as np
 import warp as wp
 
 # The intersections and texture coordinates are MuJoCo Warp's own.
@@ -28,26 +27,11 @@ _GEOM = mujoco.mjtGeom
 _BOX, _PLANE, _MESH = int(_GEOM.mjGEOM_BOX), int(_GEOM.mjGEOM_PLANE), int(_GEOM.mjGEOM_MESH)
 _SPHERE, _CAPSULE = int(_GEOM.mjGEOM_SPHERE), int(_GEOM.mjGEOM_CAPSULE)
 _CYLINDER, _ELLIPSOID = int(_GEOM.mjGEOM_CYLINDER), int(_GEOM.mjGEOM_ELLIPSOID)
-_KNOWN = (_PLANE, _SPHERE, _CAPSULE, _ELLIPSOID, _CYLINDER, _BOX, _MESH)
+KNOWN = (_PLANE, _SPHERE, _CAPSULE, _ELLIPSOID, _CYLINDER, _BOX, _MESH)
 _FAR = wp.constant(1.0e10)  # m; beyond everything
 _BEFORE = wp.constant(1.0e-3)  # m; what reaches nearer than this may fill the image
 _SLACK = wp.constant(1.0e-5)  # rounding may not hide a geom that touches a ray
 _RELATIVE, _ABSOLUTE = mjw_ray.RAY_TOL_REL, mjw_ray.RAY_TOL_ABS
-
-
-def supports(model: mujoco.MjModel, groups: tuple[int, ...]) -> bool:
-    """Whether every visible geom of the scene is of a kind that the kernel knows."""
-    visible = [g for g in range(model.ngeom) if model.geom_group[g] in groups]
-    return (
-        all(model.geom_type[g] in _KNOWN for g in visible)
-        and model.nflex == 0
-        and not model.vis.headlight.active
-    )
-
-
-def fixed_geoms(model: mujoco.MjModel) -> list[int]:
-    """Geoms of bodies that no joint moves."""
-    return [g for g in range(model.ngeom) if model.body_weldid[model.geom_bodyid[g]] == 0]
 
 
 @wp.func
@@ -66,7 +50,7 @@ def _half_extents(kind: int, size: wp.vec3, of_mesh: wp.vec3):
 
 
 @wp.kernel(enable_backward=False)
-def _bound(
+def bound(
     worlds: wp.array[int],
     geom_ids: wp.array[int],
     geom_type: wp.array[int],
@@ -194,7 +178,7 @@ def _ray_box(pos: wp.vec3, mat: wp.mat33, size: wp.vec3, origin: wp.vec3, direct
 
 
 @lru_cache
-def _make_kernel(types: tuple[int, ...], num_lights: int, vertex_normals: bool) -> Any:
+def make_kernel(types: tuple[int, ...], num_lights: int, vertex_normals: bool) -> Any:
     """The kernel for scenes with geoms of these types; branches for others are not compiled."""
     sample_texture = mjw_render._make_sample_texture(types)
     compute_ray = mjw_render_util.compute_ray
@@ -493,179 +477,3 @@ def _make_kernel(types: tuple[int, ...], num_lights: int, vertex_normals: bool) 
                     images[row, 2, pixel] = wp.uint8(bits & 255)
 
     return cast
-
-
-class _Geoms:
-    """Some of a model's geoms, and where they are in the image of every world."""
-
-    def __init__(self, ids: list[int], num_worlds: int, num_tiles: int):
-        self.ids = wp.array(ids, dtype=int)
-        self.rectangles = wp.zeros((num_worlds, len(ids)), dtype=wp.vec4)
-        self.nearest = wp.zeros((num_worlds, len(ids)), dtype=float)
-        self.order = wp.zeros((num_worlds, len(ids)), dtype=int)
-        # Of each tile, the geoms that it may show: filled and read by one thread.
-        self.touched = wp.zeros((num_worlds, num_tiles, len(ids)), dtype=int)
-
-
-class TileCaster:
-    """Casts the rays of one camera into the worlds of a MuJoCo Warp model and data.
-
-    Args:
-      host: the model, for what does not vary between worlds.
-      model, data, context: MuJoCo Warp's, as for its own `render`, with a row for every world.
-      camera: index of the camera in the model.
-      size: (height, width) in pixels.
-      groups: geom groups that are seen.
-    """
-
-    def __init__(
-        self,
-        host: mujoco.MjModel,
-        model: Any,
-        data: Any,
-        context: Any,
-        camera: int,
-        size: tuple[int, int],
-        groups: tuple[int, ...],
-    ):
-        self._model, self._data, self._context = model, data, context
-        self._camera = camera
-        self._size = height, width = size
-        visible = [g for g in range(host.ngeom) if host.geom_group[g] in groups]
-        types = tuple(sorted({int(host.geom_type[g]) for g in visible}))
-        fixed = fixed_geoms(host)
-        self._tiles = -(-height // TILE) * -(-width // TILE)
-        self._fixed, self._moving = (
-            _Geoms([g for g in visible if (g in fixed) == still], data.nworld, self._tiles)
-            for still in (True, False)
-        )
-        # Of each geom's mesh, in the geom's frame; a thousandth wider, against rounding.
-        box = host.geom_aabb.astype(np.float32)
-        self._box_centre = wp.array(box[:, :3], dtype=wp.vec3)
-        self._box_half = wp.array(1.001 * box[:, 3:] + 1e-6, dtype=wp.vec3)
-        cutoff = np.cos(np.deg2rad(host.light_cutoff.astype(np.float64)))
-        self._cos_cutoff = wp.array(cutoff.astype(np.float32), dtype=float)
-        self._kernel = _make_kernel(types, host.nlight, context.enable_vertex_normals)
-        pixels = height * width
-        black = np.full((1, pixels), 0xFF000000, dtype=np.uint32)
-        self._nothing_rgb = wp.array(black, dtype=wp.uint32)
-        self._nothing_depth = wp.full((1, pixels), 1.0e10, dtype=float)
-        self._fixed_rgb = wp.zeros((data.nworld, pixels), dtype=wp.uint32)
-        self._fixed_depth = wp.zeros((data.nworld, pixels), dtype=float)
-        self._no_images = wp.zeros((0, 3, pixels), dtype=wp.uint8)
-
-    def locate(self, worlds: Any, changed: Any) -> None:
-        """Finds where geoms are in the images of these worlds; comes before `render`.
-
-        worlds, changed: arrays of int. `changed` are those of them in which something that the
-        picture of the fixed geoms depends on differs from the last call: camera, lights, surfaces.
-        A world's first picture counts as changed.
-        """
-        if len(changed) > 0:
-            self._bound(changed, self._fixed)
-        self._bound(worlds, self._moving)
-
-    def render(
-        self, worlds: Any, changed: Any, images: Any, lane: int = 0, num_lanes: int = 1
-    ) -> None:
-        """Writes images (n, 3, H * W) uint8 of the n worlds; `worlds`, `changed` as for `locate`.
-
-        lane: which tiles; calls with lanes 0 to num_lanes - 1, side by side or one after the other,
-        make whole images.
-        """
-        if len(changed) > 0:
-            behind = self._nothing_rgb, self._nothing_depth
-            self._cast(changed, self._fixed, behind, self._no_images, lane, num_lanes)
-        behind = self._fixed_rgb, self._fixed_depth
-        self._cast(worlds, self._moving, behind, images, lane, num_lanes)
-
-    def _bound(self, worlds: Any, geoms: _Geoms) -> None:
-        m, d = self._model, self._data
-        wp.launch(
-            _bound,
-            dim=len(worlds),
-            inputs=[
-                worlds,
-                geoms.ids,
-                m.geom_type,
-                m.geom_size,
-                self._box_centre,
-                self._box_half,
-                d.geom_xpos,
-                d.geom_xmat,
-                self._camera,
-                d.cam_xpos,
-                d.cam_xmat,
-            ],
-            outputs=[geoms.rectangles, geoms.nearest, geoms.order],
-        )
-
-    def _cast(
-        self,
-        worlds: Any,
-        geoms: _Geoms,
-        behind: tuple[Any, Any],
-        images: Any,
-        lane: int,
-        num_lanes: int,
-    ) -> None:
-        m, d, rc = self._model, self._data, self._context
-        height, width = self._size
-        wp.launch(
-            self._kernel,
-            dim=(len(worlds), -(-self._tiles // num_lanes)),
-            inputs=[
-                worlds,
-                *behind,
-                geoms.ids,
-                geoms.rectangles,
-                geoms.nearest,
-                geoms.order,
-                geoms.touched,
-                self._box_centre,
-                self._box_half,
-                m.geom_type,
-                m.geom_dataid,
-                m.geom_matid,
-                m.geom_size,
-                m.geom_rgba,
-                d.geom_xpos,
-                d.geom_xmat,
-                m.mat_rgba,
-                m.mat_texid,
-                m.mat_texuniform,
-                m.mat_texrepeat,
-                rc.mesh_bvh_id,
-                m.mesh_faceadr,
-                m.mesh_normaladr,
-                m.mesh_normal,
-                rc.mesh_facenormal,
-                rc.mesh_facetexcoord,
-                rc.mesh_texcoord,
-                rc.mesh_texcoord_offsets,
-                rc.textures,
-                self._camera,
-                m.cam_projection,
-                m.cam_fovy,
-                m.cam_sensorsize,
-                m.cam_intrinsic,
-                d.cam_xpos,
-                d.cam_xmat,
-                rc.znear,
-                m.light_type,
-                m.light_active,
-                m.light_attenuation,
-                self._cos_cutoff,
-                m.light_exponent,
-                m.light_ambient,
-                m.light_diffuse,
-                d.light_xpos,
-                d.light_xdir,
-                width,
-                height,
-                lane,
-                num_lanes,
-                geoms is self._fixed,
-            ],
-            outputs=[self._fixed_rgb, self._fixed_depth, images],
-        )

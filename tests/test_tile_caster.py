@@ -13,7 +13,7 @@ from visuomotor.config import CameraConfig, Config, EnvConfig
 from visuomotor.envs import make_env
 from visuomotor.envs.camera import RayCaster
 from visuomotor.envs.mujoco_cpu import MujocoCpuSimulation
-from visuomotor.envs.ray_kernel import supports
+from visuomotor.envs.tile_caster import supports
 
 GEOMS = """
 <geom type="plane" size="3 3 .1" rgba=".4 .5 .6 1"/>
