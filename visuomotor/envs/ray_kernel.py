@@ -1,12 +1,13 @@
 """MuJoCo Warp's ray-caster for scenes of rigid geoms, four times as fast on a CPU.
 
 The same rays, surfaces, textures and lights as `mujoco_warp.render`, from the same arrays: pixels
-differ by rounding alone, which tests/test_tile_caster.py holds. Two things differ. MuJoCo Warp walks
-a tree of boxes for every ray; here one thread casts the rays of a tile of the image and asks only
-the geoms whose bounding rectangle in the image the tile touches, the nearest first. And what cannot
-move (floor, table, the arm's base) is drawn once, with its depth, and drawn again only when camera,
-lights or surfaces of the world have changed; a frame casts rays at what moves alone. It knows no
-shadows, height fields, flexes, splats or specular light; `tile_caster.supports` says so of a scene.
+differ by rounding alone, which tests/test_tile_caster.py holds. Two things differ. MuJoCo Warp
+walks a tree of boxes for every ray; here one thread casts the rays of a tile of the image and asks
+only the geoms whose bounding rectangle in the image the tile touches, the nearest first. And what
+cannot move (floor, table, the arm's base) is drawn once, with its depth, and drawn again only when
+camera, lights or surfaces of the world have changed; a frame casts rays at what moves alone. It
+knows no shadows, height fields, flexes, splats or specular light; `tile_caster.supports` says so of
+a scene.
 """
 
 from __future__ import annotations
