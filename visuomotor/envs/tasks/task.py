@@ -191,12 +191,12 @@ class Task(ABC):
             angular = slice(model.nq + dof + 3, model.nq + dof + 6)
             turned[:, position] = (states[:, position] - base) @ rotation.T + base
             turned[:, linear] = states[:, linear] @ rotation.T
-            turned[:, quat] = _product(_about_z(angle), states[:, quat])
+            turned[:, quat] = quat_product(about_z(angle), states[:, quat])
             w, x, y, z = turned[0, quat]
             yaw = np.arctan2(2.0 * (w * z + x * y), 1.0 - 2.0 * (y * y + z * z))
             step = 2.0 * np.pi / ways
             own = -step * np.round(yaw / step)  # about the prop's own axis: another face of it
-            turned[:, quat] = _product(turned[:, quat], _about_z(own))
+            turned[:, quat] = quat_product(turned[:, quat], about_z(own))
             # A free joint's angular velocity is given in the prop's own frame.
             x, y = states[:, angular][:, 0], states[:, angular][:, 1]
             cos_own, sin_own = np.cos(own), np.sin(own)
@@ -312,12 +312,12 @@ def along(angle: Tensor, length: float) -> Tensor:
     return length * torch.stack((angle.cos(), angle.sin(), torch.zeros_like(angle)), dim=1).float()
 
 
-def _about_z(angle: float) -> np.ndarray:
+def about_z(angle: float) -> np.ndarray:
     """(4,) quaternion w, x, y, z."""
     return np.array([np.cos(angle / 2), 0.0, 0.0, np.sin(angle / 2)])
 
 
-def _product(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def quat_product(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Of quaternions (..., 4), w first."""
     w1, x1, y1, z1 = np.moveaxis(first, -1, 0)
     w2, x2, y2, z2 = np.moveaxis(second, -1, 0)
