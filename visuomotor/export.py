@@ -170,11 +170,21 @@ def export_bundle(
             files[MANIFEST] = seal_manifest(manifest, files)
             bundle = write_bundle(files, out_path, overwrite)
         except BundleError as error_of_bundle:
-            raise UserError(f"nothing was exported: {error_of_bundle}") from error_of_bundle
+            raise UserError(
+                f"nothing was exported: {error_of_bundle}{_hint(error_of_bundle, seed)}"
+            ) from error_of_bundle
         except OSError as error_of_disk:
             raise UserError(f"out={out_path} cannot be written: {error_of_disk}") from error_of_disk
     size = sum(len(content) for content in files.values())
     return ExportReport(out_path, size, error, bundle.replay.steps, bundle.replay.max_error)
+
+
+def _hint(error: BundleError, seed: int) -> str:
+    """What to do about a difference that may be rounding alone: it grows with a policy's weights
+    and with what its memory goes through, which the golden episodes decide."""
+    if "differs" not in str(error):
+        return ""
+    return f"; if it is not much more, other golden episodes may do with less: seed={seed + 1}"
 
 
 @contextmanager
