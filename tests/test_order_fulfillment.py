@@ -14,7 +14,7 @@ from visuomotor.config import Config, EnvConfig, RandomizationConfig
 from visuomotor.demonstrate import collect
 from visuomotor.envs import VisuomotorEnv, make_env, scene
 from visuomotor.envs.tasks import order_fulfillment as order
-from visuomotor.envs.tasks import toys
+from visuomotor.envs.tasks import rearrangement, toys
 from visuomotor.envs.tasks.order_fulfillment import CARS, GREEN_BOX, PLANES, RED_BOX, TOYS
 from visuomotor.motions import read_motion
 
@@ -335,7 +335,7 @@ def test_what_the_hand_is_not_at_lies_elsewhere_and_nothing_else_changes(env):
     state[env.jaco.qpos_ids.numpy()[1]] += 0.35  # down
     _set(env, state)
     hand = env.task.pinch_pos()[0].numpy()
-    assert hand[2] < order.ABOVE
+    assert hand[2] < rearrangement.ABOVE
     at_hand = hand + (0.02, 0.0, -0.01)
     state = _put(env, state, 0, at_hand)
     for toy, x in ((1, hand[0] - 0.14), (2, hand[0] + 0.14)):
@@ -360,9 +360,14 @@ def test_what_the_hand_is_not_at_lies_elsewhere_and_nothing_else_changes(env):
         for toy in (1, 2):
             there = env.task.props_present(other)[toy]
             at = other[adr[toy] : adr[toy] + 2]
-            assert not there or np.linalg.norm(at - hand[:2]) > order.HAND
+            assert not there or np.linalg.norm(at - hand[:2]) > rearrangement.HAND
             for box in (GREEN_BOX, RED_BOX):
-                assert not there or not env.task._within(other, box, at[None], order.AROUND)[0]
+                assert (
+                    not there
+                    or not env.task._rearrangement.is_within(
+                        other, box, at[None], rearrangement.AROUND
+                    )[0]
+                )
     assert 5 < pushed < 40
     assert len({other[adr[1]] for other in seen}) > 30
     assert max(other[adr[1] + 1] for other in seen) > 0.02  # beside boxes, too
@@ -378,20 +383,20 @@ def test_a_box_is_pushed_to_where_there_is_room(env):
     task, adr = env.task, env.task._prop_qpos_ids
     hand = np.array([0.0, -0.1, 0.3])
     push = np.array([0.03, -0.02, 0.4])
-    pushed = task._box_pushed(state, GREEN_BOX, push, hand, [0])
+    pushed = task._rearrangement.pushed_box(state, GREEN_BOX, push, hand, [0])
     moved = pushed[adr[GREEN_BOX] : adr[GREEN_BOX] + 2] - state[adr[GREEN_BOX] : adr[GREEN_BOX] + 2]
     assert moved == pytest.approx(push[:2])
     _set(env, pushed)
     assert bool(task.in_box()[0, 0])
     green = state[adr[GREEN_BOX] : adr[GREEN_BOX] + 2]
     beside = _put(env, state, 2, np.array([*green + (0.0, -0.11), order._height(2)]))
-    low = np.array([*green, 0.05])
+    over = np.array([*green, 0.3])
     for where, box_push, at, kept in (
         (beside, (0.0, -0.06, 0.0), hand, [0, 2]),
-        (state, push, low, [0]),
+        (state, push, over, [0]),
         (state, (0.2, 0.0, 0.0), hand, [0]),
     ):
-        same = task._box_pushed(where, GREEN_BOX, np.array(box_push), at, kept)
+        same = task._rearrangement.pushed_box(where, GREEN_BOX, np.array(box_push), at, kept)
         assert np.array_equal(same, where)
 
 

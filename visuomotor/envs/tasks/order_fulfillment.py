@@ -13,7 +13,8 @@ from visuomotor.envs import scene
 from visuomotor.envs.scene import Part
 from visuomotor.envs.simulation import Simulation
 from visuomotor.envs.tasks import toys
-from visuomotor.envs.tasks.task import Task, about_z, along, quat_product
+from visuomotor.envs.tasks.rearrangement import Rearrangement
+from visuomotor.envs.tasks.task import Task, along
 
 OF_A_KIND = 2  # toys, at most
 PLANES, CARS = (0, 1), (2, 3)  # toys by index: kind and box follow from the slot
@@ -49,17 +50,6 @@ TRIES = 40  # places tried for a set of toys before it is begun anew
 SHELF_Z = -1.0  # m
 PARKING = ((-0.15, 0.0), (0.15, 0.0), (-0.15, 0.2), (0.15, 0.2))  # m, x, y of each toy
 PARKED = 0.05  # m from its place there: a toy is absent; one that falls off the table gets not near
-# Of what is put elsewhere (`rearranged`), m: how far from the hand, unless it is higher than the
-# second, and toys from one another.
-HAND, ABOVE, BESIDE = 0.09, 0.13, 0.06
-STANDS = 0.006  # m off its height: what stands on the table
-# m, corners in x, y: where toys come to lie, and how many of them anywhere, beside boxes too.
-PUSHED = ((-0.19, -0.14), (0.19, -0.02))
-ANYWHERE, ASTRAY = ((-0.22, -0.16), (0.22, 0.17)), 0.3
-AROUND = 0.025  # m from a box's inside to the centres of toys beside it
-# How many of the boxes are put elsewhere, how far (m, in x and y, and rad), and how far from the
-# hand's and the other box's middle they stay (m).
-BOXES_PUSHED, BOX_PUSH, BOX_CLEAR = 0.3, (0.06, 0.06, 0.5), (0.16, 0.17)
 # m from the pinch site to a toy that the hand touches: nearer it holds it, further off it brushes
 # it on its way up.
 HELD = 0.025
@@ -116,6 +106,16 @@ class OrderFulfillment(Task):
         self._box_ids = torch.tensor(BOX_OF)
         self._rest = torch.tensor([_height(index) for index in TOYS], dtype=torch.float64)
         self._scratch = mujoco.MjData(model)
+        self._rearrangement = Rearrangement(
+            qpos_ids=self._prop_qpos_ids,
+            dof_ids=[model.nq + dof for dof in self._prop_dof_ids],
+            heights=[_height(index) for index in TOYS],
+            parking=self._parking.numpy(),
+            boxes=(GREEN_BOX, RED_BOX),
+            inside=INNER_HALF,
+            hand_at=self._hand_at,
+            is_parked=self._lies_parked,
+        )
 
     # --- episodes -------------------------------------------------------------------------------
 
@@ -147,80 +147,8 @@ class OrderFulfillment(Task):
         return state
 
     def rearranged(self, state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Toys that stand on the table, away from the hand, are drawn anew, as to where they are
-        and of which kind they are; some boxes, with what is in them, stand as if pushed."""
-        hand = self._hand_at(state)
-        parked = [index for index in TOYS if self._lies_parked(state, index)]
-        free = [i for i in TOYS if i not in parked and self._stands_free(state, i, hand)]
-        count = len(free)
-        kept = [index for index in TOYS if index not in parked and index not in free]
-        state, nq = state.copy(), self.sim.model.nq
-        for index in (*free, *parked):
-            adr, dof = self._prop_qpos_ids[index], nq + self._prop_dof_ids[index]
-            state[adr : adr + 3], state[adr + 3 : adr + 7] = self._parking[index], (1, 0, 0, 0)
-            state[dof : dof + 6] = 0.0
-        for box in (GREEN_BOX, RED_BOX):
-            push = rng.uniform(-1.0, 1.0, 3) * BOX_PUSH
-            if rng.random() < BOXES_PUSHED:
-                state = self._box_pushed(state, box, push, hand, kept)
-        places = rng.uniform((*PUSHED[0], -np.pi), (*PUSHED[1], np.pi), size=(TRIES, 3))
-        anywhere = rng.uniform(*ANYWHERE, size=(TRIES, 2))
-        astray = rng.random(TRIES) < ASTRAY
-        places[astray, :2] = anywhere[astray]
-        by_hand = 0.0 if hand[2] > ABOVE else HAND
-        for at, away in ((hand[:2], by_hand), *((self._xy(state, i), BESIDE) for i in kept)):
-            places = places[np.linalg.norm(places[:, :2] - at, axis=1) > away]
-        for box in (GREEN_BOX, RED_BOX):
-            places = places[~self._within(state, box, places[:, :2], AROUND)]
-        for index in rng.permutation([*free, *parked])[:count].tolist():
-            if len(places) == 0:
-                break
-            x, y, yaw = places[0]
-            adr = self._prop_qpos_ids[index]
-            state[adr : adr + 3] = (x, y, _height(index))
-            state[adr + 3 : adr + 7] = about_z(yaw)
-            places = places[np.linalg.norm(places[:, :2] - (x, y), axis=1) > BESIDE]
-        return state
-
-    def _box_pushed(
-        self, state: np.ndarray, box: int, push: np.ndarray, hand: np.ndarray, kept: list[int]
-    ) -> np.ndarray:
-        """With a box and the toys in it elsewhere; as it is where hand, other box or a toy of those
-        that are kept is in the way. push: (3,) m, m, rad."""
-        other = RED_BOX if box == GREEN_BOX else GREEN_BOX
-        at = self._xy(state, box).copy()
-        to = at + push[:2]
-        near_hand = hand[2] <= ABOVE and any(
-            np.linalg.norm(hand[:2] - place) < BOX_CLEAR[0] for place in (at, to)
-        )
-        if near_hand or np.linalg.norm(to - self._xy(state, other)) < BOX_CLEAR[1]:
-            return state
-        inside = [i for i in kept if self._within(state, box, self._xy(state, i)[None], AROUND)[0]]
-        turn = about_z(push[2])
-        cos, sin = np.cos(push[2]), np.sin(push[2])
-        pushed = state.copy()
-        for index in (box, *inside):
-            adr = self._prop_qpos_ids[index]
-            x, y = state[adr : adr + 2] - at
-            pushed[adr : adr + 2] = to + (cos * x - sin * y, sin * x + cos * y)
-            pushed[adr + 3 : adr + 7] = quat_product(turn, state[None, adr + 3 : adr + 7])[0]
-        outside = [self._xy(state, i) for i in kept if i not in inside]
-        if outside and self._within(pushed, box, np.stack(outside), AROUND).any():
-            return state
-        return pushed
-
-    def _within(self, state: np.ndarray, box: int, xy: np.ndarray, margin: float) -> np.ndarray:
-        """Whether places (n, 2) are above the inside of a box, or so near to it (m): (n,) bool."""
-        adr = self._prop_qpos_ids[box]
-        w, x, y, z = state[adr + 3 : adr + 7]
-        yaw = np.arctan2(2.0 * (w * z + x * y), 1.0 - 2.0 * (y * y + z * z))
-        away = xy - state[adr : adr + 2]
-        along_x = np.cos(yaw) * away[:, 0] + np.sin(yaw) * away[:, 1]
-        along_y = np.cos(yaw) * away[:, 1] - np.sin(yaw) * away[:, 0]
-        within: np.ndarray = (np.abs(along_x) < INNER_HALF[0] + margin) & (
-            np.abs(along_y) < INNER_HALF[1] + margin
-        )
-        return within
+        """Toys away from the hand and boxes that stand elsewhere: `rearrangement.py`."""
+        return self._rearrangement(state, rng)
 
     def may_start(self, state: np.ndarray) -> bool:
         for index, adr in enumerate(self._prop_qpos_ids):
@@ -279,20 +207,6 @@ class OrderFulfillment(Task):
                     other[:, a], other[:, b] = way[:, b], way[:, a]
                 ways.append(other)
         return ways
-
-    def _xy(self, state: np.ndarray, index: int) -> np.ndarray:
-        adr = self._prop_qpos_ids[index]
-        xy: np.ndarray = state[adr : adr + 2]
-        return xy
-
-    def _stands_free(self, state: np.ndarray, index: int, hand: np.ndarray) -> bool:
-        """On the table beside the boxes, and not at the hand (3,)."""
-        x, y, z = state[self._prop_qpos_ids[index] :][:3]
-        far = hand[2] > ABOVE or np.linalg.norm(hand[:2] - (x, y)) > HAND
-        if not far or abs(z - _height(index)) > STANDS:
-            return False
-        at = np.array([[x, y]])
-        return not any(self._within(state, box, at, AROUND)[0] for box in (GREEN_BOX, RED_BOX))
 
     def _hand_at(self, state: np.ndarray) -> np.ndarray:
         """(3,) m: the pinch site in a physical state, of the arm that is compiled."""
