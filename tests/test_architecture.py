@@ -13,7 +13,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = "visuomotor"
 
-NETWORKS = ("aux_tasks", "gail_reward", "networks", "pixel_actor", "state_critic", "state_teacher")
+NETWORKS = (
+    "aux_tasks",
+    "gail_reward",
+    "hand_position",
+    "networks",
+    "pixel_actor",
+    "state_critic",
+    "state_teacher",
+)
 # The simulated worlds, and what they are randomized with.
 WORLD = ("envs", "factors", "image_noise", "randomization", "vision_import")
 # What wires environments and learner together: training, its phases, and the commands.

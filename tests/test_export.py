@@ -158,8 +158,8 @@ def test_a_bundle_acts_as_its_actor_in_every_world(exported: Path, actor: PixelA
         torch.testing.assert_close(bundle.act(seen, starts), expected, atol=1e-5, rtol=0.0)
 
 
-def test_an_actor_with_maps_is_exported_as_it_acts(tmp_path: Path):
-    config = replace(CONFIG, actor=replace(CONFIG.actor, encoder="maps"))
+def test_an_actor_with_maps_that_reads_from_its_hand_is_exported_as_it_acts(tmp_path: Path):
+    config = replace(CONFIG, actor=replace(CONFIG.actor, encoder="maps", from_hand=True))
     torch.manual_seed(0)
     actor = make_actor(config, 6).eval()
     torch.nn.init.normal_(actor.mean_head.weight, std=1.0)

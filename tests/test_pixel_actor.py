@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from visuomotor.aux_tasks import View
-from visuomotor.pixel_actor import READS, PixelActor
+from visuomotor.hand_position import HandPosition
+from visuomotor.pixel_actor import REACH, READS, PixelActor, with_reach
 from visuomotor.ppo import action_means
 from visuomotor.rollout import Sequences
 
@@ -17,6 +18,9 @@ ACTIONS = 3
 
 
 VIEW = View((((0, None),), ((1, 0),)), (0.0, -0.5, 0.8), (0.0, 0.0, 0.0), 30.0)
+# Two joints about parallel axes, 1 m apart, and a tool 0.5 m further.
+FLAT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+HAND = HandPosition((FLAT, FLAT), ((0, 0, 0), (1.0, 0, 0)), (0.5, 0, 0), (0.0, 2.0, 0.0))
 
 
 def make_actor(
@@ -25,6 +29,7 @@ def make_actor(
     target_dim: int = 0,
     reads: str = "both",
     encoder: str = "compact",
+    places: tuple[int, ...] = (),
 ) -> PixelActor:
     torch.manual_seed(seed)
     actor = PixelActor(
@@ -40,6 +45,8 @@ def make_actor(
         reads=reads,
         encoder=encoder,
         view=VIEW,
+        hand=HAND if places else None,
+        places=places,
         init_log_std=torch.full((ACTIONS,), -1.0),
         min_std=torch.full((ACTIONS,), 0.1),
     )
@@ -287,6 +294,56 @@ def test_the_reading_and_proprioception_are_all_that_the_core_is_given(
     whole = actor._core_inputs(visual, proprio) @ weight.T
     torch.testing.assert_close(by_proprio + actor.reading(visual), whole)
     assert float(actor.reading(visual).abs().sum()) > 0.0
+
+
+# --- from the hand --------------------------------------------------------------------------------
+
+
+def test_places_are_read_as_seen_from_the_hand() -> None:
+    actor = make_actor(target_dim=6, places=(1,))
+    assert actor.aux_heads is not None
+    actor.aux_heads.set_normalization(torch.zeros(6), torch.ones(6))
+    visual = torch.zeros(1, 8 + 6)
+    visual[0, 8 + 3 :] = torch.tensor([0.3, 0.2, 0.1])
+    # A quarter turn of the first joint, and one back of the second: (0, 1, 0), then (0.5, 0, 0).
+    proprio = torch.tensor([[1.0, -1.0, 0.0, 0.0, 9.0]])
+    away = actor._core_inputs(visual, proprio)[0, -3:] * REACH
+    torch.testing.assert_close(away, torch.tensor([0.3 - 0.5, 0.2 - 3.0, 0.1]))
+    visual[0, 8 + 3] = 99.0  # deviations: a head that is lost
+    assert float(actor._core_inputs(visual, proprio)[0, -3]) == pytest.approx((5.0 - 0.5) / REACH)
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_an_actor_begins_to_read_from_its_hand_and_acts_as_it_did(recurrent: bool) -> None:
+    former = make_actor(recurrent, target_dim=6)
+    grown = make_actor(recurrent, target_dim=6, places=(0, 1), seed=1)
+    inputs = grown.reading_weight.shape[1]
+    assert inputs == former.reading_weight.shape[1] + 2 * 3
+    grown.load_state_dict(with_reach(former.state_dict(), inputs))
+    visual, proprio = torch.randn(3, 8 + 6), torch.randn(3, 5)
+    hidden = former.initial_hidden(3)
+    expected = former.step(visual, proprio, hidden)[0]
+    torch.testing.assert_close(grown.step(visual, proprio, hidden)[0], expected)
+    with torch.no_grad():
+        grown.reading_weight[:, -3:] = 1.0
+    assert not torch.allclose(grown.step(visual, proprio, hidden)[0], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_what_is_read_of_an_image_holds_its_places(recurrent: bool) -> None:
+    """However the hand moves: what it adds does not depend on the image."""
+    actor = make_actor(recurrent, target_dim=6, places=(0, 1))
+    one, other = torch.randn(2, 1, 8 + 6)
+    proprio = torch.randn(1, 5)
+    whole = [
+        actor._core_inputs(visual, proprio) @ actor.reading_weight.T for visual in (one, other)
+    ]
+    torch.testing.assert_close(whole[0] - whole[1], actor.reading(one) - actor.reading(other))
+
+
+def test_places_from_the_hand_need_heads() -> None:
+    with pytest.raises(ValueError, match="need auxiliary heads, and places"):
+        make_actor(places=(0,))
 
 
 # --- maps -----------------------------------------------------------------------------------------

@@ -147,12 +147,14 @@ def test_a_finished_student_is_finetuned_alone_and_sees_as_before(
     assert not moved & {"encoder", "aux_heads", "normalizer"}
 
 
-def test_an_actor_without_maps_begins_one_with_them_and_acts_as_it_did(tmp_path: Path) -> None:
+@pytest.mark.parametrize("from_hand", [False, True])
+def test_an_actor_without_maps_begins_one_with_them_and_acts_as_it_did(
+    from_hand: bool, tmp_path: Path
+) -> None:
     config = small_run(episode_steps=8)
     run = write_run(tmp_path / "first", config)
-    mapped = replace(
-        config, actor=replace(config.actor, encoder="maps"), start_from=str(run), seed=3
-    )
+    actor = replace(config.actor, encoder="maps", from_hand=from_hand)
+    mapped = replace(config, actor=actor, start_from=str(run), seed=3)
     weights, again = (carried_over(mapped)["actor"] for _ in range(2))
     assert all(torch.equal(again[name], value) for name, value in weights.items())
     grown, former = make_actor(mapped, 6), load_policy(str(run))[0]

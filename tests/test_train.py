@@ -275,6 +275,7 @@ def test_the_log_holds_what_the_house_promises(demonstrations: str, tmp_path: Pa
             ["distill.vision_learning_rate=0.003", "aux.weight=0", "null"],
         ),
         (["actor.encoder=maps", "aux.weight=0"], ["actor.encoder=maps", "aux.weight=0", "another"]),
+        (["actor.from_hand=true", "aux.weight=0"], ["actor.from_hand=true", "aux.weight above 0"]),
         (["resum=somewhere"], ["resum", "resume="]),
         (["resume=nowhere", "seed=1"], ["seed=1", "resume="]),
     ],

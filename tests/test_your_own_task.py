@@ -54,14 +54,18 @@ def test_a_registered_task_is_made_by_its_name(monkeypatch: pytest.MonkeyPatch) 
     assert type(make_task("own")).__name__ == "Own"
 
 
-def test_a_task_that_names_no_kinds_of_things_is_refused_maps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("setting", ["actor.encoder=maps", "actor.from_hand=true"])
+def test_a_task_that_names_no_kinds_of_things_is_refused_what_needs_them(
+    setting: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(TASKS, "own", own(kinds_in_targets=()))
     out = tmp_path / "run"
-    assert run_command(train, ["task=own", "actor.encoder=maps", f"out={out}"]) == 2
+    assert run_command(train, ["task=own", setting, f"out={out}"]) == 2
     said = capsys.readouterr().err
-    assert "kinds_in_targets" in said and "another encoder" in said and said.count("\n") == 1
+    assert "kinds_in_targets" in said and setting in said and said.count("\n") == 1
     assert not out.exists()
 
 

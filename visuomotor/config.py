@@ -102,6 +102,9 @@ class ActorConfig:
     # What the policy reads of an image: the CNN's features (the paper's), where the auxiliary heads
     # see things (located), or both.
     reads: str = "both"
+    # Whether it also reads how far these things are from its hand, as the joints tell where that is
+    # now: a picture is up to 0.3 s old.
+    from_hand: bool = False
     visual_dim: int = 128  # output of the CNN
     proprio_dim: int = 64  # output of the proprioception MLP
     hidden_dim: int = 128  # LSTM units (paper: 100)

@@ -369,6 +369,11 @@ def _contradictions(config: Config) -> Iterable[tuple[str, bool, str]]:
         config.actor.encoder in ("maps", "wide_maps") and config.aux.weight == 0.0,
         "valid: aux.weight above 0, or another actor.encoder",
     )
+    yield (
+        "actor.from_hand=true with aux.weight=0 leaves nothing that tells where things are",
+        config.actor.from_hand and config.aux.weight == 0.0,
+        "valid: aux.weight above 0, or actor.from_hand=false",
+    )
     no_student = config.algorithm == "distill" and distill.dagger_steps == 0
     yield (
         f"distill.finetune_steps={distill.finetune_steps} with distill.dagger_steps=0 has no "

@@ -4,7 +4,8 @@ Imports only torch and the networks beside it, and must not know the simulator's
 takes anything but pixels (or features of pixels), proprioception and the policy's own memory.
 Architecture after Zhu et al. 2018 (arXiv 1802.09564), section III: convolutions, a fully connected
 layer, an LSTM. Beyond it, the LSTM also reads what the auxiliary heads see in the image: where
-things are; and encoders with maps are asked it at every place of the image.
+things are, and how far from the hand; and encoders with maps are asked it at every place of the
+image.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from visuomotor.aux_tasks import AuxHeads, PlaceMaps, View, aux_loss, map_loss
+from visuomotor.hand_position import HandPosition
 from visuomotor.networks import GaussianHead, Normalizer, SpatialSoftmax, mlp, shrink_output
 
 Hidden = tuple[Tensor, Tensor]
@@ -24,6 +26,7 @@ PIXEL_SCALE = 255.0  # largest value of a uint8 channel
 LOCATED_CLIP = 5.0  # deviations: what the policy reads of an answer at most
 EMPTY = -3.0  # logit of a map's cell at first: few show anything
 DETAILS = 6  # numbers about what a map says is in a cell: where in it, how it lies
+REACH = 0.1  # m, the unit of what the policy reads of a thing's way from the hand
 MEAN_GAIN = 0.01  # of the last layer: the first actions are noise around zero, as PPO wants
 
 
@@ -143,6 +146,8 @@ class PixelActor(nn.Module):
         aux_hidden_sizes: Sequence[int] = (200, 100),
         reads: str = "both",
         view: View | None = None,
+        hand: HandPosition | None = None,
+        places: Sequence[int] = (),
         init_log_std: Tensor,
         min_std: Tensor,
     ) -> None:
@@ -152,6 +157,8 @@ class PixelActor(nn.Module):
         recurrent: False replaces the LSTM with one feed-forward layer of the same width.
         target_dim: K, numbers that the auxiliary heads are asked for; 0: no heads.
         reads: what of the image the policy reads, one of READS; without heads, the features.
+        hand, places: the vectors of the targets that are places in the world, which the policy also
+          reads as seen from the hand; there must be heads.
         Raises ValueError if the image is too small for the convolutions, a shape differs or a name
         is unknown.
         """
@@ -200,6 +207,11 @@ class PixelActor(nn.Module):
         core_inputs = proprio_dim_out
         core_inputs += visual_dim if self.reads != "located" else 0
         core_inputs += target_dim if self.reads != "features" else 0
+        if hand is not None and (target_dim == 0 or not places):
+            raise ValueError("places seen from the hand need auxiliary heads, and places")
+        self.hand = hand
+        self._places = tuple(places) if hand is not None else ()
+        core_inputs += 3 * len(self._places)
         if recurrent:
             self.lstm = nn.LSTM(core_inputs, hidden_dim)
             self._init_lstm()
@@ -337,7 +349,10 @@ class PixelActor(nn.Module):
         For an LSTM the preactivations of its gates, R = 4 H; where this is the same, so is the
         policy, whatever its memory.
         """
-        return linear(self._seen(visual), self.reading_weight[:, self._proprio_width :])
+        seen = self._seen(visual)
+        if self.hand is not None:
+            seen = torch.cat((seen, self._place_numbers(visual) / REACH), dim=-1)
+        return linear(seen, self.reading_weight[:, self._proprio_width :])
 
     @property
     def reading_weight(self) -> nn.Parameter:
@@ -356,8 +371,31 @@ class PixelActor(nn.Module):
         located = located.detach().clamp(-LOCATED_CLIP, LOCATED_CLIP)
         return located if self.reads == "located" else torch.cat((features, located), dim=-1)
 
+    def _place_numbers(self, visual: Tensor) -> Tensor:
+        """(..., V) -> (..., 3 * places) m, in the world, as the heads see them."""
+        assert self.aux_heads is not None
+        located = visual[..., self.visual_dim : self.visual_dim + self.target_dim].detach()
+        metres = self.aux_heads.in_metres(located.clamp(-LOCATED_CLIP, LOCATED_CLIP))
+        places = [metres[..., 3 * index : 3 * index + 3] for index in self._places]
+        return torch.cat(places, dim=-1)
+
     def _core_inputs(self, visual: Tensor, proprio: Tensor) -> Tensor:
-        return torch.cat((self.proprio_mlp(self.normalizer(proprio)), self._seen(visual)), dim=-1)
+        parts = [self.proprio_mlp(self.normalizer(proprio)), self._seen(visual)]
+        if self.hand is not None:
+            hand = self.hand(proprio)
+            away = self._place_numbers(visual) - torch.cat([hand] * len(self._places), dim=-1)
+            parts.append(away / REACH)
+        return torch.cat(parts, dim=-1)
+
+
+def with_reach(former: dict[str, Tensor], inputs: int) -> dict[str, Tensor]:
+    """The weights of an actor -> those of one whose core has more inputs behind the former ones,
+    `inputs` in all, and acts as it does: nothing reads them yet."""
+    name = "lstm.weight_ih_l0" if "lstm.weight_ih_l0" in former else "feed_forward.0.weight"
+    weight = former[name]
+    wide = weight.new_zeros(len(weight), inputs)
+    wide[:, : weight.shape[1]] = weight
+    return {**former, name: wide}
 
 
 def with_maps(compact: dict[str, Tensor], fresh: dict[str, Tensor]) -> dict[str, Tensor]:

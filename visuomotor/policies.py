@@ -11,8 +11,12 @@ from visuomotor import rows
 from visuomotor.aux_tasks import View
 from visuomotor.config import ActorConfig, Config, TeacherConfig
 from visuomotor.envs import make_task
+from visuomotor.envs.robot import BASE_POS
 from visuomotor.errors import UserError
+from visuomotor.hand_position import HandPosition
 from visuomotor.pixel_actor import MAPPED, PixelActor
+from visuomotor.runtime.jaco import CHAIN
+from visuomotor.runtime.kinematics import rotation
 from visuomotor.state_critic import StateCritic
 from visuomotor.state_teacher import StateTeacher
 
@@ -102,9 +106,34 @@ def make_actor(config: Config, target_dim: int) -> PixelActor:
         aux_hidden_sizes=config.aux.hidden_sizes,
         reads=config.actor.reads,
         view=view_of(config),
+        hand=_hand() if actor.from_hand else None,
+        places=places_of(config),
         init_log_std=init_log_std,
         min_std=min_std,
     )
+
+
+def _hand() -> HandPosition:
+    rotations = rotation(CHAIN.link_quat).reshape(-1, 9).tolist()
+    return HandPosition(rotations, CHAIN.link_pos.tolist(), CHAIN.tool_pos.tolist(), BASE_POS)
+
+
+def places_of(config: Config) -> tuple[int, ...]:
+    """Of the task's targets, those that say where a thing is, or would be; none where the policy
+    does not read from its hand.
+
+    Raises UserError for a task that does not say.
+    """
+    if not config.actor.from_hand:
+        return ()
+    kinds = make_task(config.task).kinds_in_targets
+    places = {place for kind in kinds for thing in kind for place in thing if place is not None}
+    if not places:
+        raise UserError(
+            f"actor.from_hand=true needs a task that names kinds_in_targets, which {config.task} "
+            "does not"
+        )
+    return tuple(sorted(places))
 
 
 def view_of(config: Config) -> View | None:

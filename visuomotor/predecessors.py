@@ -16,7 +16,7 @@ from visuomotor.checkpoint import load_checkpoint, save_checkpoint
 from visuomotor.config import Config
 from visuomotor.errors import UserError
 from visuomotor.overrides import load_yaml, save_yaml
-from visuomotor.pixel_actor import with_maps
+from visuomotor.pixel_actor import with_maps, with_reach
 from visuomotor.policies import make_actor
 from visuomotor.policy_files import PRETRAINED, load_policy
 from visuomotor.run_folder import CONFIG_FILE
@@ -24,7 +24,7 @@ from visuomotor.run_folder import CONFIG_FILE
 TEACHERS = PRETRAINED / "teachers"
 TEACHER_PARTS = ("teacher", "critic", "gail")
 # Of ActorConfig: what decides the shapes of a pixel actor's weights.
-SHAPING = ("recurrent", "encoder", "reads", "visual_dim", "proprio_dim", "hidden_dim")
+SHAPING = ("recurrent", "encoder", "reads", "from_hand", "visual_dim", "proprio_dim", "hidden_dim")
 
 
 def shipped_teachers() -> list[str]:
@@ -95,7 +95,7 @@ def _teacher_of(config: Config) -> dict[str, Any]:
 
 def _actor_of(config: Config) -> dict[str, Any]:
     """The pixel actor that this run begins with; empty if it begins with a new one. One without
-    maps may begin one with them.
+    maps may begin one with them, and one that does not read from its hand one that does.
 
     Raises UserError if it is of another kind, or serves another task or camera.
     """
@@ -110,6 +110,9 @@ def _actor_of(config: Config) -> dict[str, Any]:
         with torch.random.fork_rng(devices=()):  # a run's seed decides all of it
             torch.manual_seed(config.seed)
             weights = with_maps(weights, make_actor(other, actor.target_dim).state_dict())
+    if heads and config.actor.from_hand and not other.actor.from_hand:
+        other = replace(other, actor=replace(other.actor, from_hand=True))
+        weights = with_reach(weights, make_actor(other, actor.target_dim).reading_weight.shape[1])
     check_alike(f"start_from={config.start_from}", heads, other, config.aux.weight > 0.0, config)
     return {"actor": weights}
 

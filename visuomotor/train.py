@@ -41,7 +41,7 @@ from visuomotor.evaluation import (
 )
 from visuomotor.overrides import HELP_WORDS, leaf_types, parse_overrides
 from visuomotor.pixel_actor import PixelActor
-from visuomotor.policies import make_teacher, view_of
+from visuomotor.policies import make_teacher, places_of, view_of
 from visuomotor.predecessors import carried_over
 from visuomotor.real_camera import calibrated
 from visuomotor.rehearsal import Rehearsal, teacher_networks
@@ -416,7 +416,8 @@ def _open(argv: list[str]) -> Run:
     # A run keeps where its camera stands, not the file that said so.
     camera = calibrated(config.camera, config.calibration)
     config = replace(config, camera=camera, calibration=None)
-    view_of(config)  # a task without maps is refused before anything is made
+    # A task that does not say where things are is refused before anything is made.
+    view_of(config), places_of(config)
     device = resolve_device(config.device)
     if config.out is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
