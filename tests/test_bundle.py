@@ -310,9 +310,17 @@ def test_no_folder_is_no_bundle(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("error", "accepted"), [(5e-6, True), (2e-5, False), (np.nan, False), (np.inf, False)]
+    ("record", "error", "accepted"),
+    [
+        ("joint_velocities", 5e-6, True),
+        ("joint_velocities", 2e-5, False),
+        ("joint_velocities", np.nan, False),
+        ("joint_velocities", np.inf, False),
+        ("h_out", 3e-5, True),
+        ("h_out", 1e-4, False),
+        ("h_out", np.nan, False),
+    ],
 )
-@pytest.mark.parametrize("record", ["joint_velocities", "h_out"])
 def test_replay_names_the_first_step_that_differs(
     record: str, error: float, accepted: bool, good: Files, write: Callable[[Files], Path]
 ):

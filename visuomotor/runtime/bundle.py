@@ -21,7 +21,10 @@ from visuomotor.runtime.onnx_file import check_self_contained
 
 __all__ = ["Bundle", "BundleError", "Contract", "Replay", "bundle_from_files", "load_bundle"]
 
-TOLERANCE = 1e-5  # rad/s of velocities, 1 of the memory's h (|h| < 1): float32 rounding is 1e-7
+TOLERANCE = 1e-5  # rad/s of velocities: float32 rounding is 1e-7
+# Of the memory's h (|h| < 1), where rounding adds up over an episode: order_fulfillment's is off by
+# up to 2e-5 while its velocities agree to 2e-6.
+MEMORY_TOLERANCE = 5e-5
 MAX_SIDE = 1024  # pixels
 MAX_MEMORY = 4096  # LSTM units
 MIN_GOLDEN_STEPS, MAX_GOLDEN_STEPS = 200, 10_000
@@ -146,7 +149,8 @@ def bundle_from_files(manifest: dict[str, Any], files: dict[str, bytes]) -> Bund
 def replay_golden(bundle: Bundle, golden: dict[str, np.ndarray]) -> Replay:
     """Runs the recorded episodes with the policy's own memory.
 
-    Raises BundleError at the first step that differs from the record by more than TOLERANCE.
+    Raises BundleError at the first step that differs from the record by more than TOLERANCE, or
+    MEMORY_TOLERANCE.
     """
     names = bundle.contract.joint_names
     worst = 0.0
@@ -157,18 +161,18 @@ def replay_golden(bundle: Bundle, golden: dict[str, np.ndarray]) -> Replay:
             hidden = bundle.initial_hidden()
         frame = golden["frames"][golden["frame_index"][t]]
         velocities, hidden = bundle.infer(frame, golden["proprio"][t], hidden)
-        for what, received, expected in (
-            ("velocity of", velocities, golden["joint_velocities"][t]),
-            ("memory h", hidden[0][0], golden["h_out"][t]),
+        for what, received, expected, allowed in (
+            ("velocity of", velocities, golden["joint_velocities"][t], TOLERANCE),
+            ("memory h", hidden[0][0], golden["h_out"][t], MEMORY_TOLERANCE),
         ):
             error = np.abs(received.astype(np.float64) - expected.astype(np.float64))
-            wrong = ~(error <= TOLERANCE)  # not `>`: NaN is wrong too
+            wrong = ~(error <= allowed)  # not `>`: NaN is wrong too
             if wrong.any():
                 i = int(wrong.argmax())
                 which = f"{what} {names[i]}" if what == "velocity of" else f"{what}[{i}]"
                 raise BundleError(
                     f"replaying {GOLDEN} differs first at step {t} of {steps}, {which}: "
-                    f"{received[i]!r}, recorded {expected[i]!r}, allowed difference {TOLERANCE}"
+                    f"{received[i]!r}, recorded {expected[i]!r}, allowed difference {allowed}"
                 )
             worst = max(worst, float(error.max(initial=0.0)))
     return Replay(steps, worst)
