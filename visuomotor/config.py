@@ -96,14 +96,14 @@ class RandomizationConfig:
 class ActorConfig:
     recurrent: bool = True  # False: a feed-forward layer in place of the LSTM
     # compact, keypoints: spatial softmax; maps: compact, and at every place of the image what is
-    # there, for scenes with several things of a kind; wide_maps: that with more channels, at 1.5
+    # there, for scenes with several things of a kind; wide_maps: that with more channels, at 1.6
     # times the time; flat: the paper's CNN
     encoder: str = "compact"
     # What the policy reads of an image: the CNN's features (the paper's), where the auxiliary heads
     # see things (located), or both.
     reads: str = "both"
     # Whether it also reads how far these things are from its hand, as the joints tell where that is
-    # now: a picture is up to 0.3 s old.
+    # now: a picture is up to 0.25 s old.
     from_hand: bool = False
     visual_dim: int = 128  # output of the CNN
     proprio_dim: int = 64  # output of the proprioception MLP

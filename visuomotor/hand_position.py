@@ -1,6 +1,6 @@
 """Where the hand is, from what a policy reads of the joints: forward kinematics in a network.
 
-Imports only torch. A picture is up to 0.3 s old and the hand moves meanwhile; where a thing is in
+Imports only torch. A picture is up to 0.25 s old and the hand moves meanwhile; where a thing is in
 the world, as the picture showed it, less where the hand is now is how far it still has to go.
 """
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 from visuomotor.aux_tasks import AuxHeads, PlaceMaps, View, aux_loss, map_loss
 from visuomotor.hand_position import HandPosition
@@ -366,16 +366,18 @@ class PixelActor(nn.Module):
         features = visual[..., : self.visual_dim]
         if self.reads == "features":
             return features
-        located = visual[..., self.visual_dim : self.visual_dim + self.target_dim]
-        # The heads answer to the auxiliary loss alone: what they say stays a position.
-        located = located.detach().clamp(-LOCATED_CLIP, LOCATED_CLIP)
+        located = self._read_answers(visual)
         return located if self.reads == "located" else torch.cat((features, located), dim=-1)
+
+    def _read_answers(self, visual: Tensor) -> Tensor:
+        """(..., V) -> (..., K) deviations: the heads' answers, as the policy reads them."""
+        # They answer to the auxiliary loss alone: what they say stays a position.
+        located = visual[..., self.visual_dim : self.visual_dim + self.target_dim].detach()
+        return located.clamp(-LOCATED_CLIP, LOCATED_CLIP)
 
     def _place_numbers(self, visual: Tensor) -> Tensor:
         """(..., V) -> (..., 3 * places) m, in the world, as the heads see them."""
-        assert self.aux_heads is not None
-        located = visual[..., self.visual_dim : self.visual_dim + self.target_dim].detach()
-        metres = self.aux_heads.in_metres(located.clamp(-LOCATED_CLIP, LOCATED_CLIP))
+        metres = self._in_metres(self._read_answers(visual))
         places = [metres[..., 3 * index : 3 * index + 3] for index in self._places]
         return torch.cat(places, dim=-1)
 
@@ -392,10 +394,12 @@ def with_reach(former: dict[str, Tensor], inputs: int) -> dict[str, Tensor]:
     """The weights of an actor -> those of one whose core has more inputs behind the former ones,
     `inputs` in all, and acts as it does: nothing reads them yet."""
     name = "lstm.weight_ih_l0" if "lstm.weight_ih_l0" in former else "feed_forward.0.weight"
-    weight = former[name]
-    wide = weight.new_zeros(len(weight), inputs)
-    wide[:, : weight.shape[1]] = weight
-    return {**former, name: wide}
+    return {**former, name: _widened(former[name], inputs)}
+
+
+def _widened(weight: Tensor, inputs: int) -> Tensor:
+    """(R, fewer) -> (R, inputs): zeros behind."""
+    return pad(weight, (0, inputs - weight.shape[1]))
 
 
 def with_maps(compact: dict[str, Tensor], fresh: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -413,10 +417,8 @@ def with_maps(compact: dict[str, Tensor], fresh: dict[str, Tensor]) -> dict[str,
     for name, value in compact.items():
         begin = next((old for old in names if name.startswith(old)), "")
         grown[names.get(begin, "") + name.removeprefix(begin)] = value
-    narrow = compact[f"encoder.{linear}.weight"]
-    wide = torch.zeros_like(fresh["encoder.0.linear.weight"])
-    wide[:, : narrow.shape[1]] = narrow
-    grown["encoder.0.linear.weight"] = wide
+    inputs = fresh["encoder.0.linear.weight"].shape[1]
+    grown["encoder.0.linear.weight"] = _widened(compact[f"encoder.{linear}.weight"], inputs)
     if grown.keys() != fresh.keys():
         raise ValueError(f"weights that differ: {', '.join(sorted(grown.keys() ^ fresh.keys()))}")
     return grown

@@ -417,7 +417,8 @@ def _open(argv: list[str]) -> Run:
     camera = calibrated(config.camera, config.calibration)
     config = replace(config, camera=camera, calibration=None)
     # A task that does not say where things are is refused before anything is made.
-    view_of(config), places_of(config)
+    view_of(config)
+    places_of(config)
     device = resolve_device(config.device)
     if config.out is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")

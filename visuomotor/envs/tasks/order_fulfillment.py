@@ -14,7 +14,7 @@ from visuomotor.envs.scene import Part
 from visuomotor.envs.simulation import Simulation
 from visuomotor.envs.tasks import toys
 from visuomotor.envs.tasks.rearrangement import Rearrangement
-from visuomotor.envs.tasks.task import Task, along
+from visuomotor.envs.tasks.task import Task, along, yaw_of
 
 OF_A_KIND = 2  # toys, at most
 PLANES, CARS = (0, 1), (2, 3)  # toys by index: kind and box follow from the slot
@@ -109,7 +109,7 @@ class OrderFulfillment(Task):
         self._rearrangement = Rearrangement(
             qpos_ids=self._prop_qpos_ids,
             dof_ids=[model.nq + dof for dof in self._prop_dof_ids],
-            heights=[_height(index) for index in TOYS],
+            heights=self._rest.tolist(),
             parking=self._parking.numpy(),
             boxes=(GREEN_BOX, RED_BOX),
             inside=INNER_HALF,
@@ -154,8 +154,7 @@ class OrderFulfillment(Task):
         for index, adr in enumerate(self._prop_qpos_ids):
             at = state[adr : adr + 3]
             if index not in TOYS:
-                w, x, y, z = state[adr + 3 : adr + 7]
-                yaw = np.arctan2(2.0 * (w * z + x * y), 1.0 - 2.0 * (y * y + z * z))
+                yaw = yaw_of(state[adr + 3 : adr + 7])
                 moved = np.abs((*at[:2], yaw) - np.array(BOX_PLACES[index - GREEN_BOX]))
                 if moved[:2].max() > BOX_SPREAD[0] or moved[2] > BOX_SPREAD[1]:
                     return False

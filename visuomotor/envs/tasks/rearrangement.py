@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from visuomotor.envs.tasks.task import about_z, quat_product
+from visuomotor.envs.kinematics import planar
+from visuomotor.envs.tasks.task import about_z, quat_product, yaw_of
 
 TRIES = 40  # places tried for the toys of a state
 # m: how far toys are from the hand, unless it is higher than the second, and from one another.
@@ -108,14 +109,12 @@ class Rearrangement:
         inside = [
             i for i in kept if self.is_within(state, box, self._xy(state, i)[None], AROUND)[0]
         ]
-        turn = about_z(push[2])
-        cos, sin = np.cos(push[2]), np.sin(push[2])
+        turn, planar_turn = about_z(push[2]), planar(push[2])
         pushed = state.copy()
         for index in (box, *inside):
             adr = self._qpos_ids[index]
-            x, y = state[adr : adr + 2] - at
-            pushed[adr : adr + 2] = to + (cos * x - sin * y, sin * x + cos * y)
-            pushed[adr + 3 : adr + 7] = quat_product(turn, state[None, adr + 3 : adr + 7])[0]
+            pushed[adr : adr + 2] = to + planar_turn @ (state[adr : adr + 2] - at)
+            pushed[adr + 3 : adr + 7] = quat_product(turn, state[adr + 3 : adr + 7])
         outside = [self._xy(state, i) for i in kept if i not in inside]
         if outside and self.is_within(pushed, box, np.stack(outside), AROUND).any():
             return state
@@ -124,14 +123,8 @@ class Rearrangement:
     def is_within(self, state: np.ndarray, box: int, xy: np.ndarray, margin: float) -> np.ndarray:
         """Whether places (n, 2) are above the inside of a box, or so near to it (m): (n,) bool."""
         adr = self._qpos_ids[box]
-        w, x, y, z = state[adr + 3 : adr + 7]
-        yaw = np.arctan2(2.0 * (w * z + x * y), 1.0 - 2.0 * (y * y + z * z))
-        away = xy - state[adr : adr + 2]
-        along_x = np.cos(yaw) * away[:, 0] + np.sin(yaw) * away[:, 1]
-        along_y = np.cos(yaw) * away[:, 1] - np.sin(yaw) * away[:, 0]
-        within: np.ndarray = (np.abs(along_x) < self._inside[0] + margin) & (
-            np.abs(along_y) < self._inside[1] + margin
-        )
+        in_frame = (xy - state[adr : adr + 2]) @ planar(yaw_of(state[adr + 3 : adr + 7]))
+        within: np.ndarray = (np.abs(in_frame) < np.add(self._inside, margin)).all(axis=1)
         return within
 
     def _stands_free(self, state: np.ndarray, index: int, hand: np.ndarray) -> bool:

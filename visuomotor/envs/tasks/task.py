@@ -192,8 +192,7 @@ class Task(ABC):
             turned[:, position] = (states[:, position] - base) @ rotation.T + base
             turned[:, linear] = states[:, linear] @ rotation.T
             turned[:, quat] = quat_product(about_z(angle), states[:, quat])
-            w, x, y, z = turned[0, quat]
-            yaw = np.arctan2(2.0 * (w * z + x * y), 1.0 - 2.0 * (y * y + z * z))
+            yaw = yaw_of(turned[0, quat])
             step = 2.0 * np.pi / ways
             own = -step * np.round(yaw / step)  # about the prop's own axis: another face of it
             turned[:, quat] = quat_product(turned[:, quat], about_z(own))
@@ -315,6 +314,12 @@ def along(angle: Tensor, length: float) -> Tensor:
 def about_z(angle: float) -> np.ndarray:
     """(4,) quaternion w, x, y, z."""
     return np.array([np.cos(angle / 2), 0.0, 0.0, np.sin(angle / 2)])
+
+
+def yaw_of(quat: np.ndarray) -> float:
+    """(4,) w first -> rad about z."""
+    w, x, y, z = quat
+    return float(np.arctan2(2.0 * (w * z + x * y), 1.0 - 2.0 * (y * y + z * z)))
 
 
 def quat_product(first: np.ndarray, second: np.ndarray) -> np.ndarray:
