@@ -23,7 +23,7 @@ __all__ = ["Bundle", "BundleError", "Contract", "Replay", "bundle_from_files", "
 
 TOLERANCE = 1e-5  # rad/s of velocities: float32 rounding is 1e-7
 # Of the memory's h (|h| < 1), where rounding adds up over an episode: order_fulfillment's is off by
-# up to 2e-5 while its velocities agree to 2e-6.
+# up to 2e-5 while its velocities agree to 3e-6.
 MEMORY_TOLERANCE = 5e-5
 MAX_SIDE = 1024  # pixels
 MAX_MEMORY = 4096  # LSTM units
