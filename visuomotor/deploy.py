@@ -150,6 +150,8 @@ def deploy(argv: list[str]) -> int:
     with StopSignal(notice=b"\nbringing the arm to rest\n") as stop, deployment:
         rows = (run_sim if config.arm == "sim" else run_arm)(deployment, stop)
     measured = latency(out / LOG)
+    for note in deployment.notes:  # the last line of the policy's process
+        measured |= {name: round(v, 3) for name, v in note.items() if name.startswith("policy_ms")}
     result: dict[str, Any] = {
         "bundle": config.bundle,
         "task": deployment.contract.task,

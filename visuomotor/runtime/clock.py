@@ -6,13 +6,35 @@ import time
 from collections.abc import Callable
 
 
-def run_at(period: float, tick: Callable[[], None], should_stop: Callable[[], bool]) -> None:
+def run_at(
+    period: float,
+    tick: Callable[[], None],
+    should_stop: Callable[[], bool],
+    *,
+    warm_up: Callable[[], None] | None = None,
+    lead: float = 0.0,
+) -> None:
     """Calls tick every `period` s. One that is late is not made up for: two at once are one jump
-    for the arm."""
+    for the arm.
+
+    warm_up: called again and again in the last `lead` s before a tick is due, for what it does to
+      the processor; its last call begins only if one as long as those before it would be over
+      by then.
+    """
     due = time.monotonic()
     while not should_stop():
         tick()
         due += period
         now = time.monotonic()
         due = now + period if due < now - period else due
-        time.sleep(max(0.0, due - now))
+        if warm_up is None:
+            time.sleep(max(0.0, due - now))
+            continue
+        time.sleep(max(0.0, due - lead - now))
+        longest = 0.0
+        begin = time.monotonic()
+        while begin + longest < due:
+            warm_up()
+            end = time.monotonic()
+            longest, begin = max(longest, end - begin), end
+        time.sleep(max(0.0, due - begin))

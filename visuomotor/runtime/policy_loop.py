@@ -20,6 +20,8 @@ from visuomotor.runtime.preprocessing import Preprocessing
 from visuomotor.runtime.proprioception import entries, proprioception
 from visuomotor.runtime.slots import Slot, command_type, state_of, text
 
+WARM_UP = 0.004  # s of steps for nothing before each that counts: docs/results.md, "On the arm"
+
 
 def check_arm(bundle: Bundle, joint_names: tuple[str, ...]) -> None:
     """Raises BundleError if the policy moves other joints than the arm's, in its order, or reads
@@ -39,7 +41,7 @@ def check_arm(bundle: Bundle, joint_names: tuple[str, ...]) -> None:
 
 
 class PolicyLoop:
-    """Call `tick` at the policy's rate.
+    """Call `tick` at the policy's rate, and `warm_up` before it.
 
     The memory is empty as long as the arm is latched, so every start by a human is a new episode.
     An image is taken every `camera.refresh_period_steps` and held in between, as in training.
@@ -67,15 +69,15 @@ class PolicyLoop:
         self._value = np.zeros((), command_type(len(bundle.contract.joint_names)))
         self.durations: list[float] = []  # s that a step of the policy took, without the camera
 
-    def _warm_up(self) -> None:
+    def warm_up(self) -> None:
         """A step on what was seen last, for nothing: in the 50 ms since the last one other work has
-        taken the processor's caches, and the step that counts would take three times as long."""
+        taken the processor's caches, and the processor has gone to sleep. To be called for the
+        WARM_UP before each tick; without, the step that counts takes up to three times as long."""
         if self._pixels is not None:
             with contextlib.suppress(BundleError):
                 self.bundle.infer(self._pixels, self._proprio, self.bundle.initial_hidden())
 
     def tick(self) -> None:
-        self._warm_up()
         _, report = self._report.read()
         frame = self._camera.frame
         if report is None or not report["joint_stamp"] or frame is None:

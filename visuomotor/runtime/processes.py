@@ -24,7 +24,7 @@ from visuomotor.runtime.clock import run_at
 from visuomotor.runtime.errors import BundleError
 from visuomotor.runtime.guard import Patience
 from visuomotor.runtime.lens import load_lens
-from visuomotor.runtime.policy_loop import PolicyLoop
+from visuomotor.runtime.policy_loop import WARM_UP, PolicyLoop
 from visuomotor.runtime.preprocessing import Preprocessing
 from visuomotor.runtime.slots import Slot, command_type, report_type
 from visuomotor.runtime.streamer import SWITCH, Streamer, keep_awake, run_streamer
@@ -91,7 +91,8 @@ def policy_process(settings: dict[str, Any], stop: _Stop) -> None:
     awake = keep_awake(POLICY_PRIORITY)
     told = f"replayed {bundle.replay.steps} golden steps; {awake}"
     print(json.dumps({"ready": told}), flush=True)
-    run_at(1.0 / contract.control_rate_hz, loop.tick, stop.requested)
+    period = 1.0 / contract.control_rate_hz
+    run_at(period, loop.tick, stop.requested, warm_up=loop.warm_up, lead=WARM_UP)
     camera.close()
     if loop.durations:
         spent = 1000 * np.percentile(loop.durations, [50, 99])

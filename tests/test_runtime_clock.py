@@ -1,0 +1,57 @@
+"""Ticks by the clock, on a clock that the test sets."""
+
+from __future__ import annotations
+
+import pytest
+
+from visuomotor.runtime import clock
+
+
+class Time:
+    """Stands in for the module `time`: it passes only in sleep, and in what is called."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, duration: float) -> None:
+        assert duration >= 0.0
+        self.now += duration
+
+
+@pytest.fixture
+def time(monkeypatch: pytest.MonkeyPatch) -> Time:
+    fake = Time()
+    monkeypatch.setattr(clock, "time", fake)
+    return fake
+
+
+def test_ticks_come_at_the_period_and_late_ones_are_not_made_up_for(time: Time) -> None:
+    ticks: list[float] = []
+
+    def tick() -> None:
+        ticks.append(time.now)
+        time.now += 0.18 if len(ticks) == 2 else 0.01
+
+    clock.run_at(0.05, tick, lambda: len(ticks) == 5)
+    assert ticks == pytest.approx([0.0, 0.05, 0.28, 0.33, 0.38])
+
+
+def test_warming_up_fills_the_lead_and_makes_no_tick_late(time: Time) -> None:
+    ticks: list[float] = []
+    warm: list[float] = []
+
+    def tick() -> None:
+        ticks.append(time.now)
+        time.now += 0.001
+
+    def warm_up() -> None:
+        warm.append(time.now)
+        time.now += 0.0015
+
+    clock.run_at(0.05, tick, lambda: len(ticks) == 3, warm_up=warm_up, lead=0.004)
+    assert ticks == pytest.approx([0.0, 0.05, 0.1])
+    # Two of 1.5 ms fit into 4 ms, a third would not be over in time.
+    assert warm[:4] == pytest.approx([0.046, 0.0475, 0.096, 0.0975])
