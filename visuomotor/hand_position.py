@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 Numbers = Sequence[Sequence[float]]
 
@@ -24,8 +25,9 @@ class HandPosition(nn.Module):
       base: (3,) m, where the first joint's parent frame is in the world; it is not turned.
     """
 
-    rotations: Tensor
-    links: Tensor
+    turning: Tensor
+    still: Tensor
+    tool: Tensor
 
     def __init__(
         self,
@@ -35,25 +37,35 @@ class HandPosition(nn.Module):
         base: Sequence[float],
     ) -> None:
         super().__init__()
-        rotations = torch.tensor(link_rotations, dtype=torch.float32).view(-1, 3, 3)
+        rotations = torch.tensor(link_rotations, dtype=torch.float64).view(-1, 3, 3)
         self.num_joints = len(rotations)
-        self.tool = tuple(tool)
-        # Transposed, for points in rows.
-        self.register_buffer("rotations", rotations.transpose(1, 2), persistent=False)
         links = torch.tensor(link_pos, dtype=torch.float64)
         links[0] += torch.tensor(base, dtype=torch.float64)
-        self.register_buffer("links", links.float(), persistent=False)
+        # Of joint i's frame in joint i-1's, for points (x, y, z, 1) in rows.
+        frames = torch.eye(4, dtype=torch.float64).repeat(self.num_joints, 1, 1)
+        frames[:, :3, :3] = rotations.transpose(1, 2)
+        frames[:, 3, :3] = links
+        # A turn about z is linear in its sine and its cosine, so all frames come out of one matrix:
+        # few large operations, of which a step on the arm has to do every one.
+        cosine, sine, rest = torch.zeros(3, 4, 4, dtype=torch.float64).unbind()
+        cosine[0, 0] = cosine[1, 1] = sine[0, 1] = rest[2, 2] = rest[3, 3] = 1.0
+        sine[1, 0] = -1.0
+        of_sines, of_cosines = (
+            torch.block_diag(*(part @ frame).reshape(-1, 1, 16).unbind())
+            for part, frame in ((sine, frames), (cosine, frames))
+        )
+        turning = torch.cat((of_sines, of_cosines)).T.contiguous()
+        self.register_buffer("turning", turning.float(), persistent=False)
+        self.register_buffer("still", (rest @ frames).flatten().float(), persistent=False)
+        point = torch.tensor([[*tool, 1.0]], dtype=torch.float32)
+        self.register_buffer("tool", point, persistent=False)
 
     def forward(self, proprio: Tensor) -> Tensor:
         """proprio (..., P): sines of the joints come first, then their cosines -> (..., 3) m, in
         the world."""
-        sines, cosines = proprio[..., : self.num_joints], proprio[..., self.num_joints :]
-        one = torch.ones_like(proprio[..., 0])
-        x, y, z = (value * one for value in self.tool)
-        # From the hand inwards: points are turned, no frame is multiplied with another.
-        for i in range(self.num_joints - 1, -1, -1):
-            sin, cos = sines[..., i], cosines[..., i]
-            turned = torch.stack((cos * x - sin * y, sin * x + cos * y, z), dim=-1)
-            point = turned @ self.rotations[i] + self.links[i]
-            x, y, z = point.unbind(dim=-1)
-        return point
+        turned = linear(proprio[..., : 2 * self.num_joints], self.turning, self.still)
+        frames = turned.unflatten(-1, (self.num_joints, 4, 4)).unbind(dim=-3)
+        point = self.tool
+        for frame in reversed(frames):
+            point = point @ frame
+        return point[..., 0, :3]

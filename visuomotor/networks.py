@@ -62,22 +62,19 @@ class SpatialSoftmax(nn.Module):
     the scene is coloured: it generalizes from far fewer appearances than a fully connected layer.
     """
 
-    x: Tensor
-    y: Tensor
+    places: Tensor
 
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__()
         # The logarithm of the softmax's sharpness, learned.
         self.log_sharpness = nn.Parameter(torch.ones(()))
-        self.register_buffer("x", torch.linspace(-1.0, 1.0, columns), persistent=False)
-        self.register_buffer("y", torch.linspace(-1.0, 1.0, rows), persistent=False)
+        y, x = torch.linspace(-1.0, 1.0, rows), torch.linspace(-1.0, 1.0, columns)
+        self.register_buffer("places", torch.cartesian_prod(y, x), persistent=False)
 
     def forward(self, maps: Tensor) -> Tensor:
         """maps: (B, C, rows, columns) -> (B, 2 C): y of every channel, then x, in [-1, 1]."""
-        weights = (maps.flatten(2) * self.log_sharpness.exp()).softmax(dim=-1).view_as(maps)
-        y = (weights.sum(dim=3) * self.y).sum(dim=2)
-        x = (weights.sum(dim=2) * self.x).sum(dim=2)
-        return torch.cat((y, x), dim=1)
+        weights = (maps.flatten(2) * self.log_sharpness.exp()).softmax(dim=-1)
+        return (weights @ self.places).transpose(1, 2).flatten(1)
 
 
 def mlp(sizes: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:

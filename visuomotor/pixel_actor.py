@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad
+from torch.nn.functional import conv2d, linear, pad
 
 from visuomotor.aux_tasks import AuxHeads, PlaceMaps, View, aux_loss, map_loss
 from visuomotor.hand_position import HandPosition
@@ -105,11 +105,17 @@ class _Mapped(nn.Module):
         """(B, 3, H, W) -> (B, visual_dim), and logits of the maps (B, kinds * rows * columns)."""
         found = self.convolutions(images)
         rectified = found.relu()
-        logits = self.maps(rectified)
+        # Both in one convolution, which reads its input once.
+        parts = (self.maps, self.details)
+        weight, bias = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("weight", "bias")
+        )
+        told = conv2d(rectified, weight, bias, padding=1)
+        logits, details = told.split([self.shape[0], self.shape[0] * DETAILS], dim=1)
         shown = logits.sigmoid()
-        details = self.details(rectified).unflatten(1, (-1, DETAILS)) * shown.unsqueeze(2)
-        parts = (self.keypoints(found), shown.flatten(1), details.flatten(1))
-        return self.linear(torch.cat(parts, dim=1)), logits.flatten(1)
+        details = details.unflatten(1, (-1, DETAILS)) * shown.unsqueeze(2)
+        read = (self.keypoints(found), shown.flatten(1), details.flatten(1))
+        return self.linear(torch.cat(read, dim=1)), logits.flatten(1)
 
     def cells(self) -> tuple[Tensor, Tensor]:
         """Pixels: the middles of the maps' columns and of its rows."""
@@ -129,6 +135,8 @@ MAPPED = {"maps": (16, 48), "wide_maps": (24, 64)}
 
 class PixelActor(nn.Module):
     """A diagonal Gaussian over A actions, from (3, H, W) uint8 pixels and proprioception."""
+
+    _place_indices: Tensor
 
     def __init__(
         self,
@@ -210,8 +218,11 @@ class PixelActor(nn.Module):
         if hand is not None and (target_dim == 0 or not places):
             raise ValueError("places seen from the hand need auxiliary heads, and places")
         self.hand = hand
-        self._places = tuple(places) if hand is not None else ()
-        core_inputs += 3 * len(self._places)
+        numbers = [3 * index + k for index in places for k in range(3)] if hand is not None else []
+        self.register_buffer(
+            "_place_indices", torch.tensor(numbers, dtype=torch.long), persistent=False
+        )
+        core_inputs += len(numbers)
         if recurrent:
             self.lstm = nn.LSTM(core_inputs, hidden_dim)
             self._init_lstm()
@@ -377,16 +388,14 @@ class PixelActor(nn.Module):
 
     def _place_numbers(self, visual: Tensor) -> Tensor:
         """(..., V) -> (..., 3 * places) m, in the world, as the heads see them."""
-        metres = self._in_metres(self._read_answers(visual))
-        places = [metres[..., 3 * index : 3 * index + 3] for index in self._places]
-        return torch.cat(places, dim=-1)
+        return self._in_metres(self._read_answers(visual))[..., self._place_indices]
 
     def _core_inputs(self, visual: Tensor, proprio: Tensor) -> Tensor:
         parts = [self.proprio_mlp(self.normalizer(proprio)), self._seen(visual)]
         if self.hand is not None:
-            hand = self.hand(proprio)
-            away = self._place_numbers(visual) - torch.cat([hand] * len(self._places), dim=-1)
-            parts.append(away / REACH)
+            places = self._place_numbers(visual).unflatten(-1, (-1, 3))
+            away = (places - self.hand(proprio).unsqueeze(-2)) / REACH
+            parts.append(away.flatten(-2))
         return torch.cat(parts, dim=-1)
 
 
