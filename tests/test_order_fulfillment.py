@@ -2,87 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
 
 import mujoco
 import numpy as np
 import pytest
 import torch
+from orders import into, orders_config, orders_env, put, set_worlds, start_with
 
-from visuomotor.config import Config, EnvConfig, RandomizationConfig
 from visuomotor.demonstrate import collect
-from visuomotor.envs import VisuomotorEnv, make_env, scene
+from visuomotor.envs import VisuomotorEnv, scene
 from visuomotor.envs.tasks import order_fulfillment as order
-from visuomotor.envs.tasks import rearrangement, toys
+from visuomotor.envs.tasks import toys
 from visuomotor.envs.tasks.order_fulfillment import CARS, GREEN_BOX, PLANES, RED_BOX, TOYS
 from visuomotor.motions import read_motion
 
 PENETRATION = 1e-3  # m
 
 
-def _config(strength: float = 0.0) -> Config:
-    randomization = RandomizationConfig(strength=strength)
-    return Config(
-        task="order_fulfillment", randomization=randomization, env=EnvConfig(num_threads=1)
-    )
-
-
-def _env(num_envs: int, strength: float = 0.0, seed: int = 0, render: bool = False, **changes):
-    config = _config(strength)
-    config = replace(config, env=replace(config.env, **changes))
-    env = make_env(config, num_envs=num_envs, seed=seed, render=render)
-    env.reset()
-    return env
-
-
 @pytest.fixture(scope="module")
 def env() -> VisuomotorEnv:
     """Eight worlds; tests put them where they want them."""
-    return _env(8)
-
-
-def _start(env: VisuomotorEnv, present: tuple[int, ...]) -> np.ndarray:
-    """A start state with these toys."""
-    wanted = [index in present for index in TOYS]
-    for seed in range(1000):
-        state = env.task.start_state(np.random.default_rng(seed))
-        if env.task.props_present(state)[:4].tolist() == wanted:
-            return state
-    raise AssertionError(present)
-
-
-def _put(env: VisuomotorEnv, state: np.ndarray, prop: int, pos: np.ndarray) -> np.ndarray:
-    adr = env.task._prop_qpos_ids[prop]
-    moved = state.copy()
-    moved[adr : adr + 3] = pos
-    return moved
-
-
-def _into(env: VisuomotorEnv, state: np.ndarray, toy: int, box: int, offset=(0.0, 0.0, 0.02)):
-    adr = env.task._prop_qpos_ids[box]
-    w, z = state[adr + 3], state[adr + 6]
-    yaw = 2.0 * np.arctan2(z, w)
-    turn = np.array([[np.cos(yaw), -np.sin(yaw), 0], [np.sin(yaw), np.cos(yaw), 0], [0, 0, 1]])
-    return _put(env, state, toy, state[adr : adr + 3] + turn @ np.asarray(offset))
-
-
-def _set(env: VisuomotorEnv, *states: np.ndarray) -> None:
-    """The worlds in these states, the last one in all that are left."""
-    rows = [*states, *[states[-1]] * (env.num_envs - len(states))]
-    env.sim.reset(torch.arange(env.num_envs), torch.from_numpy(np.stack(rows)))
+    return orders_env(8)
 
 
 # --- stages and reward ----------------------------------------------------------------------------
 
 
 def test_a_stage_is_the_number_of_toys_in_the_right_box(env):
-    states, state = [], _start(env, TOYS)
+    states, state = [], start_with(env, TOYS)
     states.append(state)
     for toy, side in ((0, -0.03), (1, 0.03), (2, -0.03), (3, 0.03)):
-        state = _into(env, state, toy, order.BOX_OF[toy], (side, 0.0, 0.02))
+        state = into(env, state, toy, order.BOX_OF[toy], (side, 0.0, 0.02))
         states.append(state)
-    _set(env, *states)
+    set_worlds(env, *states)
     stage = env.task.stage()
     assert stage[:5].tolist() == [0, 1, 2, 3, 4]
     assert env.task.reward(stage)[:5].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
@@ -90,10 +43,10 @@ def test_a_stage_is_the_number_of_toys_in_the_right_box(env):
 
 
 def test_with_fewer_toys_all_of_them_are_success_and_the_reward_is_their_number(env):
-    one, two = _start(env, (2,)), _start(env, (0, 2))
-    two = _into(env, two, 0, GREEN_BOX)
-    both = _into(env, two, 2, RED_BOX)
-    _set(env, one, _into(env, one, 2, RED_BOX), two, both)
+    one, two = start_with(env, (2,)), start_with(env, (0, 2))
+    two = into(env, two, 0, GREEN_BOX)
+    both = into(env, two, 2, RED_BOX)
+    set_worlds(env, one, into(env, one, 2, RED_BOX), two, both)
     stage = env.task.stage()
     assert stage[:4].tolist() == [0, 4, 1, 4]
     assert env.task.reward(stage)[:4].tolist() == [0.0, 1.0, 1.0, 2.0]
@@ -112,7 +65,7 @@ def test_with_fewer_toys_all_of_them_are_success_and_the_reward_is_their_number(
     ],
 )
 def test_in_the_right_box_means_between_its_walls_and_not_on_top_of_them(env, box, offset, inside):
-    _set(env, _into(env, _start(env, (0,)), 0, box, offset))
+    set_worlds(env, into(env, start_with(env, (0,)), 0, box, offset))
     assert bool(env.task.in_box()[0, 0]) == inside
     assert int(env.task.stage()[0]) == (4 if inside else 0)
 
@@ -120,31 +73,31 @@ def test_in_the_right_box_means_between_its_walls_and_not_on_top_of_them(env, bo
 def test_a_toy_that_the_hand_holds_is_not_delivered(env):
     """The box is held up under a toy between the fingers, and under one at a fingertip. Nor is it
     in the box, as one is that leans on a wall, while the hand touches it above the rim."""
-    state = _start(env, (2,))
+    state = start_with(env, (2,))
     state[env.jaco.qpos_ids[6:].numpy()] = 1.2
-    _set(env, state)
+    set_worlds(env, state)
     places = env.task.pinch_pos()[0].numpy(), env.task.fingertip_pos()[0, 0].numpy()
     rows = []
     for place in places:
-        rows.append(_put(env, state, RED_BOX, place - (0.0, 0.0, 0.02)))
-        rows[-1] = _put(env, rows[-1], 2, place)
-    _set(env, *rows)
+        rows.append(put(env, state, RED_BOX, place - (0.0, 0.0, 0.02)))
+        rows[-1] = put(env, rows[-1], 2, place)
+    set_worlds(env, *rows)
     assert float(env.task.hand_contacts(2)[:2].min()) > 0.0
     assert env.task.in_box()[:2, 2].tolist() == [True, True]
     assert env.task.stage()[:2].tolist() == [0, 4]
     above = [
-        _put(env, row, RED_BOX, place - (0.0, 0.0, order.RIM + 0.004))
+        put(env, row, RED_BOX, place - (0.0, 0.0, order.RIM + 0.004))
         for row, place in zip(rows, places, strict=True)
     ]
-    _set(env, *above)
+    set_worlds(env, *above)
     assert float(env.task.hand_contacts(2)[:2].min()) > 0.0
     assert env.task.in_box()[:2, 2].tolist() == [False, False]
 
 
 def test_a_toy_that_fell_off_the_table_is_not_an_absent_one(env):
-    state = _start(env, (0,))
+    state = start_with(env, (0,))
     for pos in ((0.7, 0.0, order.SHELF_Z), (-0.15, -0.45, -0.98), (0.0, 0.1, -0.9)):
-        _set(env, _put(env, state, 0, np.array(pos)))
+        set_worlds(env, put(env, state, 0, np.array(pos)))
         assert env.task.present()[0].tolist() == [True, False, False, False]
         assert int(env.task.stage()[0]) == 0
 
@@ -152,11 +105,11 @@ def test_a_toy_that_fell_off_the_table_is_not_an_absent_one(env):
 def test_where_toys_lie_is_told_whatever_the_hand_does(env):
     """Vision is asked for the leftmost and the rightmost toy of a kind: which one is nearest to a
     hand that the picture hardly shows is no question to learn from."""
-    state = _start(env, TOYS)
-    _set(env, state)
+    state = start_with(env, TOYS)
+    set_worlds(env, state)
     before = env.task.aux_targets()[0].view(-1, 3)
     state[env.jaco.qpos_ids.numpy()[:2]] += (0.4, -0.3)
-    _set(env, state)
+    set_worlds(env, state)
     after = env.task.aux_targets()[0].view(-1, 3)
     torch.testing.assert_close(after[:-2], before[:-2])
     assert float((after[-2] - before[-2]).norm()) > 0.05
@@ -173,13 +126,13 @@ def test_where_toys_lie_is_told_whatever_the_hand_does(env):
 
 
 def test_the_rightmost_toy_is_next_wherever_the_hand_is(env):
-    state = _start(env, TOYS)
+    state = start_with(env, TOYS)
     order_at_start = env.task.order_of(state)
     adr = env.task._prop_qpos_ids
     across = [state[adr[toy]] for toy in order_at_start]
     assert set(order_at_start) == set(TOYS) and across == sorted(across, reverse=True)
     for turn in (-0.4, 0.0, 0.4):
-        _set(env, state)
+        set_worlds(env, state)
         qpos = env.sim.data("qpos").clone()
         qpos[:, env.jaco.qpos_ids[0]] += turn
         moved = torch.cat((qpos, env.sim.data("qvel")), dim=1)
@@ -188,24 +141,24 @@ def test_the_rightmost_toy_is_next_wherever_the_hand_is(env):
         assert bool(left.all()) and set(toy.tolist()) == {order_at_start[0]}
     delivered = state
     for index, toy in enumerate(order_at_start):
-        _set(env, delivered)
+        set_worlds(env, delivered)
         assert int(env.task.next_toy()[0][0]) == toy
         side = 0.03 if index % 2 == 0 else -0.03
-        delivered = _into(env, delivered, toy, order.BOX_OF[toy], (side, 0.0, 0.02))
+        delivered = into(env, delivered, toy, order.BOX_OF[toy], (side, 0.0, 0.02))
 
 
 def test_the_toy_in_the_hand_comes_before_all(env):
-    state = _start(env, TOYS)
+    state = start_with(env, TOYS)
     last = env.task.order_of(state)[-1]
-    _set(env, state)
+    set_worlds(env, state)
     height = torch.tensor([0.0, 0.0, 0.01])
     in_hand = (env.task.pinch_pos()[0] + height).numpy()
-    _set(env, _put(env, state, last, in_hand))
+    set_worlds(env, put(env, state, last, in_hand))
     assert int(env.task.next_toy()[0][0]) == last
 
 
 def test_a_toy_that_is_delivered_is_told_where_its_box_is(env):
-    _set(env, _into(env, _start(env, (0, 2)), 0, GREEN_BOX))
+    set_worlds(env, into(env, start_with(env, (0, 2)), 0, GREEN_BOX))
     targets = env.task.aux_targets()[0].view(-1, 3)
     box = env.task.prop_pos(GREEN_BOX)[0].float()
     for index in (2, 3):
@@ -215,7 +168,7 @@ def test_a_toy_that_is_delivered_is_told_where_its_box_is(env):
 
 @pytest.mark.parametrize(("toy", "box"), [(0, GREEN_BOX), (2, RED_BOX)])
 def test_vision_is_asked_which_box_the_toy_in_the_hand_belongs_to(env, toy, box):
-    _set(env, _put(env, _start(env, (0, 2)), toy, env.task.pinch_pos()[0].numpy()))
+    set_worlds(env, put(env, start_with(env, (0, 2)), toy, env.task.pinch_pos()[0].numpy()))
     to_hand, to_box = env.task.aux_targets()[0].view(-1, 3)[-2:]
     hand, place = env.task.pinch_pos()[0], env.task.prop_pos(box)[0]
     torch.testing.assert_close(to_hand, torch.zeros(3), atol=1e-3, rtol=0.0)
@@ -237,14 +190,14 @@ def _views(env: VisuomotorEnv) -> list[torch.Tensor]:
 @pytest.mark.parametrize("kinds", [(PLANES,), (CARS,), (PLANES, CARS)])
 @pytest.mark.parametrize("delivered", [False, True])
 def test_toys_of_a_kind_may_be_exchanged_to_the_last_bit(kinds, delivered):
-    env = _env(4, strength=1.0)
+    env = orders_env(4, strength=1.0)
     rng = np.random.default_rng(1)
     states = []
     for _ in range(4):
-        state = _start(env, TOYS)
+        state = start_with(env, TOYS)
         state[: env.sim.model.nq] += rng.normal(0.0, 1e-3, env.sim.model.nq)
         state[env.sim.model.nq :] = rng.normal(0.0, 0.1, env.sim.model.nv)
-        states.append(_into(env, state, 1, GREEN_BOX) if delivered else state)
+        states.append(into(env, state, 1, GREEN_BOX) if delivered else state)
     before = np.stack(states)
     after = before.copy()
     for first, second in kinds:
@@ -268,12 +221,12 @@ def test_toys_of_a_kind_may_be_exchanged_to_the_last_bit(kinds, delivered):
 
 
 def test_the_state_ends_with_the_toy_that_is_next_and_says_nothing_where_none_is(env):
-    state = _start(env, (0, 2))
-    in_green = _into(env, state, 0, GREEN_BOX)
-    in_both = _into(env, in_green, 2, RED_BOX)
+    state = start_with(env, (0, 2))
+    in_green = into(env, state, 0, GREEN_BOX)
+    in_both = into(env, in_green, 2, RED_BOX)
     told = []
     for at in (in_green, in_both):
-        _set(env, at)
+        set_worlds(env, at)
         told.append(env.task.state()[0, -5 - 38 : -5])  # the stage is behind it
         toy, left = env.task.next_toy()
         if bool(left[0]):
@@ -288,7 +241,7 @@ def test_the_state_ends_with_the_toy_that_is_next_and_says_nothing_where_none_is
 
 def test_exchanged_episodes_are_all_the_ways_to_name_the_toys(env):
     for present, ways in (((0,), 1), ((0, 2), 1), ((0, 1), 2), ((0, 1, 2), 2), (TOYS, 4)):
-        found = env.task.exchanged(np.tile(_start(env, present), (3, 1)))
+        found = env.task.exchanged(np.tile(start_with(env, present), (3, 1)))
         assert len(found) == ways == len({states.tobytes() for states in found})
         assert all(states.shape == found[0].shape for states in found)
 
@@ -297,8 +250,8 @@ def test_exchanged_episodes_are_all_the_ways_to_name_the_toys(env):
 
 
 def test_absent_toys_are_neither_seen_nor_told_of():
-    env = _env(1, strength=1.0, render=True)
-    state = _start(env, (0,))
+    env = orders_env(1, strength=1.0, render=True)
+    state = start_with(env, (0,))
     views, pictures = [], []
     for shift in (0.0, 0.02):
         moved = state.copy()
@@ -306,19 +259,19 @@ def test_absent_toys_are_neither_seen_nor_told_of():
             adr, dof = env.task._prop_qpos_ids[toy], env.task._prop_dof_ids[toy]
             moved[adr : adr + 2] += shift
             moved[env.sim.model.nq + dof : env.sim.model.nq + dof + 6] = 5.0 * shift
-        _set(env, moved)
+        set_worlds(env, moved)
         views.append(_views(env))
         pictures.append(env.camera.caster.render(torch.tensor([0])))
     for first, second in zip(*views, strict=True):
         assert torch.equal(first, second)
     assert torch.equal(*pictures)
     # A toy on the table is seen.
-    _set(env, _put(env, state, 2, np.array([0.1, -0.06, 0.018])))
+    set_worlds(env, put(env, state, 2, np.array([0.1, -0.06, 0.018])))
     assert not torch.equal(env.camera.caster.render(torch.tensor([0])), pictures[0])
 
 
 def test_absent_toys_stay_on_their_shelf():
-    env = _env(6, strength=1.0)
+    env = orders_env(6, strength=1.0)
     before, present = env.task.toy_pos().clone(), env.task.present().clone()
     for _ in range(100):
         env.step(torch.zeros(6, 9))
@@ -327,91 +280,8 @@ def test_absent_toys_stay_on_their_shelf():
     assert torch.equal(env.task.present(), present)
 
 
-def test_what_the_hand_is_not_at_lies_elsewhere_and_nothing_else_changes(env):
-    """Toys away from the hand are drawn anew; the arm and the toy at the hand stay as they are, and
-    so does what is in a box, as seen from there."""
-    state = _start(env, TOYS)
-    state = _into(env, state, 3, RED_BOX)
-    state[env.jaco.qpos_ids.numpy()[1]] += 0.35  # down
-    _set(env, state)
-    hand = env.task.pinch_pos()[0].numpy()
-    assert hand[2] < rearrangement.ABOVE
-    at_hand = hand + (0.02, 0.0, -0.01)
-    state = _put(env, state, 0, at_hand)
-    for toy, x in ((1, hand[0] - 0.14), (2, hand[0] + 0.14)):
-        state = _put(env, state, toy, np.array([x, -0.09, order._height(toy)]))
-    adr, nq = env.task._prop_qpos_ids, env.sim.model.nq
-    movable = (1, 2, 3, GREEN_BOX, RED_BOX)
-    free = {i for prop in movable for i in range(adr[prop], adr[prop] + 7)}
-    free |= {
-        nq + i for toy in (1, 2) for i in range(*(env.task._prop_dof_ids[toy] + k for k in (0, 6)))
-    }
-    fixed = [i for i in range(len(state)) if i not in free]
-    _set(env, state)
-    in_box = env.task.in_box_frame()[0, 3].clone()
-    rng = np.random.default_rng(0)
-    seen = [env.task.rearranged(state, rng) for _ in range(60)]
-    pushed = 0
-    for other in seen:
-        assert np.array_equal(other[fixed], state[fixed])
-        _set(env, other)
-        torch.testing.assert_close(env.task.in_box_frame()[0, 3], in_box)
-        pushed += other[adr[RED_BOX]] != state[adr[RED_BOX]]
-        for toy in (1, 2):
-            there = env.task.props_present(other)[toy]
-            at = other[adr[toy] : adr[toy] + 2]
-            assert not there or np.linalg.norm(at - hand[:2]) > rearrangement.HAND
-            for box in (GREEN_BOX, RED_BOX):
-                assert (
-                    not there
-                    or not env.task._rearrangement.is_within(
-                        other, box, at[None], rearrangement.AROUND
-                    )[0]
-                )
-    assert 5 < pushed < 40
-    assert len({other[adr[1]] for other in seen}) > 30
-    assert max(other[adr[1] + 1] for other in seen) > 0.02  # beside boxes, too
-    assert np.array_equal(
-        env.task.rearranged(state, np.random.default_rng(3)),
-        env.task.rearranged(state, np.random.default_rng(3)),
-    )
-
-
-def test_a_box_is_pushed_to_where_there_is_room(env):
-    """With what is in it; and not over a toy, the hand or the other box."""
-    state = _into(env, _start(env, (0, 2)), 0, GREEN_BOX)
-    task, adr = env.task, env.task._prop_qpos_ids
-    hand = np.array([0.0, -0.1, 0.3])
-    push = np.array([0.03, -0.02, 0.4])
-    pushed = task._rearrangement.pushed_box(state, GREEN_BOX, push, hand, [0])
-    moved = pushed[adr[GREEN_BOX] : adr[GREEN_BOX] + 2] - state[adr[GREEN_BOX] : adr[GREEN_BOX] + 2]
-    assert moved == pytest.approx(push[:2])
-    _set(env, pushed)
-    assert bool(task.in_box()[0, 0])
-    green = state[adr[GREEN_BOX] : adr[GREEN_BOX] + 2]
-    beside = _put(env, state, 2, np.array([*green + (0.0, -0.11), order._height(2)]))
-    over = np.array([*green, 0.3])
-    for where, box_push, at, kept in (
-        (beside, (0.0, -0.06, 0.0), hand, [0, 2]),
-        (state, push, over, [0]),
-        (state, (0.2, 0.0, 0.0), hand, [0]),
-    ):
-        same = task._rearrangement.pushed_box(where, GREEN_BOX, np.array(box_push), at, kept)
-        assert np.array_equal(same, where)
-
-
-def test_toys_that_lie_elsewhere_may_be_of_the_other_kind(env):
-    state = _start(env, (0, 1))
-    rng = np.random.default_rng(0)
-    kinds = {
-        tuple(env.task.props_present(env.task.rearranged(state, rng))[:4].tolist())
-        for _ in range(60)
-    }
-    assert len(kinds) == 6 and all(sum(kind) == 2 for kind in kinds)
-
-
 def test_a_turned_episode_has_the_same_toys(env):
-    state = _start(env, (0, 2))
+    state = start_with(env, (0, 2))
     turned = env.task.turned(np.tile(state, (2, 1)), 0.3)[0]
     assert env.task.props_present(turned).tolist() == env.task.props_present(state).tolist()
     assert not env.task.may_start(turned)
@@ -423,13 +293,16 @@ def test_a_turned_episode_has_the_same_toys(env):
 
 def test_shapes_follow_from_seed_and_episode_alone():
     names = (*_GEOM_FIELDS, "body_inertia", "body_ipos", "mat_rgba")
-    four, two = _env(4, 1.0, seed=5, episode_steps=2), _env(2, 1.0, seed=5, episode_steps=2)
-    other = _env(4, 1.0, seed=6)
+    four, two = (
+        orders_env(4, 1.0, seed=5, episode_steps=2),
+        orders_env(2, 1.0, seed=5, episode_steps=2),
+    )
+    other = orders_env(4, 1.0, seed=6)
     fields = {name: four.sim.model_field(name).clone() for name in names}
     for name in names:
         assert torch.equal(two.sim.model_field(name), fields[name][:2])
         assert not torch.equal(other.sim.model_field(name), fields[name])
-    two.reset_sampler = lambda rng: _start(two, (0,))  # wherever an episode starts
+    two.reset_sampler = lambda rng: start_with(two, (0,))  # wherever an episode starts
     for _ in range(2):
         two.step(torch.rand(2, 9))
     for name in names:
@@ -441,7 +314,7 @@ def test_shapes_follow_from_seed_and_episode_alone():
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_drawn_toy_is_the_one_that_a_compiler_makes(seed):
     derived = ("body_subtreemass", "body_invweight0", "dof_invweight0", "dof_M0")
-    env = _env(1, seed=seed)
+    env = orders_env(1, seed=seed)
     rng = np.random.default_rng([seed, 3, 0])
     spec = scene.build_spec(env.config.env, env.config.camera)
     shapes = {index: order._shape(index)(rng.random(toys.NUMBERS)) for index in TOYS}
@@ -512,7 +385,7 @@ def test_toys_start_apart_and_with_room_for_fingers():
 
 
 def test_resume_goes_on_bit_for_bit_with_the_same_shapes():
-    kept, other = _env(3, 1.0, episode_steps=6), _env(3, 1.0, seed=5, episode_steps=6)
+    kept, other = orders_env(3, 1.0, episode_steps=6), orders_env(3, 1.0, seed=5, episode_steps=6)
     action = torch.rand(9, 3, 9, generator=torch.Generator().manual_seed(0)) * 2 - 1
     for step in range(4):
         kept.step(action[step])
@@ -529,9 +402,9 @@ def test_resume_goes_on_bit_for_bit_with_the_same_shapes():
 
 
 def test_the_reward_of_an_episodes_last_step_is_that_of_its_last_state():
-    env = _env(2, episode_steps=1)
-    one = _start(env, (2,))
-    _set(env, _into(env, one, 2, RED_BOX, (0.0, 0.0, 0.0195)))
+    env = orders_env(2, episode_steps=1)
+    one = start_with(env, (2,))
+    set_worlds(env, into(env, one, 2, RED_BOX, (0.0, 0.0, 0.0195)))
     result = env.step(torch.zeros(2, 9))
     assert result.truncated.all()
     assert result.success.all()
@@ -558,7 +431,7 @@ def _in_image(env: VisuomotorEnv, points: torch.Tensor) -> torch.Tensor:
 
 
 def test_starts_have_room_are_seen_and_come_in_every_number():
-    env = _env(64, strength=1.0)
+    env = orders_env(64, strength=1.0)
     task = env.task
     present = task.present()
     assert set(present.sum(dim=1).tolist()) == {1, 2, 3, 4}
@@ -587,7 +460,7 @@ def test_starts_have_room_are_seen_and_come_in_every_number():
 
 
 def test_random_actions_leave_every_number_finite():
-    env = _env(4, strength=1.0)
+    env = orders_env(4, strength=1.0)
     generator = torch.Generator().manual_seed(0)
     for _ in range(100):
         result = env.step(torch.rand(4, 9, generator=generator) * 2 - 1)
@@ -599,8 +472,8 @@ def test_random_actions_leave_every_number_finite():
 
 
 def test_a_demonstration_is_cut_into_toy_and_box_by_turns():
-    demos, _ = collect(_config(), 2, seed=1)
-    env = _env(8)
+    demos, _ = collect(orders_config(), 2, seed=1)
+    env = orders_env(8)
     for demo in demos.demos:
         motion = read_motion(env, demo)
         assert motion.present.tolist() == env.task.props_present(demo.states[0]).tolist()
