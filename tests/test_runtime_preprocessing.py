@@ -143,13 +143,25 @@ class Fake:
 
 def test_the_newest_frame_is_kept_and_a_repeated_one_grows_old() -> None:
     one, two = picture(4, 4), picture(4, 4) + 1
-    camera = Newest(Fake([one, two, two.copy(), two.copy()]))
+    camera = Newest(
+        Fake([one, two, two.copy(), two.copy()]), lambda frame, channels: frame[..., ::-1]
+    )
     while camera.camera.frames:  # type: ignore[attr-defined]
         pass
     camera.close()
     assert camera.frame is not None
-    assert (camera.frame.image == two).all()
+    assert (camera.frame.image == two[..., ::-1]).all()
     assert camera.frame.changed < camera.frame.stamp
+
+
+def test_a_frame_that_cannot_be_read_is_left_out_and_told_of() -> None:
+    good = picture(64, 64)
+    camera = Newest(Fake([good, picture(64, 64)[..., :1]]), Preprocessing(64, 64, 30.0))
+    while not camera.problem:
+        pass
+    camera.close()
+    assert camera.frame is not None and (camera.frame.image == good).all()
+    assert "frame: expected (height, width, 3) uint8" in camera.problem
 
 
 def test_a_video_file_is_a_camera_and_a_camera_that_is_not_there_an_error(tmp_path: Path) -> None:

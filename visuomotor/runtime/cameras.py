@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -31,7 +32,7 @@ class Camera(Protocol):
 
 
 class Frame(NamedTuple):
-    image: np.ndarray  # (h, w, 3) uint8
+    image: np.ndarray  # (height, width, 3) uint8 RGB, as the policy reads it
     stamp: float  # s, time.monotonic() at which it came
     changed: float  # s, when a frame came that differed from the one before it
 
@@ -42,8 +43,11 @@ class Newest:
     A camera that hangs may hand out one picture for ever: `changed` then stays behind.
     """
 
-    def __init__(self, camera: Camera):
+    def __init__(self, camera: Camera, preprocessing: Callable[[np.ndarray, str], np.ndarray]):
+        """preprocessing: from a frame and its channels to what the policy reads; done here, as soon
+        as a frame comes, rather than between its decision and the arm."""
         self.camera = camera
+        self._preprocessing = preprocessing
         self.frame: Frame | None = None
         self.problem = ""  # the last error in reading the camera
         self._stop = threading.Event()
@@ -51,18 +55,23 @@ class Newest:
         self._thread.start()
 
     def _read(self) -> None:
+        raw = np.zeros(0, np.uint8)
         while not self._stop.is_set():
             try:
-                image = self.camera.read()
+                newest = self.camera.read()
+                image = (
+                    None if newest is None else self._preprocessing(newest, self.camera.channels)
+                )
             except Exception as error:
                 # One broken frame; if all are, the newest grows old, and the guard acts on that.
                 self.problem = f"{type(error).__name__}: {error}"
-                image = None
-            if image is None:
+                newest = image = None
+            if newest is None or image is None:
                 time.sleep(IDLE)
                 continue
             now, last = time.monotonic(), self.frame
-            same = last is not None and np.array_equal(last.image, image)
+            same = last is not None and np.array_equal(raw, newest)
+            raw = newest
             self.frame = Frame(image, now, last.changed if same and last is not None else now)
 
     def close(self) -> None:

@@ -18,8 +18,8 @@ def run_at(
     for the arm.
 
     warm_up: called again and again in the last `lead` s before a tick is due, for what it does to
-      the processor; its last call begins only if one as long as those before it would be over
-      by then.
+      the processor, which is not let sleep before the tick; its last call begins only if one as
+      long as the one before it would be over by then.
     """
     due = time.monotonic()
     while not should_stop():
@@ -31,10 +31,11 @@ def run_at(
             time.sleep(max(0.0, due - now))
             continue
         time.sleep(max(0.0, due - lead - now))
-        longest = 0.0
+        spent = 0.0
         begin = time.monotonic()
-        while begin + longest < due:
+        while begin + spent < due:
             warm_up()
             end = time.monotonic()
-            longest, begin = max(longest, end - begin), end
-        time.sleep(max(0.0, due - begin))
+            spent, begin = end - begin, end
+        while time.monotonic() < due:
+            pass  # asleep, the processor would be slow again

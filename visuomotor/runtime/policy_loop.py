@@ -9,14 +9,12 @@ from __future__ import annotations
 import contextlib
 import time
 
-import cv2
 import numpy as np
 
 from visuomotor.runtime.bundle import Bundle, BundleError
 from visuomotor.runtime.cameras import Newest
 from visuomotor.runtime.guard import State
 from visuomotor.runtime.jaco import LIMITS
-from visuomotor.runtime.preprocessing import Preprocessing
 from visuomotor.runtime.proprioception import entries, proprioception
 from visuomotor.runtime.slots import Slot, command_type, state_of, text
 
@@ -51,31 +49,32 @@ class PolicyLoop:
         self,
         bundle: Bundle,
         camera: Newest,
-        preprocessing: Preprocessing,
         command: Slot,
         report: Slot,
     ):
         check_arm(bundle, LIMITS.joint_names)
         self.bundle = bundle
         self._camera = camera
-        self._preprocessing = preprocessing
         self._command = command
         self._report = report
         self._refresh = bundle.contract.refresh_steps
         self._pixels: np.ndarray | None = None
-        self._proprio = np.zeros(bundle.contract.proprio_dim, np.float32)
         self._frame_stamp = 0.0
         self._steps = 0
         self._value = np.zeros((), command_type(len(bundle.contract.joint_names)))
         self.durations: list[float] = []  # s that a step of the policy took, without the camera
 
     def warm_up(self) -> None:
-        """A step on what was seen last, for nothing: in the 50 ms since the last one other work has
+        """What `tick` is about to do, for nothing: in the 50 ms since the last one other work has
         taken the processor's caches, and the processor has gone to sleep. To be called for the
         WARM_UP before each tick; without, the step that counts takes up to three times as long."""
-        if self._pixels is not None:
-            with contextlib.suppress(BundleError):
-                self.bundle.infer(self._pixels, self._proprio, self.bundle.initial_hidden())
+        _, report = self._report.read()
+        frame = self._camera.frame
+        if report is None or frame is None:
+            return
+        with contextlib.suppress(BundleError, ValueError):
+            proprio = proprioception(report["position"], report["velocity"])
+            self.bundle.infer(frame.image, proprio, self.bundle.initial_hidden())
 
     def tick(self) -> None:
         _, report = self._report.read()
@@ -89,15 +88,14 @@ class PolicyLoop:
         velocity = np.zeros(len(self.bundle.contract.joint_names))
         try:
             if self._steps % self._refresh == 0:
-                self._pixels = self._preprocessing(frame.image, self._camera.camera.channels)
+                self._pixels = frame.image
                 self._frame_stamp = frame.stamp
             assert self._pixels is not None
             begin = time.perf_counter()
             proprio = proprioception(report["position"], report["velocity"])
             velocity = self.bundle.step(self._pixels, proprio)
-            self._proprio = proprio
             self.durations.append(time.perf_counter() - begin)
-        except (BundleError, ValueError, cv2.error) as error:
+        except (BundleError, ValueError) as error:
             problem = str(error)
         self._steps += 1
         value = self._value

@@ -61,14 +61,14 @@ class Preprocessing:
             frame = cv2.remap(frame, *self._maps, cv2.INTER_LINEAR)
         else:
             frame = _middle(frame, self.width / self.height)
-        return resize(frame[..., ::-1] if channels == "BGR" else frame, self.height, self.width)
+        small = resize(frame, self.height, self.width)
+        return np.ascontiguousarray(small[..., ::-1]) if channels == "BGR" else small
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """(h, w, 3) uint8 -> (height, width, 3) uint8, area averaging; the same size stays as it is."""
-    image = np.ascontiguousarray(image)
     if image.shape[:2] == (height, width):
-        return image
+        return np.ascontiguousarray(image)
     return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA))
 
 

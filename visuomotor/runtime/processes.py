@@ -31,6 +31,7 @@ from visuomotor.runtime.streamer import SWITCH, Streamer, keep_awake, run_stream
 
 FIRST_FRAME = 10.0  # s that a camera is given
 STREAMER_PRIORITY, POLICY_PRIORITY = 10, 5  # of SCHED_FIFO: the streamer comes first
+SWITCH_INTERVAL = 1e-4  # s after which the camera's thread lets the policy's have the interpreter
 
 
 def make_camera(settings: dict[str, Any]) -> Camera:
@@ -74,11 +75,11 @@ def policy_process(settings: dict[str, Any], stop: _Stop) -> None:
     contract = bundle.contract
     lens = None if settings["lens"] is None else load_lens(settings["lens"])
     joints, slots = len(contract.joint_names), settings["slots"]
-    camera = Newest(make_camera(settings["camera"]))
+    preprocessing = Preprocessing(contract.height, contract.width, contract.fovy_deg, lens)
+    camera = Newest(make_camera(settings["camera"]), preprocessing)
     loop = PolicyLoop(
         bundle,
         camera,
-        Preprocessing(contract.height, contract.width, contract.fovy_deg, lens),
         Slot.open(slots["command"], command_type(joints)),
         Slot.open(slots["report"], report_type(joints)),
     )
@@ -88,6 +89,7 @@ def policy_process(settings: dict[str, Any], stop: _Stop) -> None:
             why = f": {camera.problem}" if camera.problem else ""
             raise CameraError(f"the camera has sent no frame within {FIRST_FRAME:.0f} s{why}")
         time.sleep(0.01)
+    sys.setswitchinterval(SWITCH_INTERVAL)
     awake = keep_awake(POLICY_PRIORITY)
     told = f"replayed {bundle.replay.steps} golden steps; {awake}"
     print(json.dumps({"ready": told}), flush=True)
