@@ -128,6 +128,18 @@ def test_physics_has_half_the_timestep_and_another_solver(trained: VisuomotorEnv
     assert model.geom_solref[block, 0] < ours.geom_solref[block, 0]
 
 
+def test_half_the_timestep_is_half_of_what_a_task_was_trained_with() -> None:
+    """Pouring's is shorter than the configured one."""
+    config = replace(CONFIG, task="pouring")
+    steps = [
+        evaluation_env(
+            config, num_envs=1, seed=0, strength=0.0, device=CPU, render=False, heldout=heldout
+        ).sim.model.opt.timestep
+        for heldout in (None, HeldOut(("physics",)))
+    ]
+    assert steps[1] == pytest.approx(steps[0] / 2)
+
+
 @pytest.mark.parametrize("name", ["physics", "latency", "props"])
 def test_what_is_held_out_can_still_be_done(name: str) -> None:
     """By the demonstrator: a world in which nobody lifts a block judges no policy."""

@@ -85,7 +85,7 @@ class EvaluateConfig:
     # evaluations/<task>-<sims>-seed<seed>.
     out: str | None = None
     device: str = "auto"
-    strength: float | None = None  # of the randomization; None: 1 for randomized, 0 for nominal
+    strength: float | None = None  # of sims=randomized; None: 1
     episode_steps: int | None = None  # control steps; None: as the policy was trained
     calibration: str | None = None  # visuomotor.calibrate's file: the nominal camera stands there
     video: bool = True  # a short film and a contact sheet of the policy's own camera
@@ -119,6 +119,8 @@ def _check(options: EvaluateConfig) -> list[str]:
         raise UserError("strength= has no place with sims=heldout: it is that of training")
     if options.values is not None and not options.sims.startswith(PREFIX):
         raise UserError(f"values= are those of a swept factor; give sims={PREFIX}<factor>")
+    if options.strength is not None and options.sims == "nominal":
+        raise UserError("strength= has no place with sims=nominal; give sims=randomized")
     if options.strength is not None and options.sims.startswith(PREFIX):
         raise UserError("strength= has no place in a sweep: all other factors are nominal")
     if options.episodes < 1:
@@ -164,7 +166,8 @@ def _same_worlds(names: list[str], configs: list[Config], steps: int | None) -> 
             )
         if config.randomization != first.randomization:
             print(f"{name} is judged in the worlds of {names[0]}: its own differ", file=sys.stderr)
-    env = replace(first.env, episode_steps=steps or first.env.episode_steps)
+    # All cores, whatever the training was given: episodes do not depend on it.
+    env = replace(first.env, episode_steps=steps or first.env.episode_steps, num_threads=0)
     return [replace(c, env=env, randomization=first.randomization) for c in configs]
 
 
@@ -176,9 +179,12 @@ def _labels(names: list[str]) -> list[str]:
     """A name for each policy's folder and row: the last part of its path, made unique."""
     labels: list[str] = []
     for name in names:
-        label = Path(name).resolve().name
-        number = sum(label == Path(other).resolve().name for other in names[: len(labels)])
-        labels.append(f"{label}-{number + 1}" if number else label)
+        stem = label = Path(name).resolve().name
+        number = 1
+        while label in labels:
+            number += 1
+            label = f"{stem}-{number}"
+        labels.append(label)
     return labels
 
 

@@ -14,7 +14,8 @@ import mujoco
 import numpy as np
 
 from visuomotor.config import Config
-from visuomotor.envs import scene
+from visuomotor.envs import make_task, scene
+from visuomotor.envs.environment import physics_timestep
 
 _DELAYS = ("camera_delay", "action_delay")
 
@@ -38,7 +39,8 @@ def _shadows(config: Config) -> Config:
 
 
 def _half_timestep(config: Config) -> Config:
-    return replace(config, env=replace(config.env, physics_dt=config.env.physics_dt / 2))
+    trained = physics_timestep(config.env, make_task(config.task))
+    return replace(config, env=replace(config.env, physics_dt=trained / 2))
 
 
 def _other_solver(spec: mujoco.MjSpec) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visuomotor.config import Config
+from visuomotor.config import Config, EnvConfig
 from visuomotor.envs import robot, scene
 from visuomotor.envs.camera import CameraSensor, RayCaster
 from visuomotor.envs.mujoco_cpu import MujocoCpuSimulation
@@ -67,6 +67,13 @@ class StepResult(NamedTuple):
     final_observation: Observation  # of these worlds before their reset, (n, ...); no pixels
 
 
+def physics_timestep(env: EnvConfig, task: Task) -> float:
+    """-> s: the configured one, or one that the task can do with where that is too long."""
+    if env.physics_dt <= task.longest_physics_dt:
+        return env.physics_dt
+    return env.control_dt / math.ceil(env.control_dt / task.longest_physics_dt - 1e-9)
+
+
 class VisuomotorEnv:
     """The environment.
 
@@ -106,12 +113,9 @@ class VisuomotorEnv:
         self.device = torch.device("cpu") if device is None else device
         self.reset_sampler = reset_sampler
         self.strength = config.randomization.strength
-        env = config.env
+        env = replace(config.env, physics_dt=physics_timestep(config.env, task))
         self.episode_steps = task.episode_steps if env.episode_steps is None else env.episode_steps
         self.control_dt = env.control_dt
-        if env.physics_dt > task.longest_physics_dt:
-            substeps = math.ceil(env.control_dt / task.longest_physics_dt - 1e-9)
-            env = replace(env, physics_dt=env.control_dt / substeps)
         spec = scene.build_spec(env, config.camera)
         task.add_props(spec)
         if alter is not None:
