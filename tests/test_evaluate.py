@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import cv2
+import mujoco
 import numpy as np
 import pytest
 import torch
@@ -24,7 +25,7 @@ from visuomotor import __version__
 from visuomotor.cli import run_command
 from visuomotor.config import CameraConfig, Config, CurriculumConfig
 from visuomotor.envs import Observation, VisuomotorEnv, make_env
-from visuomotor.evaluate import evaluate
+from visuomotor.evaluate import _labels, evaluate
 from visuomotor.evaluation import (
     EPISODES_APART,
     OUTCOMES,
@@ -36,6 +37,7 @@ from visuomotor.evaluation import (
     summarize,
 )
 from visuomotor.overrides import to_yaml
+from visuomotor.policies import PixelPolicy
 from visuomotor.runtime.files import GOLDEN, MANIFEST, MODEL, seal_manifest
 from visuomotor.statistics import wilson_interval
 
@@ -149,8 +151,10 @@ def test_a_summary_counts_rates_of_the_best_stage() -> None:
     episodes, _ = _run_scripted(5)
     summary = summarize(episodes, task="lifting", seed=3)
     low, high = wilson_interval(2, 5)
-    measured_by = {name: summary.pop(name) for name in ("visuomotor", "git_commit", "git_changed")}
+    names = ("visuomotor", "git_commit", "git_changed", "versions")
+    measured_by = {name: summary.pop(name) for name in names}
     assert measured_by["visuomotor"] == __version__
+    assert measured_by["versions"]["mujoco"] == mujoco.__version__
     assert summary == {
         "task": "lifting",
         "seed": 3,
@@ -407,20 +411,49 @@ def test_nominal_worlds_are_all_at_their_defaults(run: Path, tmp_path: Path) -> 
 
 
 def test_a_runs_evaluation_belongs_into_its_folder(tmp_path: Path) -> None:
+    """And backs its export if it is randomized to the full, and none of more episodes is there."""
     folder = write_run(tmp_path / "run", CONFIG)
     before = _names(folder)
-    arguments = [
-        f"policy={folder}",
-        "episodes=1",
-        "strength=0.5",
-        "video=false",
-        "report=false",
-        "device=cpu",
-    ]
+    bare = [f"policy={folder}", "video=false", "report=false", "device=cpu"]
+    kept = {"evaluation.json", "episodes.csv", "factors.csv"}
+    assert run_command(evaluate, [*bare, "episodes=1", "strength=0.5"]) == 0
+    assert _names(folder / "evaluations" / "randomized-seed0") == kept
+    assert _names(folder) == before | {"evaluations"}
+    summaries = []
+    for episodes, sims in ((2, "randomized"), (1, "randomized"), (3, "nominal")):
+        assert run_command(evaluate, [*bare, f"episodes={episodes}", f"sims={sims}"]) == 0
+        assert _names(folder) == before | {"evaluations", "evaluation.json"}
+        summaries.append(json.loads((folder / "evaluation.json").read_text()))
+    assert [(one["sims"], one["episodes"]) for one in summaries] == [("randomized", 2)] * 3
+
+
+def test_the_same_worlds_have_the_same_mark(tmp_path: Path, run: Path) -> None:
+    marks = []
+    for extra in ([], ["seed=1"], ["strength=0.5"], ["sims=nominal"], ["sims=heldout"]):
+        out = tmp_path / str(len(marks))
+        arguments = [f"policy={run}", "episodes=1", *BARE, "device=cpu", f"out={out}"]
+        assert run_command(evaluate, [*arguments, *extra]) == 0
+        marks.append(json.loads((out / "evaluation.json").read_text())["worlds"])
+    assert marks[0] == marks[1] and len(set(marks)) == 4
+
+
+def test_a_policy_that_raises_loses_its_episodes_and_not_the_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    acted = PixelPolicy.act
+    calls = iter(range(1000))
+
+    def act(self: PixelPolicy, seen: Any, episode_start: torch.Tensor) -> torch.Tensor:
+        if next(calls) == 2:
+            raise RuntimeError("out of ideas")
+        return acted(self, seen, episode_start)
+
+    monkeypatch.setattr(PixelPolicy, "act", act)
+    arguments = [f"policy={run}", "episodes=65", *BARE, "device=cpu", f"out={tmp_path}"]
     assert run_command(evaluate, arguments) == 0
-    assert _names(folder) == before | {"evaluation.json", "episodes.csv", "factors.csv"}
-    summary = json.loads((folder / "evaluation.json").read_text())
-    assert (summary["sims"], summary["strength"], summary["episodes"]) == ("randomized", 0.5, 1)
+    summary = json.loads((tmp_path / "evaluation.json").read_text())
+    assert (summary["episodes"], summary["stopped"]) == (65, 64)  # the first round's
+    assert "RuntimeError: out of ideas" in capsys.readouterr().err
 
 
 # --- bad input ----------------------------------------------------------------------------------
@@ -557,9 +590,8 @@ def test_a_damaged_run_is_refused(
 # --- all or nothing -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("part", ["run_episodes", "write_video", "write_contact_sheet"])
 def test_what_fails_on_the_way_leaves_the_older_evaluation_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Path, part: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Path
 ) -> None:
     (tmp_path / "evaluation.json").write_text("old")
     (tmp_path / "episodes.csv").write_text("old")
@@ -567,10 +599,55 @@ def test_what_fails_on_the_way_leaves_the_older_evaluation_as_it_was(
     def fail(*arguments: Any, **options: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    module = visuomotor.evaluate if part == "run_episodes" else visuomotor.evaluation
-    monkeypatch.setattr(module, part, fail)
+    monkeypatch.setattr(visuomotor.evaluate, "run_episodes", fail)
     with pytest.raises(OSError, match="No space"):
         evaluate([f"policy={run}", "episodes=1", f"out={tmp_path}", "report=false", "device=cpu"])
     assert (tmp_path / "evaluation.json").read_text() == "old"
     assert (tmp_path / "episodes.csv").read_text() == "old"
     assert not any(name.startswith(".") for name in _names(tmp_path))
+
+
+@pytest.mark.parametrize("part", ["write_video", "write_contact_sheet"])
+def test_a_film_that_cannot_be_made_costs_nothing_but_itself(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run: Path,
+    part: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nor does one of other episodes stay beside the numbers."""
+    for name in ("evaluation.mp4", "evaluation.png", "report.html"):
+        (tmp_path / name).write_text("old")
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("no encoder")
+
+    monkeypatch.setattr(visuomotor.evaluation, part, fail)
+    arguments = [f"policy={run}", "episodes=1", f"out={tmp_path}", "report=false", "device=cpu"]
+    assert evaluate(arguments) == 0
+    made = {"evaluation.mp4"} if part == "write_contact_sheet" else set()
+    assert _names(tmp_path) == {"evaluation.json", "episodes.csv", "factors.csv"} | made
+    assert "no film: RuntimeError: no encoder" in capsys.readouterr().err
+
+
+def test_each_policy_is_written_as_soon_as_it_is_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Path
+) -> None:
+    done: list[str] = []
+
+    def second_fails(*arguments: Any, **options: Any) -> Any:
+        done.append("")
+        if len(done) == 2:
+            raise OSError(5, "Input/output error")
+        return run_episodes(*arguments, **options)
+
+    monkeypatch.setattr(visuomotor.evaluate, "run_episodes", second_fails)
+    with pytest.raises(OSError):
+        evaluate([f"policy={run},{run}", "episodes=1", *BARE, "device=cpu", f"out={tmp_path}"])
+    assert _names(tmp_path) == {run.name}
+    assert "evaluation.json" in _names(tmp_path / run.name)
+
+
+def test_every_policy_has_a_name_of_its_own() -> None:
+    names = ["a/run", "b/run", "c/run-2", "lifting", "d/run"]
+    assert _labels(names) == ["run", "run-2", "run-2-2", "lifting", "run-3"]

@@ -149,7 +149,7 @@ def test_a_bundle_acts_as_its_actor_in_every_world(exported: Path, actor: PixelA
     loaded = policy_files.load_evaluated_policy(str(exported), torch.device("cpu"))
     assert loaded.bundle is not None
     assert loaded.config == CONFIG
-    assert loaded.default_out is None
+    assert loaded.run is None
     bundle, torch_policy = loaded.policy(3), PixelPolicy(actor, 3)
     generator = torch.Generator().manual_seed(0)
     for t in range(30):

@@ -11,7 +11,7 @@ from tests.runs import CPU, moving_actor, small_run
 from visuomotor.envs import make_env
 from visuomotor.errors import UserError
 from visuomotor.evaluation import episodes_csv, evaluate_actor, evaluation_env
-from visuomotor.factors import OWN
+from visuomotor.factors import OWN, Factor, beyond
 from visuomotor.randomization import register_factor
 
 CONFIG = small_run(episode_steps=3)
@@ -90,3 +90,12 @@ def test_a_name_is_taken_once(registry):
     register_factor("hue", **mine)(_table_friction)
     with pytest.raises(UserError, match="'hue' is there already"):
         make_env(CONFIG, num_envs=1, render=False)
+
+
+def test_beyond_is_past_the_range_and_within_what_a_world_can_have() -> None:
+    assert beyond(Factor("delay", 0, 2, 0, "integer"), 0.5) == 3
+    assert beyond(Factor("delay", 2, 2, 0, "integer"), 0.5) == 3  # one delay, always the same
+    assert beyond(Factor("lights", 1, 3, 3, "integer", 1, 3), 0.5) == 3
+    size = Factor("size", 0.5, 1.5, 1.0, least=0.1)
+    assert beyond(size, 0.49) == 0.1 and beyond(size, 0.75) == pytest.approx(1.75)
+    assert beyond(Factor("drop", 0.0, 0.8, 0.0, least=0.0, most=1.0), 0.9) == 1.0

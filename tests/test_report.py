@@ -152,5 +152,5 @@ def test_a_damaged_older_evaluation_does_not_stand_in_the_way_of_a_new_one(tmp_p
     (run / "evaluation.json").write_text("{half")
     arguments = [f"policy={run}", "episodes=1", "video=false", "device=cpu"]
     assert run_command(evaluate, arguments) == 0
-    assert (run / "report.html").exists()
+    assert (run / "evaluations" / "randomized-seed0" / "report.html").exists()
     assert '"episodes": 1' in (run / "evaluation.json").read_text()

@@ -54,7 +54,10 @@ def test_grids_reach_beyond_training_on_both_sides() -> None:
     one_sided = grid(Factor("noise", 0.0, 0.01, 0.0))
     assert one_sided[0] == 0.0 and one_sided[-1] == 0.02
     assert grid(Factor("camera_delay", 0, 2, 0, "integer")) == [0, 1, 2, 3, 4]
-    assert grid(Factor("num_lights", 1, 3, 3, "integer")) == [1, 2, 3]
+    assert grid(Factor("num_lights", 1, 3, 3, "integer", 1, 3)) == [1, 2, 3]
+    # As far as a world can go.
+    assert grid(Factor("drop", 0.0, 0.8, 0.0, least=0.0, most=1.0))[-1] == 1.0
+    assert grid(Factor("friction", 0.4, 1.6, 1.0, least=0.0))[0] == 0.0
     with pytest.raises(UserError, match="does not vary in training; give values="):
         grid(Factor("hue", 0.0, 0.0, 0.0))
 
@@ -66,6 +69,11 @@ def test_the_range_that_holds_has_no_gap_and_holds_the_neutral_value() -> None:
     assert holding_range(points(10, 5, 9, 10, 9, 8), neutral=3.0) == (2.0, 4.0)
     assert holding_range(points(9, 9, 9), neutral=0.0) == (0.0, 2.0)
     assert holding_range(points(10, 8, 10), neutral=1.0) is None
+    # 10 of 10 are 72 % at least: too few to be certain.
+    assert holding_range(points(10, 10), neutral=0.0, certain=True) is None
+    many = [SweepPoint(float(value), 200, successes) for value, successes in enumerate((190, 182))]
+    assert holding_range(many, neutral=0.0) == (0.0, 1.0)
+    assert holding_range(many, neutral=0.0, certain=True) == (0.0, 0.0)
 
 
 def test_a_pinned_factor_has_its_value_everywhere_and_the_others_are_as_they_were() -> None:
@@ -153,6 +161,10 @@ def test_a_sweep_is_kept_as_table_record_and_picture(
         (["sims=sweep:friction", "values=a"], r"values=a for prop_friction; give numbers above 0"),
         (["sims=sweep:friction", "values=nan"], r"values=nan for prop_friction"),
         (["sims=sweep:camera_delay", "values=1.5"], r"give whole numbers from 0 on"),
+        (["sims=sweep:texture/table", "values=99"], r"give whole numbers from 0 to 8"),
+        (["sims=sweep:pixel_noise", "values=-1"], r"for pixel_noise; give numbers from 0 on"),
+        (["sims=sweep:action_drop", "values=1.5"], r"for action_drop; give numbers from 0 to 1"),
+        (["sims=sweep:camera_fovy", "values=-40"], r"give numbers from -29 to 149"),
         (["sims=sweep:friction", "strength=1"], r"strength= has no place in a sweep"),
         (["sims=nominal", "values=1"], r"values= are those of a swept factor; give sims=sweep:"),
     ],

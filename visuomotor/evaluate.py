@@ -9,27 +9,33 @@ its number: every policy meets the same start states and factors. Writes `evalua
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import sys
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from visuomotor.checkpoint import write_atomic
 from visuomotor.cli import resolve_device, run_command
+from visuomotor.clips import WIDE, Seen
 from visuomotor.comparison import Outcome, compare, comparison, table
 from visuomotor.config import Config, EnvConfig
-from visuomotor.envs import VisuomotorEnv
+from visuomotor.envs import Observation, VisuomotorEnv
 from visuomotor.errors import UserError, did_you_mean
 from visuomotor.evaluation import (
     MAX_WORLDS,
     Episodes,
     Film,
+    Guarded,
+    episodes_csv,
     evaluation_env,
+    measured_by,
     run_episodes,
     summarize,
     write_evaluation,
@@ -40,6 +46,7 @@ from visuomotor.heldout import CHANGES, HeldOut
 from visuomotor.overrides import parse_overrides, to_yaml
 from visuomotor.policy_files import LoadedPolicy, load_evaluated_policy, training_curve
 from visuomotor.real_camera import calibrated
+from visuomotor.runtime.files import EVALUATION
 from visuomotor.sweep import (
     PREFIX,
     SweepPoint,
@@ -51,19 +58,12 @@ from visuomotor.sweep import (
     sweep_text,
     swept_factor,
 )
-from visuomotor.video import Clip
+from visuomotor.video import FILM, Clip
 
 SIMS = ("nominal", "randomized", "heldout")
-CLIPS = 4  # of each kind in a report
-CLIP_EVERY = 2  # control steps a frame
-# A second camera, for people: the arm, the table and all that lies on it.
-WIDE: dict[str, Any] = {
-    "pos": (0.62, -0.72, 0.72),
-    "lookat": (0.0, 0.1, 0.12),
-    "fovy": 42.0,
-    "height": 128,
-    "width": 128,
-}
+REPORT = "report.html"
+OnStep = Callable[[int, Observation], None]
+MODEL_OF = {True: "onnxruntime", False: "torch"}  # what a policy acts through
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class EvaluateConfig:
     values: str | None = None  # of a swept factor, with commas between; None: beyond its range
     episodes: int = 200
     seed: int = 0
-    # Folder for evaluation.json, episodes.csv and video. None: the run's; of several policies
+    # Folder for evaluation.json, episodes.csv and video. None: evaluations/<sims>-seed<seed> in a
+    # run's folder; else, from here, evaluations/<policy>-<sims>-seed<seed>, of several policies
     # evaluations/<task>-<sims>-seed<seed>.
     out: str | None = None
     device: str = "auto"
@@ -99,6 +100,7 @@ class Judged:
     outcome: Outcome
     film: Film | None
     clips: list[Clip]
+    settings: str  # YAML, of the worlds that it was judged in
 
 
 def _check(options: EvaluateConfig) -> list[str]:
@@ -208,20 +210,25 @@ def _run(
     loaded: LoadedPolicy,
     options: EvaluateConfig,
     shown: str,
-    film: Film | None = None,
+    watching: Sequence[OnStep] = (),
 ) -> Episodes:
     """With a bar that is called `shown`; tells where the policy stopped."""
-    policy = loaded.policy(env.num_envs)
+    policy = Guarded(loaded.policy(env.num_envs))
+
+    def watch(step: int, seen: Observation) -> None:
+        for watcher in watching:
+            watcher(step, seen)
+
     with tqdm(total=options.episodes, unit="episode", desc=shown, disable=None) as bar:
 
         def progress(done: int, successes: int) -> None:
             bar.update(done - bar.n)
             bar.set_postfix(success=f"{100 * successes / done:.1f}%")
 
-        episodes = run_episodes(env, policy, options.episodes, on_step=film, progress=progress)
+        episodes = run_episodes(env, policy, options.episodes, on_step=watch, progress=progress)
     stopped = int((episodes.stopped >= 0).sum())
     if stopped > 0:
-        why = getattr(policy, "refusal", None) or "its actions were not finite"
+        why = policy.refusal or "its actions were not finite"
         print(
             f"{shown} stopped in {stopped} episodes, which count as failed: {why}", file=sys.stderr
         )
@@ -238,8 +245,10 @@ def _judge(
 ) -> Judged:
     heldout = _heldout(options)
     env = _world(config, options, device, heldout=heldout)
-    film = Film(env=env) if options.video or options.report else None
-    episodes = _run(env, loaded, options, label, film)
+    film = Film() if options.video else None
+    seen = Seen(env) if options.report else None
+    watching = [watcher for watcher in (film, seen) if watcher is not None]
+    episodes = _run(env, loaded, options, label, watching)
     summary = summarize(
         episodes,
         task=config.task,
@@ -249,44 +258,36 @@ def _judge(
         **({} if heldout is None else {"heldout": list(heldout.names)}),
         seed=options.seed,
         episode_steps=env.episode_steps,
-        provenance=loaded.provenance,
+        **_how(loaded, env, heldout, device),
     )
     clips = []
-    if film is not None and options.report:
+    if seen is not None:
         wide = replace(config, camera=replace(config.camera, **WIDE))
-        filmed = len(film.states[0])
-        other = _world(wide, options, device, heldout=heldout, num_envs=filmed)
-        clips = _clips(film, episodes, other)
-    return Judged(Outcome(label, episodes, summary), film if options.video else None, clips)
+        clips = seen.clips(episodes, _world(wide, options, device, heldout=heldout))
+    return Judged(Outcome(label, episodes, summary), film, clips, to_yaml(env.config))
 
 
-def _clips(film: Film, episodes: Episodes, wide: VisuomotorEnv) -> list[Clip]:
-    """Of the filmed episodes some that fail and some that succeed; `wide` has the same ones, before
-    another camera."""
-    filmed = np.arange(len(film.states[0]))
-    succeeds = episodes.success[: len(filmed)]
-    chosen = [*filmed[~succeeds][:CLIPS], *filmed[succeeds]][: 2 * CLIPS]
-    wide.reset()
-    assert wide.camera is not None
-    views: dict[int, list[np.ndarray]] = {int(world): [] for world in chosen}
-    ids = torch.tensor(sorted(views))
-    moments = range(0, len(film.states), CLIP_EVERY)
-    for moment in moments:
-        wide.sim.reset(ids, film.states[moment][ids])
-        images = wide.camera.caster.render(ids).permute(0, 2, 3, 1).cpu().numpy()
-        for world, image in zip(ids.tolist(), images, strict=True):
-            views[world].append(image.copy())
-    return [
-        Clip(
-            episode=int(world),
-            success=bool(succeeds[world]),
-            stage=episodes.stages[episodes.end_stage[world]],
-            policy_view=[film.frames[moment][world] for moment in moments],
-            wide_view=views[int(world)],
-            rate=1.0 / (wide.control_dt * CLIP_EVERY),
-        )
-        for world in chosen
-    ]
+def _how(
+    loaded: LoadedPolicy, env: VisuomotorEnv, heldout: HeldOut | None, device: torch.device
+) -> dict[str, Any]:
+    """What else evaluation.json says: where the policy comes from and acts, and in which worlds.
+
+    Two evaluations with the same `worlds` and seed met the same start states and factors.
+    """
+    config = env.config
+    worlds = replace(config, env=replace(config.env, num_threads=0))
+    told = (
+        *("task", "env", "randomization"),
+        *(asdict(worlds)[name] for name in ("task", "env", "randomization")),
+        env.episode_steps,
+        None if heldout is None else heldout.names,
+    )
+    return {
+        "provenance": loaded.provenance,
+        "acts_through": MODEL_OF[loaded.bundle is not None],
+        "device": str(device),
+        "worlds": hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16],
+    }
 
 
 def _heldout(options: EvaluateConfig) -> HeldOut | None:
@@ -316,22 +317,25 @@ def _sweep(
     probe = _world(configs[0], options, device, num_envs=1, render=False)
     swept = swept_factor(probe.randomizer, options.sims.removeprefix(PREFIX))
     values = grid(swept.factor) if options.values is None else _values(options.values, swept)
+    folder = _folder(options, loaded, labels, configs[0].task)
     curves: dict[str, list[SweepPoint]] = {label: [] for label in labels}
-    for label, one, config in zip(labels, loaded, configs, strict=True):
+    for name, label, one, config in zip(names, labels, loaded, configs, strict=True):
+        place = folder / label if len(labels) > 1 else folder
+        place.mkdir(parents=True, exist_ok=True)
+        table, points = "", curves[label]
         for value in values:
             env = _world(config, options, device, pinned={swept.name: value})
             episodes = _run(env, one, options, f"{label} {swept.name}={value:g}")
-            successes = int(episodes.success.sum())
-            curves[label].append(SweepPoint(value, options.episodes, successes))
-    stem = f"{configs[0].task}-sweep-{swept.name.replace('/', '-')}-seed{options.seed}"
-    folder = Path(options.out) if options.out is not None else Path("evaluations") / stem
-    folder.mkdir(parents=True, exist_ok=True)
-    for label, name, points in zip(labels, names, curves.values(), strict=True):
-        facts = {"task": configs[0].task, "policy": name, "seed": options.seed}
-        place = folder / label if len(labels) > 1 else folder
-        place.mkdir(exist_ok=True)
-        write_json(place / "sweep.json", {**facts, **sweep_record(swept, points)})
-        write_atomic(place / "sweep.csv", sweep_csv(points).encode())
+            points.append(SweepPoint(value, options.episodes, int(episodes.success.sum())))
+            # What is measured is kept, whatever becomes of the next value.
+            rows = episodes_csv(episodes, options.seed)
+            table += rows if table == "" else rows.partition("\n")[2]
+            facts = {"task": config.task, "policy": name, "seed": options.seed}
+            facts |= {"episode_steps": env.episode_steps, **_how(one, env, None, device)}
+            record = {**facts, **sweep_record(swept, points), **measured_by()}
+            write_atomic(place / "episodes.csv", table.encode())
+            write_atomic(place / "sweep.csv", sweep_csv(points).encode())
+            write_json(place / "sweep.json", record)
         print(sweep_text(label, swept, points))
     write_atomic(folder / "sweep.png", sweep_png(swept, curves))
     print(f"{options.episodes} episodes each, seed {options.seed}; written to {folder}")
@@ -342,6 +346,8 @@ def _values(text: str, swept: SweptFactor) -> list[float]:
     """`values=` as numbers in order. Raises UserError for what no world can have."""
     whole = swept.factor.distribution == "integer"
     kind = "whole numbers from 0 on" if whole else "numbers"
+    if swept.factor.least == 0.0 and not whole:
+        kind = "numbers from 0 on"
     scales = swept.factor.neutral == 1.0
     if scales:
         kind = "numbers above 0: the factor is a scale"
@@ -354,20 +360,65 @@ def _values(text: str, swept: SweptFactor) -> list[float]:
         good = good and all(value >= 0 and value == int(value) for value in values)
     if scales:
         good = good and values[0] > 0.0
+    least, most = swept.factor.least, swept.factor.most
+    if whole and most < math.inf:
+        kind = f"whole numbers from {least:g} to {most:g}"
+    elif most < math.inf:
+        kind = f"numbers from {least:g} to {most:g}"
+    good = good and least <= values[0] and values[-1] <= most
     if not good:
         raise UserError(f"values={text} for {swept.name}; give {kind}, with commas between")
     return values
 
 
+def _folder(
+    options: EvaluateConfig, loaded: list[LoadedPolicy], labels: list[str], task: str
+) -> Path:
+    """Where everything is written."""
+    if options.out is not None:
+        return Path(options.out)
+    changes = "" if options.heldout.only is None else f"-{options.heldout.only}"
+    worlds = f"{options.sims}{changes}".replace(":", "-").replace("/", "-").replace(",", "-")
+    stem = f"{worlds}-seed{options.seed}"
+    if len(loaded) > 1:
+        return Path("evaluations") / f"{task}-{stem}"
+    run = loaded[0].run
+    return (
+        Path("evaluations") / f"{labels[0]}-{stem}" if run is None else run / "evaluations" / stem
+    )
+
+
 def _write(judged: Judged, folder: Path, rate: float) -> None:
+    """The numbers first; a film that cannot be made costs nothing but itself."""
     outcome = judged.outcome
-    write_evaluation(folder, outcome.episodes, outcome.summary, judged.film, rate)
+    folder.mkdir(parents=True, exist_ok=True)
+    for older in (*FILM, REPORT):  # of other episodes
+        (folder / older).unlink(missing_ok=True)
     write_atomic(folder / "factors.csv", effects_csv(outcome.effects).encode())
+    write_evaluation(folder, outcome.episodes, outcome.summary)
+    if judged.film is not None:
+        try:
+            judged.film.save(folder, rate)
+        except Exception as error:
+            print(f"{folder}: no film: {type(error).__name__}: {error}", file=sys.stderr)
 
 
-def _report(
-    folder: Path, judged: list[Judged], configs: list[Config], curves: list[str | None]
-) -> None:
+def _backs(summary: dict[str, Any], path: Path) -> bool:
+    """Whether an evaluation is one to export a run with, rather than the one at `path`."""
+
+    def counts(one: dict[str, Any]) -> bool:
+        return (one.get("sims"), one.get("strength")) == ("randomized", 1.0)
+
+    try:
+        present = json.loads(path.read_text())
+        older = counts(present) and present["provenance"] == summary["provenance"]
+        more = older and present["episodes"] > summary["episodes"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        more = False  # none is there, or a damaged one
+    return counts(summary) and not more
+
+
+def _report(folder: Path, judged: list[Judged], curves: list[str | None]) -> None:
     from visuomotor.report import Reported, report_html  # Plotly takes a while to import
 
     reported = [
@@ -378,12 +429,12 @@ def _report(
             effects=one.outcome.effects,
             clips=one.clips,
             curve=curve,
-            settings=to_yaml(config),
+            settings=one.settings,
         )
-        for one, config, curve in zip(judged, configs, curves, strict=True)
+        for one, curve in zip(judged, curves, strict=True)
     ]
     pairs = [compare(judged[0].outcome, one.outcome) for one in judged[1:]]
-    write_atomic(folder / "report.html", report_html(reported, pairs).encode())
+    write_atomic(folder / REPORT, report_html(reported, pairs).encode())
 
 
 def evaluate(argv: list[str]) -> int:
@@ -397,30 +448,27 @@ def evaluate(argv: list[str]) -> int:
         return _sweep(names, loaded, configs, options, device)
     # What is read comes before the work.
     curves = [training_curve(name) for name in names] if options.report else []
-    judged = [
-        _judge(name, label, one, config, options, device)
-        for name, label, one, config in zip(names, _labels(names), loaded, configs, strict=True)
-    ]
+    labels, task = _labels(names), configs[0].task
+    rate = 1.0 / configs[0].env.control_dt
+    folder = _folder(options, loaded, labels, task)
+    judged = []
+    for name, label, one, config in zip(names, labels, loaded, configs, strict=True):
+        judged.append(_judge(name, label, one, config, options, device))
+        place = folder / label if len(names) > 1 else folder
+        _write(judged[-1], place, rate)
+        summary = judged[-1].outcome.summary
+        if options.out is None and one.run is not None and _backs(summary, one.run / EVALUATION):
+            write_json(one.run / EVALUATION, summary)
     outcomes = [one.outcome for one in judged]
-    task, rate = configs[0].task, 1.0 / configs[0].env.control_dt
-    if len(judged) == 1:
-        folder = Path(options.out) if options.out is not None else loaded[0].default_out
-        if folder is not None:
-            _write(judged[0], folder, rate)
-    else:
-        default = Path("evaluations") / f"{task}-{options.sims}-seed{options.seed}"
-        folder = Path(options.out) if options.out is not None else default
-        for one in judged:
-            _write(one, folder / one.outcome.label, rate)
+    if len(judged) > 1:
         write_json(folder / "comparison.json", comparison(outcomes))
-    if folder is not None and options.report:
-        _report(folder, judged, configs, curves)
-    written = f"; written to {folder}" if folder is not None else ""
+    if options.report:
+        _report(folder, judged, curves)
+    written = f"; written to {folder}"
     if len(judged) > 1:
         print(f"{task} {options.sims} seed={options.seed}, {options.episodes} episodes{written}")
         print(table(outcomes))
         return 0
-    summary = judged[0].outcome.summary
     low, high = 100 * summary["success_low"], 100 * summary["success_high"]
     print(
         f"{task} {options.sims} seed={options.seed}: {summary['successes']} of "

@@ -20,14 +20,16 @@ from torch import Tensor
 
 from visuomotor.config import Config
 from visuomotor.envs import Observation, VisuomotorEnv, make_env
+from visuomotor.envs.robot import NUM_JOINTS
 from visuomotor.files import write_atomic
 from visuomotor.heldout import HeldOut
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.policies import PixelPolicy, TeacherPolicy
 from visuomotor.run_folder import versions_record
+from visuomotor.runtime.files import EVALUATION
 from visuomotor.state_teacher import StateTeacher
 from visuomotor.statistics import wilson_interval
-from visuomotor.video import write_contact_sheet, write_video
+from visuomotor.video import FILM, write_contact_sheet, write_video
 
 MAX_WORLDS = 64
 VIDEO_EPISODES = 16
@@ -44,6 +46,28 @@ class Policy(Protocol):
     def act(self, seen: Observation, episode_start: Tensor) -> Tensor:
         """(N, 9) actions in [-1, 1]; a row that is not finite ends that world's episode."""
         ...
+
+
+class Guarded:
+    """A policy whose errors cost it an episode: where it raises, its actions are not numbers.
+
+    refusal: what the first one was, or what the policy itself told.
+    """
+
+    def __init__(self, policy: Policy):
+        self._policy = policy
+        self._raised: str | None = None
+
+    @property
+    def refusal(self) -> str | None:
+        return self._raised or getattr(self._policy, "refusal", None)
+
+    def act(self, seen: Observation, episode_start: Tensor) -> Tensor:
+        try:
+            return self._policy.act(seen, episode_start)
+        except Exception as error:  # a stranger's policy may raise anything
+            self._raised = self._raised or f"it raised {type(error).__name__}: {error}"
+            return seen.proprio.new_full((len(seen.proprio), NUM_JOINTS), float("nan"))
 
 
 @dataclass(frozen=True)
@@ -129,7 +153,6 @@ def summarize(episodes: Episodes, **facts: Any) -> dict[str, Any]:
     successes = int(episodes.success.sum())
     low, high = wilson_interval(successes, count)
     stages = enumerate(episodes.stages)
-    versions = versions_record()
     return {
         **facts,
         "episodes": count,
@@ -141,9 +164,16 @@ def summarize(episodes: Episodes, **facts: Any) -> dict[str, Any]:
         "mean_return": float(episodes.returns.mean()),
         # Share of episodes that reached at least this stage at some time.
         "stage_rates": {name: float((episodes.best_stage >= i).mean()) for i, name in stages},
-        # What measured it; git_changed: with changes that no commit holds.
-        **{name: versions[name] for name in ("visuomotor", "git_commit", "git_changed")},
+        **measured_by(),
     }
+
+
+def measured_by() -> dict[str, Any]:
+    """What measured it; git_changed: with changes that no commit holds."""
+    record = versions_record()
+    ours = ("visuomotor", "git_commit", "git_changed")
+    others = {name: value for name, value in record.items() if name not in ours}
+    return {**{name: record[name] for name in ours}, "versions": others}
 
 
 def episodes_csv(episodes: Episodes, seed: int) -> str:
@@ -233,18 +263,11 @@ def evaluate_actor(
     return run_episodes(env, policy, episodes, on_step=on_step, progress=progress)
 
 
-def write_evaluation(
-    folder: Path, episodes: Episodes, summary: dict[str, Any], film: Film | None, rate: float
-) -> None:
-    """`evaluation.json`, written last, `episodes.csv` and the film, where there is one.
-
-    summary: of `summarize`, with the seed. rate: frames/s.
-    """
+def write_evaluation(folder: Path, episodes: Episodes, summary: dict[str, Any]) -> None:
+    """`episodes.csv` and, last, `evaluation.json`; summary: of `summarize`, with the seed."""
     folder.mkdir(parents=True, exist_ok=True)
-    if film is not None:
-        film.save(folder, rate)
     write_atomic(folder / "episodes.csv", episodes_csv(episodes, summary["seed"]).encode())
-    write_json(folder / "evaluation.json", summary)
+    write_json(folder / EVALUATION, summary)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -252,24 +275,19 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 class Film:
-    """Collects what the policy's camera shows in a few worlds; with their environment also their
-    physical states."""
+    """Collects what the policy's camera shows in a few worlds."""
 
-    def __init__(self, worlds: int = VIDEO_EPISODES, env: VisuomotorEnv | None = None):
+    def __init__(self, worlds: int = VIDEO_EPISODES):
         self._worlds = worlds
-        self._env = env
         self.frames: list[np.ndarray] = []  # (W, H, W, 3) uint8 a step
-        self.states: list[Tensor] = []  # (W, nq + nv) a step
 
     def __call__(self, step: int, seen: Observation) -> None:
         assert seen.pixels is not None
         shown = seen.pixels[: self._worlds].permute(0, 2, 3, 1)
         self.frames.append(shown.cpu().numpy().copy())
-        if self._env is not None:
-            worlds = torch.arange(min(self._worlds, self._env.num_envs))
-            self.states.append(self._env.sim.get_state(worlds))
 
     def save(self, folder: Path, rate: float) -> None:
-        """`evaluation.mp4` and `evaluation.png` in `folder`; rate: frames/s."""
-        write_video(folder / "evaluation.mp4", self.frames, rate)
-        write_contact_sheet(folder / "evaluation.png", self.frames)
+        """The files of video.FILM in `folder`; rate: frames/s."""
+        film, sheet = FILM
+        write_video(folder / film, self.frames, rate)
+        write_contact_sheet(folder / sheet, self.frames)

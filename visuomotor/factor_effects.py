@@ -15,7 +15,7 @@ import torch
 from visuomotor.statistics import wilson_interval
 
 BINS = 5  # of equally many episodes
-FEW_VALUES = 8  # a factor with no more of them has a bin for each
+FEW_VALUES = 16  # a factor with no more whole numbers (which texture, which delay): a bin for each
 TOLD = 0.1  # of the factors named, the share that may be there by chance
 
 
@@ -81,11 +81,13 @@ def effects_csv(effects: list[Effect]) -> str:
 
 
 def told(effects: list[Effect], most: int = 10) -> str:
-    """The factors that tell success from failure, in one line for each, or that there is none."""
-    clear = [effect for effect in effects if effect.false_share <= TOLD][:most]
+    """The factors that tell success from failure, the largest effect first, in one line for each,
+    or that there is none."""
+    clear = [effect for effect in effects if effect.false_share <= TOLD]
+    clear = sorted(clear, key=lambda effect: -effect.spread)[:most]
     if not clear:
         return "no randomized factor tells success from failure"
-    lines = ["factors that tell success from failure, from the clearest on:"]
+    lines = ["factors that tell success from failure, from the largest effect on:"]
     for effect in clear:
         worst = min(effect.bins, key=lambda part: part.rate)
         lines.append(
@@ -97,7 +99,8 @@ def told(effects: list[Effect], most: int = 10) -> str:
 
 def _bins(success: np.ndarray, values: np.ndarray) -> tuple[Bin, ...]:
     distinct = np.unique(values)
-    if len(distinct) <= FEW_VALUES:
+    whole = bool((distinct == np.round(distinct)).all())
+    if len(distinct) <= (FEW_VALUES if whole else BINS):
         groups = [values == value for value in distinct]
     else:
         order = np.argsort(values, kind="stable")

@@ -5,6 +5,7 @@ Knows how values are drawn, not where they go (see randomization.py).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -26,6 +27,7 @@ class Factor:
     distribution: "uniform", "log_uniform" or "integer" (both ends included). At strength s the
     ends of the range are neutral + s * (end - neutral) (for log_uniform in the logarithm; for
     integer the nearest whole number), so that strength 0 gives `neutral` exactly.
+    least, most: what a world can have; no sweep and no held-out world goes beyond.
     """
 
     name: str
@@ -33,6 +35,8 @@ class Factor:
     high: float
     neutral: float
     distribution: str = "uniform"
+    least: float = -math.inf
+    most: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -127,9 +131,10 @@ class Distributions:
 
 
 def beyond(factor: Factor, uniform: float) -> float:
-    """uniform in [0, 1) -> a value outside of the range; neutral where there is no range."""
+    """uniform in [0, 1) -> a value outside of the range, as far as a world can have it; neutral
+    where there is no range. Whole numbers: one more than the highest."""
     if factor.distribution == "integer":
-        return factor.high + 1.0 if factor.high > factor.low else factor.neutral
+        return min(factor.high + 1.0, factor.most)
     logarithmic = factor.distribution == "log_uniform"
     low, centre, high = (
         float(np.log(v)) if logarithmic else v for v in (factor.low, factor.neutral, factor.high)
@@ -139,4 +144,5 @@ def beyond(factor: Factor, uniform: float) -> float:
         return factor.neutral
     side = min(int(uniform * len(reaches)), len(reaches) - 1)
     value = centre + reaches[side] * (1.0 + uniform * len(reaches) - side)
-    return float(np.exp(value)) if logarithmic else value
+    value = float(np.exp(value)) if logarithmic else value
+    return min(max(value, factor.least), factor.most)

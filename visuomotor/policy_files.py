@@ -56,7 +56,7 @@ class LoadedPolicy:
 
     config: Config
     provenance: dict[str, Any]
-    default_out: Path | None  # where its evaluation belongs; None: nowhere, a bundle is sealed
+    run: Path | None  # a run's folder; None: it is a bundle, which is sealed
     actor: PixelActor | None
     bundle: Bundle | None
 

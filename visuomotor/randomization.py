@@ -7,6 +7,7 @@ tell which factor breaks a policy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, Protocol
@@ -27,6 +28,9 @@ __all__ = ["Factor", "Randomizer", "SensorFactors", "distort", "register_factor"
 ARM_PREFIX = "jaco_arm/"
 CHANNELS = ("r", "g", "b")
 AXES = ("x", "y", "z")
+NOT_NEGATIVE = (0.0, math.inf)
+SMALLEST = 0.1  # scale of a prop's size, at least
+FIELDS_OF_VIEW = (1.0, 179.0)  # degrees
 
 
 class WorldFields(Protocol):
@@ -109,13 +113,15 @@ class Randomizer:
         neutral: float,
         enabled: bool,
         distribution: str = "uniform",
+        limits: tuple[float, float] = (-math.inf, math.inf),
     ) -> None:
-        """Factors `group/name` of one group; without names the group is one factor."""
+        """Factors `group/name` of one group; without names the group is one factor. limits: what a
+        world can have."""
         full = [f"{group}/{name}" for name in names] if names else [group]
         start = len(self._factors)
         self._columns[group] = list(range(start, start + len(full)))
         for name in full:
-            self._factors.append(Factor(name, bounds[0], bounds[1], neutral, distribution))
+            self._factors.append(Factor(name, *bounds, neutral, distribution, *limits))
             self._enabled.append(enabled)
 
     def _declare_appearance(self) -> None:
@@ -128,12 +134,16 @@ class Randomizer:
 
         self._add("camera_pos", list(AXES), c.camera_pos, 0.0, on)
         self._add("camera_rotation", list(AXES), c.camera_rotation, 0.0, on)
-        self._add("camera_fovy", [], c.camera_fovy, 0.0, on)
+        narrowest, widest = (end - float(model.cam_fovy[0]) for end in FIELDS_OF_VIEW)
+        self._add("camera_fovy", [], c.camera_fovy, 0.0, on, limits=(narrowest, widest))
         count = (max(1, min(c.num_lights[0], len(lights))), min(c.num_lights[1], len(lights)))
-        self._add("num_lights", [], count, float(len(lights)), on, "integer")
+        lit = (1.0, float(len(lights)))
+        self._add("num_lights", [], count, lit[1], on, "integer", lit)
         self._add("light_pos", product(lights, AXES), c.light_pos, 0.0, on)
         self._add("light_direction", product(lights, ("x", "y")), c.light_direction, 0.0, on)
-        self._add("light_colour", product(lights, CHANNELS), c.light_colour, 1.0, on)
+        self._add(
+            "light_colour", product(lights, CHANNELS), c.light_colour, 1.0, on, limits=NOT_NEGATIVE
+        )
         self._surfaces = {
             "table": [model.mat("table").id],
             "floor": [model.mat("floor").id],
@@ -151,21 +161,22 @@ class Randomizer:
         for surface in self._surfaces:
             bounds = ranges.get(surface, c.prop_colour)
             self._add(f"colour/{surface}", list(CHANNELS), bounds, 0.0, on)
-            self._add(f"texture/{surface}", [], (0.0, last), 0.0, on, "integer")
+            patterns = (0.0, float(len(self._textures) - 1))
+            self._add(f"texture/{surface}", [], (0.0, last), 0.0, on, "integer", patterns)
             self._add(f"texture_repeat/{surface}", [], c.texture_repeat, 1.0, on, "log_uniform")
-        self._add("brightness", [], c.brightness, 1.0, on)
-        self._add("contrast", [], c.contrast, 1.0, on)
-        self._add("hue", [], c.hue, 0.0, on)
-        self._add("pixel_noise", [], c.pixel_noise, 0.0, on)
+        self._add("brightness", [], c.brightness, 1.0, on, limits=NOT_NEGATIVE)
+        self._add("contrast", [], c.contrast, 1.0, on, limits=NOT_NEGATIVE)
+        self._add("hue", [], c.hue, 0.0, on, limits=(-0.5, 0.5))
+        self._add("pixel_noise", [], c.pixel_noise, 0.0, on, limits=NOT_NEGATIVE)
 
     def _declare_dynamics(self) -> None:
         c, props = self._config.dynamics, self._prop_names
         on = c.enabled
         joints = [self._model.joint(j).name.rsplit("/", 1)[1] for j in self._joints]
-        self._add("prop_friction", props, c.prop_friction, 1.0, on)
+        self._add("prop_friction", props, c.prop_friction, 1.0, on, limits=NOT_NEGATIVE)
         self._add("prop_mass", props, c.prop_mass, 1.0, on, "log_uniform")
         self._add("prop_inertia", props, c.prop_inertia, 1.0, on, "log_uniform")
-        self._add("prop_size", props, c.prop_size, 1.0, on)
+        self._add("prop_size", props, c.prop_size, 1.0, on, limits=(SMALLEST, math.inf))
         self._add("joint_damping", joints, c.joint_damping, 1.0, on, "log_uniform")
         self._add("joint_armature", joints, c.joint_armature, 1.0, on, "log_uniform")
         self._add("joint_friction", joints, c.joint_friction, 1.0, on, "log_uniform")
@@ -175,10 +186,10 @@ class Randomizer:
     def _declare_latency(self) -> None:
         c = self._config.latency
         on = c.enabled
-        self._add("camera_delay", [], c.camera_delay, 0.0, on, "integer")
-        self._add("action_delay", [], c.action_delay, 0.0, on, "integer")
-        self._add("action_drop", [], c.action_drop, 0.0, on)
-        self._add("proprio_noise", [], c.proprio_noise, 0.0, on)
+        self._add("camera_delay", [], c.camera_delay, 0.0, on, "integer", NOT_NEGATIVE)
+        self._add("action_delay", [], c.action_delay, 0.0, on, "integer", NOT_NEGATIVE)
+        self._add("action_drop", [], c.action_drop, 0.0, on, limits=(0.0, 1.0))
+        self._add("proprio_noise", [], c.proprio_noise, 0.0, on, limits=NOT_NEGATIVE)
 
     @property
     def groups(self) -> tuple[str, ...]:

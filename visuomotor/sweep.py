@@ -76,29 +76,35 @@ def grid(factor: Factor) -> list[float]:
             f"values={factor.neutral:g},{factor.neutral + 1:g}"
         )
     if factor.distribution == "integer":
-        # A number of things has no sense beyond; a delay has.
-        last = high + 2 if factor.name.endswith("_delay") else high
-        return [float(v) for v in np.arange(low, last + 1)]
+        return [float(v) for v in np.arange(low, min(high + 2, factor.most) + 1)]
     values = {low, centre, high}
     for end in (low, high):
         values |= set(np.linspace(centre, centre + BEYOND * (end - centre), POINTS // 2 + 1))
     spread = np.array(sorted(values))
     spread = spread[np.append(True, np.diff(spread) > 1e-9)]
     spread = np.exp(spread) if logarithmic else spread
+    # Where a world cannot go as far, to where it can.
+    spread = np.unique(spread.clip(factor.least, factor.most))
     return [float(f"{v:.6g}") for v in spread]
 
 
-def holding_range(points: list[SweepPoint], neutral: float) -> tuple[float, float] | None:
+def holding_range(
+    points: list[SweepPoint], neutral: float, certain: bool = False
+) -> tuple[float, float] | None:
     """The values around the neutral one, without a gap, at which success is HOLDS or more; None if
-    it is not even there."""
+    it is not even there.
+
+    certain: at which the lower end of its 95 % interval is.
+    """
     ordered = sorted(points, key=lambda point: point.value)
+    holds = [(p.interval[0] if certain else p.rate) >= HOLDS for p in ordered]
     middle = int(np.argmin([abs(point.value - neutral) for point in ordered]))
-    if ordered[middle].rate < HOLDS:
+    if not holds[middle]:
         return None
     low = high = middle
-    while low > 0 and ordered[low - 1].rate >= HOLDS:
+    while low > 0 and holds[low - 1]:
         low -= 1
-    while high < len(ordered) - 1 and ordered[high + 1].rate >= HOLDS:
+    while high < len(ordered) - 1 and holds[high + 1]:
         high += 1
     return ordered[low].value, ordered[high].value
 
@@ -113,6 +119,7 @@ def sweep_record(swept: SweptFactor, points: list[SweepPoint]) -> dict[str, Any]
         "neutral": factor.neutral,
         "holds_at": HOLDS,
         "holding_range": holding_range(points, factor.neutral),
+        "certain_range": holding_range(points, factor.neutral, certain=True),
         "points": [
             {
                 "value": point.value,
@@ -149,12 +156,17 @@ def sweep_text(label: str, swept: SweptFactor, points: list[SweepPoint]) -> str:
             f"  {point.value:9.4g}  {100 * point.rate:5.1f} %  "
             f"{100 * low:.1f} to {100 * high:.1f}{inside}"
         )
-    holds = holding_range(points, factor.neutral)
-    lines.append(
-        f"  success is below {100 * HOLDS:.0f} % even at {factor.neutral:g}"
-        if holds is None
-        else f"  success stays at {100 * HOLDS:.0f} % or more from {holds[0]:g} to {holds[1]:g}"
-    )
+    values = [point.value for point in points]
+    for told, certain in (("success", False), ("the lower end of its interval", True)):
+        holds = holding_range(points, factor.neutral, certain)
+        if holds is None:
+            lines.append(f"  {told} is below {100 * HOLDS:.0f} % even at {factor.neutral:g}")
+            continue
+        ends = [
+            f"{end:g}" + (" (the end of the grid)" if end in (min(values), max(values)) else "")
+            for end in holds
+        ]
+        lines.append(f"  {told} stays at {100 * HOLDS:.0f} % or more from {' to '.join(ends)}")
     return "\n".join(lines)
 
 

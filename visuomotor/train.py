@@ -376,7 +376,9 @@ class Run:
             seed=EVALUATION_SEED,
         )
         folder = self.folder.path / "evaluations" / name
-        write_evaluation(folder, outcome, summary, film, 1.0 / self.config.env.control_dt)
+        write_evaluation(folder, outcome, summary)
+        if film is not None:
+            film.save(folder, 1.0 / self.config.env.control_dt)
         return summary
 
     def _final_evaluation(self) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from visuomotor.files import partial_path, write_atomic
 
+FILM = ("evaluation.mp4", "evaluation.png")  # the film and the contact sheet of an evaluation
 SCALE = 2  # pixels on screen for each pixel of the camera
 COLUMNS = 4  # worlds side by side in the film
 SHEET_STEPS = 10  # columns of the contact sheet: moments of an episode
