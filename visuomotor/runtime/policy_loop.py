@@ -41,8 +41,9 @@ def check_arm(bundle: Bundle, joint_names: tuple[str, ...]) -> None:
 class PolicyLoop:
     """Call `tick` at the policy's rate, and `warm_up` before it.
 
-    The memory is empty as long as the arm is latched, so every start by a human is a new episode.
-    An image is taken every `camera.refresh_period_steps` and held in between, as in training.
+    The memory is empty as long as the arm is latched and when it has been armed anew, however short
+    it was latched in between: every start by a human is a new episode. An image is taken every
+    `camera.refresh_period_steps` and held in between, as in training.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class PolicyLoop:
         self._pixels: np.ndarray | None = None
         self._frame_stamp = 0.0
         self._steps = 0
+        self._armed = 0  # how often a human had armed the arm at the last tick
         self._value = np.zeros((), command_type(len(bundle.contract.joint_names)))
         self.durations: list[float] = []  # s that a step of the policy took, without the camera
 
@@ -81,9 +83,11 @@ class PolicyLoop:
         frame = self._camera.frame
         if report is None or not report["joint_stamp"] or frame is None:
             return  # nothing to act on yet: the streamer sees no command
-        if state_of(report) is State.LATCHED:
+        armed = int(report["armed"])
+        if state_of(report) is State.LATCHED or armed != self._armed:
             self.bundle.reset()
             self._steps = 0
+        self._armed = armed
         problem = ""
         velocity = np.zeros(len(self.bundle.contract.joint_names))
         try:
