@@ -187,3 +187,9 @@ def test_other_entries_of_proprioception_are_refused(received: list[str] | None)
     bundle.manifest["proprio"]["entries"] = received
     with pytest.raises(BundleError, match=r"proprio\.entries"):
         check_arm(bundle, NAMES)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rate", [10.0, 19.9, 40.0])
+def test_another_rate_than_the_guard_expects_is_refused(rate: float) -> None:
+    with pytest.raises(BundleError, match=r"control\.rate_hz: the guard expects .* 20 times"):
+        check_arm(FakeBundle(control_rate_hz=rate), NAMES)  # type: ignore[arg-type]

@@ -7,13 +7,14 @@ streamer's: when this process is late, stopped or gone, the streamer slows the a
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 
 import numpy as np
 
 from visuomotor.runtime.bundle import Bundle, BundleError
 from visuomotor.runtime.cameras import Newest
-from visuomotor.runtime.guard import State
+from visuomotor.runtime.guard import POLICY_PERIOD, State
 from visuomotor.runtime.jaco import LIMITS
 from visuomotor.runtime.proprioception import entries, proprioception
 from visuomotor.runtime.slots import Slot, command_type, state_of, text
@@ -22,8 +23,8 @@ WARM_UP = 0.004  # s of steps for nothing before each that counts: docs/results.
 
 
 def check_arm(bundle: Bundle, joint_names: tuple[str, ...]) -> None:
-    """Raises BundleError if the policy moves other joints than the arm's, in its order, or reads
-    anything but what `proprioception` gives."""
+    """Raises BundleError if the policy moves other joints than the arm's, in its order, reads
+    anything but what `proprioception` gives, or decides at another rate than the guard expects."""
     if bundle.contract.joint_names != joint_names:
         raise BundleError(
             f"policy.json: joints.names: the arm has {list(joint_names)}, the policy moves "
@@ -35,6 +36,12 @@ def check_arm(bundle: Bundle, joint_names: tuple[str, ...]) -> None:
         raise BundleError(
             f"policy.json: proprio.entries: this runtime gives {expected}, the policy wants "
             f"{received}"
+        )
+    rate = bundle.contract.control_rate_hz
+    if not math.isclose(rate * POLICY_PERIOD, 1.0, rel_tol=1e-6):
+        raise BundleError(
+            f"policy.json: control.rate_hz: the guard expects a command {1.0 / POLICY_PERIOD:g} "
+            f"times a second, the policy decides {rate:g} times"
         )
 
 
