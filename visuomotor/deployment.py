@@ -164,6 +164,15 @@ class Process:
             raise UserError(f"{self.name}: {told.get('error', 'ended without a word')}")
         return dict(told)
 
+    def death(self) -> str:
+        """Why it ended by itself: the error that it printed, or its exit code; empty: it runs."""
+        code = self.popen.poll()
+        if code is None:
+            return ""
+        errors = [str(told["error"]) for told in self.end() if "error" in told]
+        how = f"ended with exit code {code}" if code >= 0 else f"killed by signal {-code}"
+        return f"{self.name}: {errors[-1] if errors else how}"
+
     def end(self) -> list[dict[str, Any]]:
         """Asks it to end, waits, and returns what else it printed."""
         self.popen.terminate()
@@ -298,7 +307,8 @@ class Deployment:
         return "" if report is None else untext(report["reason"])
 
     def check_alive(self) -> None:
-        """Raises UserError if the streamer is gone: then nobody holds the arm."""
+        """Raises UserError if the streamer is gone, as nobody holds the arm then, or the policy, as
+        the arm cannot be armed again then."""
         report = self.report()
         silent = report is not None and time.monotonic() - float(report["stamp"]) > SILENCE
         if self.streamer.popen.poll() is not None or silent:
@@ -306,6 +316,8 @@ class Deployment:
                 "the streamer is gone, and the arm does what its driver makes of silence: press "
                 "the emergency stop"
             )
+        if death := self.policy.death():
+            raise UserError(death)
 
     def wait(self, state: State, seconds: float) -> bool:
         """Whether the streamer came into this state within so many seconds."""
