@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from visuomotor.cli import run_command
-from visuomotor.deploy import deploy
+from visuomotor.deploy import beyond_training, deploy, trained_delays
+from visuomotor.deployment import PRETRAINED, Deployment
 from visuomotor.envs import robot
 from visuomotor.faults import FAULTS, Fault, _measured, faults, table, verdict
 from visuomotor.runtime.arm import JointState
@@ -24,6 +25,7 @@ from visuomotor.runtime.arms.sim import (
     encode_velocity,
     in_order,
 )
+from visuomotor.runtime.files import MANIFEST, read_bundle, seal_manifest
 from visuomotor.runtime.guard import State
 from visuomotor.runtime.jaco import LIMITS
 from visuomotor.runtime.slots import Slot, command_type, report_type, state_of
@@ -343,6 +345,56 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert told in error
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+TRAINED = {"trained": True, "camera_delay_s": [0.0, 0.1], "action_delay_s": [0.0, 0.05]}
+
+
+def test_what_was_later_than_in_training_is_told_and_nothing_else() -> None:
+    trained = trained_delays({"latency": TRAINED})
+    on_time = {"frame_to_decision_ms_p99": 100.0, "decision_to_sent_ms_p99": 11.0}
+    assert beyond_training(on_time, trained) == []
+    assert beyond_training({}, trained) == [], "nothing ran, so nothing was late"
+    told = beyond_training(on_time | {"frame_to_decision_ms_p99": 104.0}, trained)
+    assert told == [
+        "frame_to_decision: 99 % within 104 ms, but the policy was trained for at most 100 ms "
+        "(camera_delay_s)"
+    ]
+    told = beyond_training(on_time | {"decision_to_sent_ms_p99": 60.0}, trained)
+    assert len(told) == 1
+    assert told[0].endswith("at most 50 ms (action_delay_s)")
+
+
+def test_a_policy_that_was_trained_without_delays_was_trained_for_none() -> None:
+    trained = trained_delays({"latency": TRAINED | {"trained": False}})
+    late = {"frame_to_decision_ms_p99": 20.0, "decision_to_sent_ms_p99": 11.0}
+    told = beyond_training(late, trained)
+    assert len(told) == 2
+    assert all("trained for at most 0 ms" in line for line in told)
+
+
+@pytest.mark.parametrize("latency", [None, {}, {"trained": True, "camera_delay_s": [0.0]}, "none"])
+def test_a_bundle_that_does_not_tell_its_delays_is_refused_at_the_start(
+    latency: object,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    manifest, files = read_bundle(PRETRAINED / "lifting")
+    del manifest["latency"]
+    if latency is not None:
+        manifest["latency"] = latency
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    for name, content in (files | {MANIFEST: seal_manifest(manifest, files)}).items():
+        (bundle / name).write_bytes(content)
+    monkeypatch.setattr(Deployment, "__enter__", None)  # nothing may be started
+    out = tmp_path / "out"
+    assert run_command(deploy, [f"bundle={bundle}", "arm=sim", f"out={out}"]) == 2
+    error = capsys.readouterr().err
+    assert "policy.json: latency: expected camera_delay_s" in error
+    assert error.count("\n") == 1
+    assert not out.exists()
 
 
 # --- faults --------------------------------------------------------------------------------------

@@ -22,8 +22,10 @@ import numpy as np
 
 from visuomotor.cli import StopSignal, run_command
 from visuomotor.deployment import LOG, DeployConfig, Deployment, make_folder
+from visuomotor.errors import UserError
 from visuomotor.files import write_atomic
 from visuomotor.overrides import parse_overrides
+from visuomotor.runtime.errors import BundleError
 from visuomotor.runtime.guard import State
 from visuomotor.runtime.streamer import read_log
 
@@ -69,15 +71,37 @@ def latency(log: Path) -> dict[str, float]:
     }
 
 
-def beyond_training(measured: dict[str, float], trained: dict[str, Any]) -> list[str]:
+def trained_delays(manifest: dict[str, Any]) -> dict[str, float]:
+    """policy.json -> s, the longest `camera_delay_s` and `action_delay_s` that training had.
+
+    Raises BundleError if it does not say.
+    """
+    latency = manifest.get("latency")
+    told = latency if isinstance(latency, dict) else {}
+    names = ("camera_delay_s", "action_delay_s")
+    if told.get("trained") is False:
+        return dict.fromkeys(names, 0.0)
+    try:
+        return {name: float(told[name][1]) for name in names}
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise BundleError(
+            f"policy.json: latency: expected {' and '.join(names)}, each [least, most] in s, "
+            f"received {latency!r}; export the policy again"
+        ) from error
+
+
+def beyond_training(measured: dict[str, float], trained: dict[str, float]) -> list[str]:
     """What was later here than ever in training, a line each; what a camera and an arm add before
-    and after is not seen here."""
+    and after is not seen here.
+
+    measured: as `latency` gives it, ms; trained: as `trained_delays` gives it, s.
+    """
     told = []
     for name, key in (
         ("frame_to_decision", "camera_delay_s"),
         ("decision_to_sent", "action_delay_s"),
     ):
-        here, most = measured.get(f"{name}_ms_p99"), 1000 * float(trained[key][1])
+        here, most = measured.get(f"{name}_ms_p99"), 1000 * trained[key]
         if here is not None and here > most:
             told.append(
                 f"{name}: 99 % within {here:.0f} ms, but the policy was trained for at most "
@@ -144,6 +168,10 @@ def deploy(argv: list[str]) -> int:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     out = Path(config.out or f"deployments/{Path(config.bundle).name}-{stamp}")
     deployment = Deployment(config, out)
+    try:
+        trained = trained_delays(deployment.manifest)
+    except BundleError as error:
+        raise UserError(f"bundle={config.bundle}: {error}") from error
     make_folder(out)
     # A terminal that is closed is no reason to leave the arm alone.
     signal.signal(signal.SIGHUP, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
@@ -158,7 +186,7 @@ def deploy(argv: list[str]) -> int:
         "arm": config.arm,
         "episodes": len(rows),
         "latency": measured,
-        "beyond_training": beyond_training(measured, deployment.manifest["latency"]),
+        "beyond_training": beyond_training(measured, trained),
         "trained_for": deployment.manifest["latency"],
         "processes": deployment.notes,
         "rows": rows,
