@@ -18,6 +18,7 @@ from visuomotor.deployment import PRETRAINED, Deployment
 from visuomotor.envs import robot
 from visuomotor.faults import FAULTS, Fault, _measured, faults, table, verdict
 from visuomotor.runtime.arm import JointState
+from visuomotor.runtime.arms import KINDS
 from visuomotor.runtime.arms.sim import (
     decode_frame,
     decode_velocity,
@@ -85,6 +86,26 @@ def test_deploying_loads_neither_torch_nor_mujoco() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert not set(done.stdout.split()) & {"torch", "mujoco", "warp", "dm_control"}
+
+
+@pytest.mark.parametrize("arm", KINDS)
+def test_the_streamer_s_process_loads_numpy_alone(arm: str) -> None:
+    """Each of the others would be one more way to hang or crash what holds the arm."""
+    if arm != "sim":
+        pytest.importorskip("cyclonedds")
+    settings = {"kind": arm, "port": 9, "settings": {}}
+    program = f"""
+import sys
+from visuomotor.runtime import processes
+processes.make_arm({settings})
+print(*sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    loaded = set(done.stdout.split())
+    assert {"numpy", "visuomotor.runtime.streamer", f"visuomotor.runtime.arms.{arm}"} <= loaded
+    assert not loaded & {"onnxruntime", "cv2", "safetensors", "torch", "mujoco", "yaml"}
 
 
 # --- the streamer, tick by tick -----------------------------------------------------------------

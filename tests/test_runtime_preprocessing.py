@@ -11,7 +11,8 @@ import pytest
 
 from visuomotor.config import CameraConfig, Config
 from visuomotor.envs import make_env, robot
-from visuomotor.runtime.cameras import CameraError, Capture, Newest
+from visuomotor.runtime.cameras import Capture, Newest
+from visuomotor.runtime.errors import CameraError
 from visuomotor.runtime.lens import Calibration, load_lens, save_calibration
 from visuomotor.runtime.preprocessing import Lens, Preprocessing, resize, simulated_matrix
 from visuomotor.runtime.proprioception import entries, proprioception

@@ -24,8 +24,7 @@ from visuomotor.runtime.arm import ArmError
 from visuomotor.runtime.arms import KINDS, settings_type
 from visuomotor.runtime.arms.sim import request
 from visuomotor.runtime.bundle import load_bundle
-from visuomotor.runtime.cameras import CameraError
-from visuomotor.runtime.errors import BundleError
+from visuomotor.runtime.errors import BundleError, CameraError
 from visuomotor.runtime.files import MANIFEST
 from visuomotor.runtime.guard import State
 from visuomotor.runtime.jaco import LIMITS

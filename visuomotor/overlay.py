@@ -27,7 +27,8 @@ from visuomotor.overrides import parse_overrides
 from visuomotor.real_camera import calibrated, read_calibration
 from visuomotor.runtime.arm import ArmError
 from visuomotor.runtime.arms import make_arm
-from visuomotor.runtime.cameras import CameraError, Capture
+from visuomotor.runtime.cameras import Capture
+from visuomotor.runtime.errors import CameraError
 from visuomotor.runtime.preprocessing import Preprocessing, resize
 
 SIDE = 512  # pixels of what is compared; the policy sees less

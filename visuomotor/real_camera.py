@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from visuomotor.config import CameraConfig
 from visuomotor.errors import UserError
-from visuomotor.runtime.cameras import CameraError
+from visuomotor.runtime.errors import CameraError
 from visuomotor.runtime.lens import Calibration, load_calibration
 
 

@@ -14,11 +14,9 @@ from typing import NamedTuple, Protocol
 import cv2
 import numpy as np
 
+from visuomotor.runtime.errors import CameraError
+
 IDLE = 0.002  # s between questions to a camera that never waits
-
-
-class CameraError(Exception):
-    """A camera that is not there; one line that says what to do."""
 
 
 class Camera(Protocol):

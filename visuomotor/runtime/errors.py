@@ -1,4 +1,4 @@
-"""The one error of the arm's side."""
+"""Errors of the arm's side that every process knows, whatever it loads."""
 
 MAX_MESSAGE = 500  # characters; a damaged file must not flood a log
 
@@ -10,3 +10,7 @@ class BundleError(Exception):
         line = "".join(c if c.isprintable() else " " for c in message)
         line = " ".join(line.split())
         super().__init__(line if len(line) <= MAX_MESSAGE else line[: MAX_MESSAGE - 3] + "...")
+
+
+class CameraError(Exception):
+    """A camera, or a calibration of one, that is not there; one line that says what to do."""

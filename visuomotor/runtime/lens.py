@@ -9,7 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from visuomotor.runtime.cameras import CameraError
+from visuomotor.runtime.errors import CameraError
 from visuomotor.runtime.preprocessing import Lens
 
 MAX_SIDE = 16384  # pixels

@@ -1,7 +1,8 @@
 """The runtime's two processes: `python -m visuomotor.runtime.processes streamer|policy JSON`.
 
 Started by `visuomotor.deploy`, which also holds the shared memory between them. Each prints one
-line of JSON when it is ready, or its one error; SIGTERM ends it.
+line of JSON when it is ready, or its one error; SIGTERM ends it. What only the policy's process
+needs (ONNX Runtime, OpenCV) is imported there: the streamer's loads numpy alone.
 """
 
 from __future__ import annotations
@@ -12,22 +13,20 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from visuomotor.runtime.arm import ArmError
 from visuomotor.runtime.arms import make_arm
-from visuomotor.runtime.bundle import load_bundle
-from visuomotor.runtime.cameras import Camera, CameraError, Capture, Newest
 from visuomotor.runtime.clock import run_at
-from visuomotor.runtime.errors import BundleError
+from visuomotor.runtime.errors import BundleError, CameraError
 from visuomotor.runtime.guard import Patience
-from visuomotor.runtime.lens import load_lens
-from visuomotor.runtime.policy_loop import WARM_UP, PolicyLoop
-from visuomotor.runtime.preprocessing import Preprocessing
 from visuomotor.runtime.slots import Slot, command_type, report_type
 from visuomotor.runtime.streamer import SWITCH, Streamer, keep_awake, run_streamer
+
+if TYPE_CHECKING:
+    from visuomotor.runtime.cameras import Camera
 
 FIRST_FRAME = 10.0  # s that a camera is given
 STREAMER_PRIORITY, POLICY_PRIORITY = 10, 5  # of SCHED_FIFO: the streamer comes first
@@ -47,6 +46,8 @@ def make_camera(settings: dict[str, Any]) -> Camera:
 
             return Ros2Camera(**rest)
         case "capture":
+            from visuomotor.runtime.cameras import Capture
+
             return Capture(**rest)
     raise CameraError(f"camera: unknown kind {settings['kind']}")
 
@@ -71,6 +72,12 @@ def streamer_process(settings: dict[str, Any], stop: _Stop) -> None:
 
 def policy_process(settings: dict[str, Any], stop: _Stop) -> None:
     """settings: bundle (path), camera, lens (path or null), slots (names)."""
+    from visuomotor.runtime.bundle import load_bundle
+    from visuomotor.runtime.cameras import Newest
+    from visuomotor.runtime.lens import load_lens
+    from visuomotor.runtime.policy_loop import WARM_UP, PolicyLoop
+    from visuomotor.runtime.preprocessing import Preprocessing
+
     bundle = load_bundle(settings["bundle"])
     contract = bundle.contract
     lens = None if settings["lens"] is None else load_lens(settings["lens"])
