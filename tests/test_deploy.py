@@ -237,13 +237,15 @@ def test_a_full_disk_ends_the_log_and_not_the_control(
     bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bench.run(20)
-    assert bench.streamer._log is not None
-    bench.streamer._log._file.close()
-    bench.streamer._log._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
-    bench.pressed = True
-    assert bench.run(50) is State.RUNNING
-    bench.streamer.leave()
+    log = bench.streamer._log
+    assert log is not None
+    with open("/dev/full", "wb", buffering=0) as full:
+        log._file = full
+        bench.pressed = True
+        assert bench.run(50) is State.RUNNING
+        bench.streamer.leave()
     assert bench.arm.stopped
+    assert "No space left" in log.broken
     assert "the log ends here" in capsys.readouterr().err
 
 

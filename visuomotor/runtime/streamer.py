@@ -6,11 +6,12 @@ newest joint state and the switch that a human holds. Every tick is logged.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,9 @@ PERIOD = 0.01  # s
 GRACE = 1.0  # s that the arm is given to come to rest when the process is asked to leave
 SWITCH_AGE = 0.15  # s after which nobody knows of a switch that is not confirmed
 LAST_ZEROS = 0.2  # s of zeros behind a stop, before the connection ends: single ones may be lost
+LOG_PERIOD = 0.5  # s between writes to the log: what a process that is killed takes with it
+LOG_ROWS = 6000  # kept while the disk stalls: a minute, 2 MB
+LOG_CLOSE = 2.0  # s that the disk is given for the last rows
 MOST_LATE = 0.05  # s that a tick may come late before the streamer no longer trusts itself
 
 # What the human's side tells: 1 pressed, 0 released, -1 not to be known.
@@ -52,33 +56,59 @@ def log_type(num_joints: int) -> np.dtype:
 
 
 class Log:
-    """Rows of `log_type` behind a line of JSON; `read_log` reads them back."""
+    """Rows of `log_type` behind a line of JSON; `read_log` reads them back.
+
+    A thread writes them, twice a second: a disk that stalls or is full does not hold up the arm's
+    control. It may be LOG_ROWS behind; further rows are left out, and their number is told.
+    """
 
     def __init__(self, path: Path, joint_names: tuple[str, ...]):
-        self._file = open(path, "wb", buffering=1 << 20)  # noqa: SIM115  (closed in close)
         header = {"format": "visuomotor-log", "version": 1, "joints": list(joint_names)}
+        # Unbuffered: what was written is not lost when this process is killed.
+        self._file = open(path, "wb", buffering=0)  # noqa: SIM115  (closed by the thread)
         self._file.write(json.dumps(header).encode() + b"\n")
-        self._file.flush()
         self.row = np.zeros((), log_type(len(joint_names)))
-        self._flushed = time.monotonic()
         self.broken = ""  # why nothing more is written
+        self.lost = 0  # rows left out
+        # No queue.Queue: its lock could be held by the thread, which has no real-time scheduling.
+        self._rows: deque[bytes] = deque()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._drain, daemon=True)
+        self._thread.start()
 
     def write(self) -> None:
-        """A full disk ends the log, not the arm's control."""
+        """Never waits."""
         if self.broken:
             return
+        if len(self._rows) < LOG_ROWS:
+            self._rows.append(self.row.tobytes())
+        else:
+            self.lost += 1
+
+    def _drain(self) -> None:
+        """In the thread: writes what there is, until closed."""
         try:
-            self._file.write(self.row.tobytes())
-            if time.monotonic() - self._flushed > 1.0:
-                self._file.flush()
-                self._flushed = time.monotonic()
+            with self._file:
+                while not self._closing.wait(LOG_PERIOD):
+                    self._write_rows()
+                self._write_rows()
         except OSError as error:
             self.broken = str(error)
             print(f"the log ends here: {error}", file=sys.stderr)
 
+    def _write_rows(self) -> None:
+        rest = memoryview(b"".join(self._rows.popleft() for _ in range(len(self._rows))))
+        while rest:
+            rest = rest[self._file.write(rest) :]
+
     def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._file.close()
+        """Writes what is left, if the disk takes it within LOG_CLOSE s."""
+        self._closing.set()
+        self._thread.join(LOG_CLOSE)
+        if self.lost:
+            print(f"the log lacks {self.lost} rows: the disk was too slow", file=sys.stderr)
+        if self._thread.is_alive():
+            print("the log lacks its last rows: the disk does not answer", file=sys.stderr)
 
 
 def read_log(path: Path | str) -> tuple[tuple[str, ...], np.ndarray]:
