@@ -1,6 +1,7 @@
 """A camera's image as a policy reads it: undistorted to the simulated camera, shrunk by area, RGB.
 
-The one function that resizes images, in simulation, export and on the arm. numpy and OpenCV.
+On the arm and in `visuomotor.overlay` alone: in training, images are rendered at the policy's size
+(64x64) at once, one ray a pixel, where a camera's are averaged down to it. numpy and OpenCV.
 """
 
 from __future__ import annotations
