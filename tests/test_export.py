@@ -24,6 +24,7 @@ from visuomotor.overrides import to_yaml
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.policies import PixelPolicy, make_actor
 from visuomotor.runtime import BundleError, load_bundle
+from visuomotor.runtime.bundle import MEMORY_TOLERANCE, TOLERANCE
 from visuomotor.runtime.files import MANIFEST, MODEL, read_bundle
 
 EPISODE_STEPS = 110
@@ -86,6 +87,13 @@ def test_a_bundle_holds_what_is_needed_to_run_judge_and_go_on(exported: Path, fa
     assert facts["evaluation"] == EVALUATION
     assert facts["provenance"] == {"run": "somewhere", "env_steps": 7}
     assert facts["parity"]["steps"] == 2000
+    assert facts["golden"] == {
+        "steps": 2 * EPISODE_STEPS,
+        "episodes": 2,
+        "seed": 0,
+        "tolerance": TOLERANCE,
+        "memory_tolerance": MEMORY_TOLERANCE,
+    }
 
 
 def test_policy_json_states_joints_and_rates_of_the_model(facts: dict):

@@ -165,6 +165,7 @@ def export_bundle(
             "episodes": int(golden["episode_start"].sum()),
             "seed": seed,
             "tolerance": TOLERANCE,
+            "memory_tolerance": MEMORY_TOLERANCE,
         }
         try:
             error, of_memory = check_parity(step, bundle_from_files(manifest, files), golden)
