@@ -15,9 +15,11 @@ from tests.runs import CPU, assert_refused, small_run, write_run
 from visuomotor import evaluate, train
 from visuomotor.cli import run_command
 from visuomotor.envs import VisuomotorEnv, scene
+from visuomotor.envs.camera import RayCaster, Supersampled
+from visuomotor.envs.classic_renderer import available
 from visuomotor.evaluation import evaluation_env
 from visuomotor.experts import make_expert
-from visuomotor.heldout import CHANGES, HeldOut, _patterns
+from visuomotor.heldout import CHANGES, RENDERERS, HeldOut, _patterns
 
 CONFIG = small_run(episode_steps=4)
 WORLDS = 40
@@ -120,6 +122,48 @@ def test_shadows_darken_and_leave_the_rest() -> None:
     assert (change.abs() < 4).float().mean() > 0.6
 
 
+@pytest.mark.parametrize("renderer", sorted(RENDERERS))
+def test_another_renderer_shows_the_same_worlds_with_shadows(renderer: str) -> None:
+    if renderer == "classic" and not available():
+        pytest.skip("no EGL")
+    config = replace(CONFIG, camera=replace(CONFIG.camera, height=48, width=64))
+    env = evaluation_env(
+        config,
+        num_envs=6,
+        seed=0,
+        strength=1.0,
+        device=CPU,
+        heldout=HeldOut(("shadows",), renderer),
+    )
+    env.reset()
+    assert env.camera is not None
+    plain = RayCaster(env.sim, replace(env.config.camera, shadows=False), env.sim.fields)
+    ids = torch.tensor([4, 1, 5])
+    seen, without = (one.render(ids) for one in (env.camera.caster, plain))
+    assert seen.shape == without.shape == (3, 3, 48, 64) and seen.dtype == torch.uint8
+    others = plain.render(torch.tensor([0, 2, 3]))
+
+    def alike(one: torch.Tensor, other: torch.Tensor) -> float:
+        return float(np.corrcoef(one.flatten().numpy(), other.flatten().numpy())[0, 1])
+
+    for i in range(3):
+        assert alike(seen[i], without[i]) > 0.7
+        # Colours, lights and places are those of this world.
+        assert alike(seen[i], without[i]) > max(alike(seen[i], other) for other in others)
+    change = seen.int() - without.int()
+    assert (change.flatten(1).min(dim=1).values < -15).any()  # shadows
+    assert float(change.float().mean()) < 0.0
+
+
+def test_several_rays_a_pixel_are_their_mean() -> None:
+    env = _env(render=True, num_envs=2)
+    larger = replace(CONFIG.camera, height=2 * CONFIG.camera.height, width=2 * CONFIG.camera.width)
+    one = Supersampled(env.sim, CONFIG.camera, env.sim.fields).render(torch.tensor([1]))
+    four = RayCaster(env.sim, larger, env.sim.fields).render(torch.tensor([1])).float()
+    mean = four.view(1, 3, CONFIG.camera.height, 2, CONFIG.camera.width, 2).mean(dim=(3, 5))
+    torch.testing.assert_close(one.float(), mean, atol=0.5, rtol=0.0)
+
+
 def test_physics_has_half_the_timestep_and_another_solver(trained: VisuomotorEnv) -> None:
     model, ours = _env("physics", num_envs=2).sim.model, trained.sim.model
     assert model.opt.timestep == ours.opt.timestep / 2
@@ -213,6 +257,7 @@ def test_the_evaluation_names_what_was_changed(run: Path, tmp_path: Path) -> Non
         ("evaluate", ["sims=heldout", "heldout.only=shadow"], r"no change 'shadow' .*mean shadows"),
         ("evaluate", ["sims=nominal", "heldout.only=camera"], r"give sims=heldout"),
         ("evaluate", ["sims=heldout", "strength=0.5"], r"strength= has no place with sims=heldout"),
+        ("evaluate", ["sims=heldout", "heldout.renderer=x"], r"renderer=x .*auto, classic, rays"),
         ("train", ["sims=heldout"], r"sims=heldout: held-out worlds are for evaluation only"),
         ("train", ["heldout.only=camera"], r"held-out worlds are for evaluation only; no run may"),
     ],

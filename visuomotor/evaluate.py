@@ -27,6 +27,7 @@ from visuomotor.clips import WIDE, Seen
 from visuomotor.comparison import Outcome, compare, comparison, table
 from visuomotor.config import Config, EnvConfig
 from visuomotor.envs import Observation, VisuomotorEnv
+from visuomotor.envs.classic_renderer import available
 from visuomotor.errors import UserError, did_you_mean
 from visuomotor.evaluation import (
     MAX_WORLDS,
@@ -42,7 +43,7 @@ from visuomotor.evaluation import (
     write_json,
 )
 from visuomotor.factor_effects import effects_csv, told
-from visuomotor.heldout import CHANGES, HeldOut
+from visuomotor.heldout import CHANGES, RENDERERS, HeldOut
 from visuomotor.overrides import parse_overrides, to_yaml
 from visuomotor.policy_files import LoadedPolicy, load_evaluated_policy, training_curve
 from visuomotor.real_camera import calibrated
@@ -69,6 +70,8 @@ MODEL_OF = {True: "onnxruntime", False: "torch"}  # what a policy acts through
 @dataclass(frozen=True)
 class HeldOutOptions:
     only: str | None = None  # changes, with commas between; None: all of them
+    # Of `shadows`: classic (MuJoCo's, with EGL), rays; auto: classic where it runs.
+    renderer: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -256,6 +259,7 @@ def _judge(
         sims=options.sims,
         strength=_strength(options),
         **({} if heldout is None else {"heldout": list(heldout.names)}),
+        renderer="rays" if heldout is None else heldout.renderer or "rays",
         seed=options.seed,
         episode_steps=env.episode_steps,
         **_how(loaded, env, heldout, device),
@@ -263,7 +267,8 @@ def _judge(
     clips = []
     if seen is not None:
         wide = replace(config, camera=replace(config.camera, **WIDE))
-        clips = seen.clips(episodes, _world(wide, options, device, heldout=heldout))
+        people = None if heldout is None else replace(heldout, renderer=None)
+        clips = seen.clips(episodes, _world(wide, options, device, heldout=people))
     return Judged(Outcome(label, episodes, summary), film, clips, to_yaml(env.config))
 
 
@@ -280,7 +285,7 @@ def _how(
         *("task", "env", "randomization"),
         *(asdict(worlds)[name] for name in ("task", "env", "randomization")),
         env.episode_steps,
-        None if heldout is None else heldout.names,
+        None if heldout is None else (heldout.names, heldout.renderer),
     )
     return {
         "provenance": loaded.provenance,
@@ -293,16 +298,33 @@ def _how(
 def _heldout(options: EvaluateConfig) -> HeldOut | None:
     if options.sims != "heldout":
         return None
-    if options.heldout.only is None:
-        return HeldOut(tuple(CHANGES))
-    names = tuple(name.strip() for name in options.heldout.only.split(","))
+    names = tuple(CHANGES)
+    if options.heldout.only is not None:
+        names = tuple(name.strip() for name in options.heldout.only.split(","))
     for name in names:
         if name not in CHANGES:
             hint = did_you_mean(name, CHANGES, most=1)
             raise UserError(
                 f"heldout.only: there is no change '{name}'{hint}; valid: {', '.join(CHANGES)}"
             )
-    return HeldOut(names)
+    return HeldOut(names, _renderer(options.heldout.renderer) if "shadows" in names else None)
+
+
+def _renderer(asked: str) -> str:
+    """-> one of heldout.RENDERERS. Raises UserError."""
+    if asked != "auto" and asked not in RENDERERS:
+        valid = ", ".join(("auto", *RENDERERS))
+        raise UserError(f"heldout.renderer={asked} is unknown; valid: {valid}")
+    if asked == "rays":
+        return asked
+    if available():
+        return "classic"
+    if asked == "classic":
+        raise UserError(
+            "heldout.renderer=classic needs an EGL library (Debian: libegl1 libgl1-mesa-dri); "
+            "install one, or give heldout.renderer=rays"
+        )
+    return "rays"
 
 
 def _sweep(

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from visuomotor.config import Config
 from visuomotor.envs import Observation, VisuomotorEnv, make_env
+from visuomotor.envs.camera import RayCaster
 from visuomotor.envs.robot import NUM_JOINTS
 from visuomotor.files import write_atomic
 from visuomotor.heldout import HeldOut
@@ -227,6 +228,7 @@ def evaluation_env(
         device=device,
         render=render,
         alter=None if heldout is None else heldout.spec,
+        make_caster=RayCaster if heldout is None else heldout.make_caster,
         longest_delays=(
             max(latency.camera_delay[1] + 1, int(pinned.get("camera_delay", 0))),
             max(latency.action_delay[1] + 1, int(pinned.get("action_delay", 0))),

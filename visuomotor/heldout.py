@@ -15,6 +15,8 @@ import numpy as np
 
 from visuomotor.config import Config
 from visuomotor.envs import make_task, scene
+from visuomotor.envs.camera import MakeCaster, RayCaster, Supersampled
+from visuomotor.envs.classic_renderer import ClassicRenderer
 from visuomotor.envs.environment import physics_timestep
 
 _DELAYS = ("camera_delay", "action_delay")
@@ -111,7 +113,11 @@ def _distractors(spec: mujoco.MjSpec) -> None:
 
 
 CHANGES: dict[str, Change] = {
-    "shadows": Change("the ray-caster casts shadows of the key light", config=_shadows),
+    "shadows": Change(
+        "MuJoCo's classic renderer, with shadows; where there is no EGL the ray-caster, with "
+        "shadows and four rays a pixel",
+        config=_shadows,
+    ),
     "textures": Change("rings, bricks, dots and cracks on all surfaces", spec=_other_textures),
     "distractors": Change("four objects around the workspace", spec=_distractors),
     "camera": Change(
@@ -135,11 +141,19 @@ CHANGES: dict[str, Change] = {
 }
 
 
+# What draws where `shadows` are held out.
+RENDERERS: dict[str, MakeCaster] = {"classic": ClassicRenderer, "rays": Supersampled}
+
+
 @dataclass(frozen=True)
 class HeldOut:
-    """What is changed, put together."""
+    """What is changed, put together.
+
+    renderer: of RENDERERS, where `shadows` are among it; None: the ray-caster, with shadows.
+    """
 
     names: tuple[str, ...]
+    renderer: str | None = None
 
     @property
     def _changes(self) -> list[Change]:
@@ -157,6 +171,11 @@ class HeldOut:
         for change in self._changes:
             if change.spec is not None:
                 change.spec(spec)
+
+    @property
+    def make_caster(self) -> MakeCaster:
+        """What draws."""
+        return RayCaster if self.renderer is None else RENDERERS[self.renderer]
 
     @property
     def beyond(self) -> tuple[str, ...]:

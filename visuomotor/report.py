@@ -117,9 +117,13 @@ def _row(label: str, cells: Sequence[str]) -> str:
 
 
 def _facts(summary: dict[str, Any]) -> str:
-    names = ("visuomotor", "git_commit", "git_changed", "policy", "sims", "heldout", "strength")
+    names = (
+        *("visuomotor", "git_commit", "git_changed", "policy", "acts_through", "device", "sims"),
+        *("heldout", "strength", "renderer", "worlds", "stopped"),
+    )
     lines = [f"{name}: {summary[name]}" for name in names if name in summary]
     lines += [f"{name}: {value}" for name, value in (summary.get("provenance") or {}).items()]
+    lines += [f"{name}: {value}" for name, value in (summary.get("versions") or {}).items()]
     return "\n".join(lines)
 
 

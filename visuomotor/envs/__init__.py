@@ -10,6 +10,7 @@ import mujoco
 import torch
 
 from visuomotor.config import Config
+from visuomotor.envs.camera import MakeCaster, RayCaster
 from visuomotor.envs.environment import Observation, ResetSampler, StepResult, VisuomotorEnv
 from visuomotor.envs.tasks import ALIASES, TASKS, Task
 from visuomotor.envs.tasks.task import TABLE
@@ -71,6 +72,7 @@ def make_env(
     stagger: bool = False,
     alter: Callable[[mujoco.MjSpec], None] | None = None,
     longest_delays: tuple[int, int] | None = None,
+    make_caster: MakeCaster = RayCaster,
 ) -> VisuomotorEnv:
     """N worlds of `config.task`; None takes the configuration's value. The others: see
     VisuomotorEnv."""
@@ -85,6 +87,7 @@ def make_env(
         stagger=stagger,
         alter=alter,
         longest_delays=longest_delays,
+        make_caster=make_caster,
     )
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol
 
 import mujoco
 import torch
 import warp as wp
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from visuomotor import rows
 from visuomotor.config import CameraConfig
@@ -111,6 +113,53 @@ class RayCaster:
 
     def _blank(self, n: int) -> Tensor:
         return torch.empty((n, 3, *self._shape), dtype=torch.uint8, device=self.device)
+
+
+class Supersampled:
+    """The ray-caster with several rays a pixel, whose colours are averaged: smooth edges.
+
+    Args: as of RayCaster. samples: of a pixel, along each side.
+    """
+
+    def __init__(
+        self,
+        sim: Simulation,
+        config: CameraConfig,
+        fields: tuple[str, ...] = (),
+        device: torch.device | None = None,
+        num_threads: int = 0,
+        samples: int = 2,
+    ):
+        larger = replace(config, height=samples * config.height, width=samples * config.width)
+        self._caster = RayCaster(sim, larger, fields, device, num_threads)
+        self.device = self._caster.device
+        self._samples = samples
+
+    def render(self, env_ids: Tensor) -> Tensor:
+        """env_ids (n,) -> (n, 3, H, W) uint8 images of these worlds as they are now."""
+        images = self._caster.render(env_ids).float()
+        return avg_pool2d(images, self._samples).round().to(torch.uint8)
+
+
+class Caster(Protocol):
+    """Renders any subset of a simulation's worlds."""
+
+    device: torch.device
+
+    def render(self, env_ids: Tensor) -> Tensor:
+        """env_ids (n,) -> (n, 3, H, W) uint8 images of these worlds as they are now."""
+        ...
+
+
+class MakeCaster(Protocol):
+    def __call__(
+        self,
+        sim: Simulation,
+        config: CameraConfig,
+        fields: tuple[str, ...],
+        device: torch.device,
+        num_threads: int,
+    ) -> Caster: ...
 
 
 class _Mirror:
@@ -294,7 +343,7 @@ class CameraSensor:
 
     def __init__(
         self,
-        caster: RayCaster,
+        caster: Caster,
         config: CameraConfig,
         num_envs: int,
         generator: torch.Generator,

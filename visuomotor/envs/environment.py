@@ -19,7 +19,7 @@ from torch import Tensor
 
 from visuomotor.config import Config, EnvConfig
 from visuomotor.envs import robot, scene
-from visuomotor.envs.camera import CameraSensor, RayCaster
+from visuomotor.envs.camera import CameraSensor, MakeCaster, RayCaster
 from visuomotor.envs.mujoco_cpu import MujocoCpuSimulation
 from visuomotor.envs.tasks import Task
 from visuomotor.randomization import Randomizer
@@ -90,6 +90,7 @@ class VisuomotorEnv:
       alter: changes the scene, task and all, before it is compiled.
       longest_delays: of camera and actions, control steps, where they may be longer than the ranges
         of the randomization say.
+      make_caster: what draws; the ray-caster, but where worlds are held out.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class VisuomotorEnv:
         stagger: bool = False,
         alter: Callable[[mujoco.MjSpec], None] | None = None,
         longest_delays: tuple[int, int] | None = None,
+        make_caster: MakeCaster = RayCaster,
     ):
         self.config = config
         self.task = task
@@ -143,7 +145,7 @@ class VisuomotorEnv:
             longest_delays = (latency.camera_delay[1], latency.action_delay[1])
         self.camera: CameraSensor | None = None
         if render:
-            caster = RayCaster(
+            caster = make_caster(
                 self.sim, config.camera, self.sim.fields, self.device, env.num_threads
             )
             self.camera = CameraSensor(
