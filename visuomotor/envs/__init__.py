@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import entry_points
 from typing import TypeVar
 
@@ -18,7 +20,8 @@ from visuomotor.errors import UserError, did_you_mean
 
 _TaskType = TypeVar("_TaskType", bound=type[Task])
 
-PLUGINS = "visuomotor.tasks"  # group of entry points: modules that register tasks when imported
+# Group of entry points: modules that register tasks, or factors of any task, when imported.
+PLUGINS = "visuomotor.tasks"
 
 
 def register(task: _TaskType) -> _TaskType:
@@ -47,18 +50,31 @@ def register(task: _TaskType) -> _TaskType:
 
 
 def make_task(name: str) -> Task:
-    """By its name or an alias; one that is unknown is looked for in the installed plugins.
+    """By its name or an alias, with the installed plugins' tasks and factors.
 
     Raises UserError with the nearest names for an unknown one.
     """
+    broken = _load_plugins()
     name = ALIASES.get(name, name)
     if name not in TASKS:
-        for plugin in entry_points(group=PLUGINS):
-            plugin.load()
-    if name not in TASKS:
         hint = did_you_mean(name, TASKS)
-        raise UserError(f"unknown task '{name}'{hint}; tasks: {', '.join(TASKS)}")
+        told = "".join(f"; {line}" for line in broken)
+        raise UserError(f"unknown task '{name}'{hint}; tasks: {', '.join(TASKS)}{told}")
     return TASKS[name]()
+
+
+@cache
+def _load_plugins() -> tuple[str, ...]:
+    """-> a line for each that cannot be imported, also told once: its factors are missing."""
+    broken = []
+    for plugin in entry_points(group=PLUGINS):
+        try:
+            plugin.load()
+        except Exception as error:  # a stranger's module may raise anything
+            line = f"plugin {plugin.value} cannot be imported: {type(error).__name__}: {error}"
+            print(line, file=sys.stderr)
+            broken.append(line)
+    return tuple(broken)
 
 
 def make_env(
