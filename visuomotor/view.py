@@ -189,7 +189,7 @@ class Panel:
             from mjviser import ViserMujocoScene
         except ImportError as error:
             raise UserError(
-                f"the viewer needs {error.name}; install it with: pip install 'visuomotor[view]'"
+                f"the viewer needs {error.name}; install it with pip install '.[view]', in a checkout"
             ) from error
         self.server = viser.ViserServer(host=HOST, port=port, label="visuomotor", verbose=False)
         self.server.initial_camera.position = EYE
