@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 import pytest
 
 from tests.runs import CPU, moving_actor, small_run
+from visuomotor import envs
 from visuomotor.envs import make_env
 from visuomotor.errors import UserError
 from visuomotor.evaluation import episodes_csv, evaluate_actor, evaluation_env
@@ -99,3 +101,28 @@ def test_beyond_is_past_the_range_and_within_what_a_world_can_have() -> None:
     size = Factor("size", 0.5, 1.5, 1.0, least=0.1)
     assert beyond(size, 0.49) == 0.1 and beyond(size, 0.75) == pytest.approx(1.75)
     assert beyond(Factor("drop", 0.0, 0.8, 0.0, least=0.0, most=1.0), 0.9) == 1.0
+
+
+def test_a_plugins_factors_are_there_for_every_task_and_a_broken_one_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load() -> None:
+        register_factor("of_a_plugin", field="geom_friction", bounds=(1.0, 1.0), neutral=1.0)(
+            lambda model, field, values: None
+        )
+
+    def fail() -> None:
+        raise ImportError("no module named nowhere")
+
+    plugins = [SimpleNamespace(value="good", load=load), SimpleNamespace(value="bad", load=fail)]
+    monkeypatch.setattr(envs, "entry_points", lambda group: plugins)
+    envs._load_plugins.cache_clear()
+    try:
+        with mock.patch.dict(OWN):
+            env = make_env(small_run(episode_steps=4), num_envs=1, seed=0, render=False)
+            assert "of_a_plugin" in env.randomizer.factor_names
+            assert "plugin bad cannot be imported: ImportError" in capsys.readouterr().err
+            with pytest.raises(UserError, match=r"unknown task 'nothing'.*plugin bad cannot be"):
+                envs.make_task("nothing")
+    finally:
+        envs._load_plugins.cache_clear()

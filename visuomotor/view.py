@@ -189,7 +189,7 @@ class Panel:
             from mjviser import ViserMujocoScene
         except ImportError as error:
             raise UserError(
-                f"the viewer needs {error.name}; install it with pip install '.[view]', in a checkout"
+                f"the viewer needs {error.name}; in a checkout: pip install '.[view]'"
             ) from error
         self.server = viser.ViserServer(host=HOST, port=port, label="visuomotor", verbose=False)
         self.server.initial_camera.position = EYE
