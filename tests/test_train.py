@@ -20,6 +20,7 @@ from visuomotor.cli import run_command
 from visuomotor.config import Config
 from visuomotor.demonstrate import collect
 from visuomotor.distillation import Distillation
+from visuomotor.evaluation import Film
 from visuomotor.reinforcement import Reinforcement
 from visuomotor.train import Run, train
 
@@ -104,6 +105,49 @@ def test_a_run_stopped_while_a_phase_begins_ends_as_one_that_was_not(
         assert train([*settings, f"out={parts}"]) == 143
     assert train([f"resume={parts}"]) == 0
     assert_same_end(whole, parts)
+
+
+def test_a_run_stopped_while_it_evaluates_ends_as_one_that_was_not(
+    demonstrations: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Episodes of minutes are not waited for, and what was cut off is done on going on."""
+    settings = [*SMALL, *RIL, demonstrations, "run.evaluate_episodes=4"]
+    settings[settings.index("run.evaluate_every=0")] = f"run.evaluate_every={2 * ITERATION}"
+    settings[settings.index("run.final_episodes=0")] = "run.final_episodes=4"
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train([*settings, f"out={whole}"]) == 0
+    argv = [*settings, f"out={parts}"]
+    film = Film.__call__
+    # Steps of a sitting's evaluations, which have 20 each: in the first one, in that of the last
+    # iteration, and in the final one; the one before is done on going on.
+    for number, code, moment in (
+        (signal.SIGTERM, 143, 5),
+        (signal.SIGINT, 130, 25),
+        (signal.SIGTERM, 143, 25),
+    ):
+        with monkeypatch.context() as patch:
+            steps = 0
+
+            def stopped(
+                self: Film, step: int, seen: Any, number: int = number, moment: int = moment
+            ) -> None:
+                nonlocal steps
+                steps += 1
+                if steps == moment:
+                    os.kill(os.getpid(), number)
+                film(self, step, seen)
+
+            patch.setattr(Film, "__call__", stopped)
+            assert train(argv) == code
+            assert steps == moment  # the step in which the signal came was the last
+        assert not (parts / "evaluation.json").exists()
+        argv = [f"resume={parts}"]
+    assert train(argv) == 0
+    assert_same_end(whole, parts)
+    for name in ("final", "step_000000000064", "step_000000000128"):
+        one, other = (f / "evaluations" / name / "episodes.csv" for f in (whole, parts))
+        assert one.read_text() == other.read_text()
+    assert (parts / "evaluation.json").exists()
 
 
 def test_ril_starts_with_the_clones_labels_unless_told_not_to(

@@ -93,11 +93,13 @@ def run_episodes(
     *,
     on_step: Callable[[int, Observation], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    before_step: Callable[[], None] | None = None,
 ) -> Episodes:
     """Runs at least `episodes` episodes of `env` and keeps the first ones by number.
 
     env: not staggered and without a reset sampler, so that all worlds end together.
     on_step: called with the step's number and what is seen, in the first round only.
+    before_step: called before every step; what it raises ends the evaluation.
 
     A policy that gives no finite action stands still for the rest of that episode, which fails.
     """
@@ -113,6 +115,8 @@ def run_episodes(
         first = torch.full((n,), -1, dtype=torch.int64, device=env.device)
         stopped = torch.full((n,), -1, dtype=torch.int64, device=env.device)
         for step in range(env.episode_steps):
+            if before_step is not None:
+                before_step()
             if on_step is not None and index == 0:
                 on_step(step, observation)
             action = policy.act(observation, start)
@@ -251,6 +255,7 @@ def evaluate_actor(
     device: torch.device,
     on_step: Callable[[int, Observation], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    before_step: Callable[[], None] | None = None,
 ) -> Episodes:
     """The mean action of an actor in memory; leaves the actor as it was."""
     num_envs = min(MAX_WORLDS, episodes)
@@ -262,7 +267,9 @@ def evaluate_actor(
     env = evaluation_env(
         config, num_envs=num_envs, seed=seed, strength=strength, device=device, render=render
     )
-    return run_episodes(env, policy, episodes, on_step=on_step, progress=progress)
+    return run_episodes(
+        env, policy, episodes, on_step=on_step, progress=progress, before_step=before_step
+    )
 
 
 def write_evaluation(folder: Path, episodes: Episodes, summary: dict[str, Any]) -> None:

@@ -69,7 +69,7 @@ EVALUATION_SEED = 1_000_003  # of evaluations inside a run, not the one that a u
 
 
 class _StopRequested(Exception):
-    """In the middle of what begins a phase."""
+    """In the middle of what begins a phase, or of an evaluation."""
 
 
 class Run:
@@ -87,6 +87,7 @@ class Run:
         self.carried: dict[str, Any] = {}  # networks that a finished phase hands to the next
         self._since_checkpoint = time.monotonic()
         self._next_evaluation = config.run.evaluate_every
+        self._unlogged: dict[str, float] = {}  # of an iteration that is still to be evaluated
         self._wall_before = 0.0
         self._began = time.monotonic()
 
@@ -218,13 +219,16 @@ class Run:
         with tqdm(total=total, unit="update", desc=label, disable=None) as bar:
 
             def progress(metrics: dict[str, float]) -> None:
-                if self.stop.requested:
-                    raise _StopRequested
+                self._check_stop()
                 bar.update(int(metrics.pop("step")) - bar.n)
                 bar.set_postfix({name: f"{value:.4f}" for name, value in metrics.items()})
 
             work(progress)
             bar.update(total - bar.n)
+
+    def _check_stop(self) -> None:
+        if self.stop.requested:
+            raise _StopRequested
 
     # --- the loop ---------------------------------------------------------------------------------
 
@@ -250,19 +254,25 @@ class Run:
                 return self._stopped()
             self.save()
         self.save()
-        self._final_evaluation()
+        try:
+            self._final_evaluation()
+        except _StopRequested:  # a resumed run has nothing left to do but this
+            return self._stopped()
         return 0
 
     def _run_phase(self) -> int | None:
         total = self.total_steps(self.phase)
         learner = self.learner
         with Progress(total=total, initial=learner.env_steps, label=self.phase) as progress:
-            while learner.env_steps < total and not self._teacher_is_done():
-                begin, steps = time.monotonic(), learner.env_steps
-                metrics = learner.iterate()
-                seconds = time.monotonic() - begin
-                metrics["fps"] = (learner.env_steps - steps) / seconds
-                self._evaluate_if_due(metrics)
+            while self._unlogged or (learner.env_steps < total and not self._teacher_is_done()):
+                metrics = self._unlogged or self._iterate()
+                try:
+                    self._evaluate_if_due(metrics)
+                except _StopRequested:
+                    self._unlogged = metrics
+                    self.save()
+                    return self._stopped()
+                self._unlogged = {}
                 self._log(metrics)
                 progress.update(learner.env_steps, metrics)
                 if self.stop.requested:
@@ -271,6 +281,12 @@ class Run:
                 if time.monotonic() - self._since_checkpoint > self.config.run.checkpoint_seconds:
                     self.save()
         return None
+
+    def _iterate(self) -> dict[str, float]:
+        begin, steps = time.monotonic(), self.learner.env_steps
+        metrics = self.learner.iterate()
+        metrics["fps"] = (self.learner.env_steps - steps) / (time.monotonic() - begin)
+        return metrics
 
     def _stopped(self) -> int:
         """The exit code of a run that was asked to stop, and has saved."""
@@ -321,6 +337,8 @@ class Run:
             "wall_s": self.wall_seconds(),
             "next_evaluation": self._next_evaluation,
         }
+        if self._unlogged:
+            state["unlogged"] = self._unlogged
         if isinstance(self.learner.actor, PixelActor):
             state["policy"] = {"actor": self.learner.actor.state_dict()}
         save_checkpoint(
@@ -338,6 +356,7 @@ class Run:
         self.start_phase(state["phase"], resuming=True)
         self.learner.load_state_dict(state["learner"])
         self._next_evaluation = int(state["next_evaluation"])
+        self._unlogged = state.get("unlogged", {})
         self._wall_before = float(state["wall_s"])
         self.folder.truncate_log(step)
 
@@ -348,12 +367,15 @@ class Run:
         steps = self.steps_before + self.learner.env_steps
         if every == 0 or steps < self._next_evaluation:
             return
-        self._next_evaluation += every * max(1, -(-(steps - self._next_evaluation) // every))
         summary = self._evaluate(self.config.run.evaluate_episodes, f"step_{steps:012d}")
+        self._next_evaluation += every * max(1, -(-(steps - self._next_evaluation) // every))
         metrics["evaluation_success_rate"] = summary["success_rate"]
 
     def _evaluate(self, episodes: int, name: str) -> dict[str, Any]:
-        """Judges the policy as it is now, without exploration noise; a film where it sees."""
+        """Judges the policy as it is now, without exploration noise; a film where it sees.
+
+        Raises _StopRequested, and leaves nothing, if the run is asked to stop.
+        """
         actor = self.learner.actor
         film = Film() if isinstance(actor, PixelActor) else None
         strength = self.config.randomization.strength
@@ -365,6 +387,7 @@ class Run:
             strength=strength,
             device=self.device,
             on_step=film,
+            before_step=self._check_stop,
         )
         summary = summarize(
             outcome,
