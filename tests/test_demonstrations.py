@@ -21,6 +21,7 @@ from visuomotor.demonstrations import (
     Demonstrations,
     ResetStates,
     ShareSchedule,
+    digest,
     load_demonstrations,
     normalization,
     save_demonstrations,
@@ -95,6 +96,26 @@ def test_what_is_optional_may_be_missing(path: Path) -> None:
     saved = Demonstrations("lifting", 0.1, [bare])
     save_demonstrations(path, saved)
     _assert_same(saved, load_demonstrations(path, task="lifting"))
+
+
+def test_a_digest_tells_any_other_step_action_or_order_and_survives_a_file(good: Path) -> None:
+    demos = _demos()
+    first, second = demos.demos
+    assert digest(load_demonstrations(good)) == digest(demos)
+    assert first.actions is not None
+    others = [
+        [second, first],
+        [first],
+        [replace(first, states=np.nextafter(first.states, 9.0)), second],
+        [replace(first, actions=-first.actions), second],
+        [replace(first, actions=None), second],
+        [
+            replace(first, states=first.states[:-1]),
+            replace(second, states=np.concatenate((first.states[-1:], second.states))),
+        ],
+    ]
+    digests = {digest(replace(demos, demos=other)) for other in (*others, demos.demos)}
+    assert len(digests) == len(others) + 1
 
 
 def test_demonstrations_keep_their_order_beyond_ten(path: Path) -> None:

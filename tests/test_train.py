@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import cv2
 import pytest
 import torch
 
+from tests import learning
 from tests.training import DISTILL, ITERATION, REHEARSED, RIL, SMALL, metrics, stop_at
-from visuomotor.checkpoint import list_checkpoints, load_checkpoint
+from visuomotor.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from visuomotor.cli import run_command
 from visuomotor.config import Config
 from visuomotor.demonstrate import collect
+from visuomotor.demonstrations import Demonstrations, save_demonstrations
 from visuomotor.distillation import Distillation
 from visuomotor.evaluation import Film
 from visuomotor.reinforcement import Reinforcement
@@ -400,6 +403,41 @@ def test_a_run_with_retargeted_demonstrations_goes_on_exactly(
         assert train([*settings, f"out={tmp_path / 'parts'}"]) == 130
     assert train([f"resume={tmp_path / 'parts'}"]) == 0
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("changed", ["the file", "what is retargeted", "nothing", "no digest"])
+def test_going_on_with_other_demonstrations_is_told(
+    changed: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, file = tmp_path / "run", tmp_path / "lifting.hdf5"
+    made = learning.demonstrations()
+    save_demonstrations(file, made)
+    # In the place of what is retargeted; from a run of before, whose checkpoints say nothing.
+    more = Demonstrations(made.task, made.control_dt, [*made.demos, made.demos[0]])
+    monkeypatch.setattr("visuomotor.train.with_retargeted", lambda *args: more)
+    settings = [setting for setting in SMALL if setting != "retargeted=0"]
+    retargeted = "retargeted=1" if changed == "what is retargeted" else "retargeted=0"
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2, signal.SIGTERM)
+        if changed == "no digest":
+            patch.setattr(
+                "visuomotor.train.save_checkpoint",
+                lambda folder, step, state, keep: save_checkpoint(
+                    folder, step, {k: v for k, v in state.items() if k != "demonstrations"}, keep
+                ),
+            )
+        argv = [*settings, *RIL, retargeted, f"demonstrations={file}", f"out={run}"]
+        assert train(argv) == 143
+    if changed == "the file":
+        save_demonstrations(file, replace(made, demos=made.demos[::-1]))
+    more.demos.append(made.demos[1])  # now another one is made
+    capsys.readouterr()
+    assert train([f"resume={run}"]) == 0
+    told = "warning: the demonstrations" in capsys.readouterr().err
+    assert told == (changed in ("the file", "what is retargeted"))
 
 
 def test_help_names_resume_and_every_setting(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ Knows no simulator and no network.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -329,6 +330,17 @@ def successful_episode(columns: dict[str, np.ndarray], seed: int) -> Demonstrati
         features=part.get("features"),
         seed=seed,
     )
+
+
+def digest(demonstrations: Demonstrations) -> str:
+    """SHA-256 of all that training takes from them: every step's state and action, in order."""
+    whole = hashlib.sha256()
+    for demo in demonstrations.demos:
+        for values in (demo.states, demo.actions):
+            whole.update(b"none" if values is None else f"{values.dtype}{values.shape}".encode())
+            if values is not None:
+                whole.update(np.ascontiguousarray(values).data)
+    return whole.hexdigest()
 
 
 # --- what training draws from them ----------------------------------------------------------------

@@ -29,6 +29,7 @@ from visuomotor.cli import StopSignal, resolve_device, run_command
 from visuomotor.cloning import clone_from_state
 from visuomotor.config import Config
 from visuomotor.demonstrate import demonstrations_for
+from visuomotor.demonstrations import digest
 from visuomotor.distillation import Distillation
 from visuomotor.envs import make_task
 from visuomotor.errors import UserError
@@ -80,6 +81,7 @@ class Run:
         self.folder = folder
         self.device = device
         self.replay = replay
+        self.demonstrations = digest(replay.demos)  # retargeted and turned ones too
         self.stop = StopSignal()
         self.phase = PHASES[config.algorithm][0]
         self.learner: Reinforcement | Distillation
@@ -334,6 +336,7 @@ class Run:
             "learner": self.learner.state_dict(),
             "steps_before": self.steps_before,
             "carried": self.carried,
+            "demonstrations": self.demonstrations,
             "wall_s": self.wall_seconds(),
             "next_evaluation": self._next_evaluation,
         }
@@ -350,7 +353,14 @@ class Run:
         self._since_checkpoint = time.monotonic()
 
     def load(self, state: dict[str, Any], step: int) -> None:
-        """Goes on from a checkpoint, of `_to_go_on_from`."""
+        """Goes on from a checkpoint, of `_to_go_on_from`. Says so on stderr if it was trained with
+        other demonstrations."""
+        if state.get("demonstrations", self.demonstrations) != self.demonstrations:
+            print(
+                "warning: the demonstrations, or what is made of them, are not what they were when "
+                "the run stopped; the run goes on, but not bit for bit",
+                file=sys.stderr,
+            )
         self.carried = state["carried"]
         self.steps_before = int(state["steps_before"])
         self.start_phase(state["phase"], resuming=True)
