@@ -448,3 +448,19 @@ def test_a_file_of_the_users_comes_before_the_cache(cache, tmp_path, steady):
         demonstrations_for(replace(LIFTING, task="stacking", demonstrations=str(path)))
     with pytest.raises(UserError, match="no such demonstration file"):
         demonstrations_for(replace(LIFTING, demonstrations=str(tmp_path / "none.hdf5")))
+
+
+def test_a_file_of_another_scene_or_another_rate_is_refused_by_file_and_key(tmp_path, steady):
+    path = tmp_path / "theirs.hdf5"
+    config = replace(LIFTING, demonstrations=str(path))
+    narrow = replace(steady.demos[0], states=steady.demos[0].states[:, :-1])
+    save_demonstrations(path, replace(steady, demos=[narrow]))
+    width = steady.demos[0].states.shape[1]
+    said = rf"theirs\.hdf5: 'data/demo_0/states' has {width - 1} numbers .*expected {width}"
+    with pytest.raises(UserError, match=said):
+        demonstrations_for(config)
+    save_demonstrations(path, replace(steady, control_dt=0.1))
+    with pytest.raises(UserError, match=r"theirs\.hdf5: .*control_dt=0\.1 .*control_dt=0\.05"):
+        demonstrations_for(config)
+    twice = replace(config, env=EnvConfig(control_dt=0.1))
+    assert len(demonstrations_for(twice)) == len(steady)

@@ -195,6 +195,17 @@ def test_states_alone_are_enough(path: Path) -> None:
     assert not demo.dones.any() and not demo.rewards.any()
 
 
+def test_a_file_of_another_rate_is_refused_by_both_numbers(path: Path) -> None:
+    save_demonstrations(path, replace(_demos(), control_dt=0.1))
+    told = _refusal(path, control_dt=0.05)
+    assert f"'{ARGS}' has control_dt=0.1 s" in told and "expected env.control_dt=0.05" in told
+    assert load_demonstrations(path, control_dt=0.1 + 1e-9).control_dt == 0.1
+    with h5py.File(path, "r+") as file:
+        file["data"].attrs["env_args"] = json.dumps({"env_name": "stacking"})
+    assert load_demonstrations(path, control_dt=0.05).control_dt == 0.05
+    assert "has control_dt=0.05 s (0.05 where it says none)" in _refusal(path, control_dt=0.1)
+
+
 def test_rounding_beyond_one_is_clipped(path: Path) -> None:
     _write_foreign(path, demos=1)
     with h5py.File(path, "r+") as file:
@@ -286,6 +297,11 @@ DAMAGE: dict[str, tuple[Callable[[h5py.File], None], str, str]] = {
     "states are complex": (_put(STATES, np.ones((8, 8), complex)), STATES, "holds complex128"),
     "states have gaps": (_set(STATES, (3, 2), np.nan), STATES, "holds nan at step 3"),
     "states are infinite": (_set(STATES, (7, 0), -np.inf), STATES, "holds -inf at step 7"),
+    "states are absurd": (
+        _set(STATES, (3, 2), -1e11),
+        STATES,
+        "holds -100000000000.0 at step 3; expected qpos in m",
+    ),
     "states are time alone": (_put(STATES, np.ones((8, 1))), STATES, "has 1 column"),
     "no steps": (_put(STATES, np.ones((0, 8))), STATES, "has shape 0x8"),
     "no columns": (_put(STATES, np.ones((8, 0))), STATES, "has shape 8x0"),
@@ -393,8 +409,7 @@ def test_another_task_and_another_scene_are_refused(good: Path) -> None:
     message = _refusal(good, task="lifting")
     assert "names the task 'stacking'; expected 'lifting'" in message
     message = _refusal(good, state_dim=WIDTH + 2)
-    # With the time, which stands before the state.
-    assert "'data/demo_0/states' has shape 5x8; expected anyx10" in message
+    assert "'data/demo_0/states' has 7 numbers behind the time; expected 9, as this" in message
 
 
 def test_no_file_is_refused_with_what_makes_one(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -59,20 +60,27 @@ def demonstrations_for(config: Config) -> Demonstrations:
     A file in the cache is made anew when the scene, the expert's settings or this package's version
     change.
     """
-    if config.demonstrations is not None:
-        return load_demonstrations(Path(config.demonstrations), task=config.task)
     quiet = replace(config, randomization=replace(config.randomization, strength=0.0))
-    xml = make_env(quiet, num_envs=1, seed=0, render=False).model_xml()
+    env = make_env(quiet, num_envs=1, seed=0, render=False)
+    load = partial(
+        load_demonstrations,
+        task=config.task,
+        state_dim=env.sim.model.nq + env.sim.model.nv,
+        control_dt=config.env.control_dt,
+    )
+    if config.demonstrations is not None:
+        return load(config.demonstrations)
     path = cached_path(
         f"{config.task}-{DEFAULT_EPISODES}",
-        *(__version__, config.env.control_dt, config.env.episode_steps, TREMBLING, xml),
+        *(__version__, config.env.control_dt, config.env.episode_steps, TREMBLING),
+        env.model_xml(),
         revision(experts, scripted, *experts.source_of(config.task)),
     )
     if not path.exists():
         check_cache(path)
         print(f"making {DEFAULT_EPISODES} demonstrations of {config.task}: {path}", file=sys.stderr)
         _make_file(quiet, DEFAULT_EPISODES, DEFAULT_SEED, path, TREMBLING)
-    return load_demonstrations(path, task=config.task)
+    return load(path)
 
 
 def _make_file(config: Config, episodes: int, seed: int, path: Path, trembling: float) -> int:

@@ -32,8 +32,10 @@ from visuomotor import __version__
 from visuomotor.errors import UserError
 from visuomotor.files import partial_path, sync
 
+UNTOLD_CONTROL_DT = 0.05  # s, where a file does not say
 ACTION_TOLERANCE = 1e-3  # beyond [-1, 1]: rounding of other people's files
 MAX_NUMBERS = 100_000_000  # in a dataset: beyond it the shape is damage, not data
+LARGEST_STATE = 1e6  # m, rad, m/s or rad/s: beyond it a number is damage
 MIN_STD = 1e-2  # floor of a statistic's deviation, in units of the value; constants stay finite
 SHARE_SMOOTHING = 0.01  # weight of each new episode in the average that moves the curriculum
 _DEMO_NAME = re.compile(r"demo_(\d+)")
@@ -134,10 +136,12 @@ def load_demonstrations(
     task: str | None = None,
     state_dim: int | None = None,
     action_dim: int | None = 9,
+    control_dt: float | None = None,
 ) -> Demonstrations:
     """Reads a file and checks every part of it.
 
     task: refuse files that name another one. state_dim: nq + nv of the scene. action_dim: A.
+    control_dt: s; refuse files of another one.
     Raises UserError naming the file, the key, what was found and what is expected.
     """
     path = Path(path)
@@ -145,7 +149,7 @@ def load_demonstrations(
         raise UserError(f"{path}: no such demonstration file; make one with visuomotor.demonstrate")
     try:
         with h5py.File(path, "r") as file:
-            return _read(_Reader(path, file), task, state_dim, action_dim)
+            return _read(_Reader(path, file), task, state_dim, action_dim, control_dt)
     except UserError:
         raise
     except Exception as error:  # what h5py raises on damage is of every kind
@@ -195,16 +199,17 @@ class _Reader:
         if dataset.dtype.kind not in "fiub":
             raise self.fail(key, f"holds {dataset.dtype}", "numbers")
         values = dataset[()]
-        self._check_rows(key, values, np.isfinite(values), "finite numbers")
+        self.check_rows(key, values, np.isfinite(values), "finite numbers")
         with np.errstate(all="ignore"):
             converted = np.asarray(values, dtype=dtype)
         if converted.dtype.kind == "f":
-            self._check_rows(key, values, np.isfinite(converted), f"numbers of {converted.dtype}")
+            self.check_rows(key, values, np.isfinite(converted), f"numbers of {converted.dtype}")
         elif converted.dtype.kind == "i":
-            self._check_rows(key, values, converted == values, "whole numbers")
+            self.check_rows(key, values, converted == values, "whole numbers")
         return converted
 
-    def _check_rows(self, key: str, values: np.ndarray, valid: np.ndarray, expected: str) -> None:
+    def check_rows(self, key: str, values: np.ndarray, valid: np.ndarray, expected: str) -> None:
+        """Raises for the first row of `values` that is not all `valid`."""
         if not valid.all():
             step = int(np.argmin(valid.reshape(len(valid), -1).all(axis=1)))
             raise self.fail(key, f"holds {values[~valid][0]} at step {step}", expected)
@@ -226,10 +231,14 @@ class _Reader:
 
 
 def _read(
-    reader: _Reader, task: str | None, state_dim: int | None, action_dim: int | None
+    reader: _Reader,
+    task: str | None,
+    state_dim: int | None,
+    action_dim: int | None,
+    expected_dt: float | None,
 ) -> Demonstrations:
     data = reader.group("data")
-    name, control_dt = _env_args(reader, data, task)
+    name, control_dt = _env_args(reader, data, task, expected_dt)
     numbered = [(int(m[1]), key) for key in data if (m := _DEMO_NAME.fullmatch(key)) is not None]
     if not numbered:
         raise reader.fail("data", "holds no demonstration", "groups demo_0, demo_1, ...")
@@ -244,14 +253,16 @@ def _read(
     return Demonstrations(name, control_dt, demos, model_xml)
 
 
-def _env_args(reader: _Reader, data: h5py.Group, task: str | None) -> tuple[str, float]:
+def _env_args(
+    reader: _Reader, data: h5py.Group, task: str | None, expected_dt: float | None
+) -> tuple[str, float]:
     key = "data (attribute env_args)"
     if "env_args" not in data.attrs:
         raise reader.fail(key, "is missing", "JSON with env_name and env_kwargs")
     try:
         env_args = json.loads(data.attrs["env_args"])
         name = env_args["env_name"]
-        control_dt = float(env_args.get("env_kwargs", {}).get("control_dt", 0.05))
+        control_dt = float(env_args.get("env_kwargs", {}).get("control_dt", UNTOLD_CONTROL_DT))
     except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
         facts = " ".join(repr(error).split())
         raise reader.fail(key, f"cannot be read ({facts})", "JSON with env_name") from error
@@ -259,16 +270,35 @@ def _env_args(reader: _Reader, data: h5py.Group, task: str | None) -> tuple[str,
         raise reader.fail(key, f"says control_dt={control_dt}", "a positive number of seconds")
     if task is not None and name != task:
         raise reader.fail(key, f"names the task '{name}'", f"'{task}'")
+    if expected_dt is not None and not math.isclose(control_dt, expected_dt, rel_tol=1e-6):
+        raise reader.fail(
+            key,
+            f"has control_dt={control_dt:g} s ({UNTOLD_CONTROL_DT} where it says none)",
+            f"env.control_dt={expected_dt:g}: actions are not the same at another rate",
+        )
     return str(name), control_dt
 
 
 def _read_demo(
     reader: _Reader, key: str, group: h5py.Group, state_dim: int | None, action_dim: int | None
 ) -> Demonstration:
-    width = None if state_dim is None else state_dim + 1
-    states = reader.array(f"{key}/states", (None, width), np.float64)
-    if states.shape[1] < 2:
+    states = reader.array(f"{key}/states", (None, None), np.float64)
+    width = states.shape[1] - 1
+    if width < 1:
         raise reader.fail(f"{key}/states", "has 1 column", "time and the state behind it")
+    if state_dim is not None and width != state_dim:
+        raise reader.fail(
+            f"{key}/states",
+            f"has {width} numbers behind the time",
+            f"{state_dim}, as this scene has: record with visuomotor.demonstrate, or with the same "
+            "robot and props",
+        )
+    reader.check_rows(  # MuJoCo would put a state of its own in the place of such a one
+        f"{key}/states",
+        states[:, 1:],
+        np.abs(states[:, 1:]) <= LARGEST_STATE,
+        f"qpos in m, rad and unit quaternions, qvel in m/s and rad/s, all below {LARGEST_STATE:g}",
+    )
     length = len(states)
     declared = reader.whole_number(key, "num_samples", length)
     if declared != length:

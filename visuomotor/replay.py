@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 from visuomotor.config import Config
-from visuomotor.demonstrations import Demonstrations, ResetStates, normalization
+from visuomotor.demonstrations import (
+    LARGEST_STATE,
+    Demonstrations,
+    ResetStates,
+    normalization,
+)
 from visuomotor.envs import VisuomotorEnv, make_env
 from visuomotor.errors import UserError
 from visuomotor.policies import NUM_ARM
@@ -27,7 +32,6 @@ REPLAY_WORLDS = 64
 # Share of the states met, of which frames are made, in which what the hand is not at is put
 # elsewhere: an episode shows many postures of the arm, but one arrangement of the props.
 REARRANGED = 0.8
-LARGEST_STATE = 1e6  # m, rad, m/s or rad/s: beyond it a number is damage
 EARLIER_ACTIONS = 2 * 9  # numbers at the end of a state: the action executed, the one requested
 
 
