@@ -42,6 +42,10 @@ def test_the_file_holds_what_the_house_promises(
         (["iterations=0"], ["iterations=0", "at least 1"]),
         (["device=tpu"], ["device=tpu", "cpu"]),
         (["num_worlds=3"], ["num_worlds", "num_envs"]),
+        (["num_envs=2"], ["num_envs=2", "a multiple of 4"]),
+        (["num_envs=0"], ["num_envs=0", "from 1"]),
+        (["out=."], ["'.'", "is a folder"]),
+        (["out=/proc/new/benchmark.json"], ["/proc/new", "can be written"]),
     ],
 )
 def test_bad_input_is_one_clear_line(
@@ -52,6 +56,7 @@ def test_bad_input_is_one_clear_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(benchmark, "demonstrations_for", None)  # before any work
     assert run_command(benchmark.benchmark, argv) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1

@@ -536,6 +536,21 @@ def test_a_file_in_the_place_of_the_folder_is_found_before_any_work(
     assert path.read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize(
+    "what", [["policy=RUN"], ["policy=RUN", "sims=sweep:prop_friction"], ["policy=RUN,RUN"]]
+)
+def test_a_folder_that_cannot_be_written_is_found_before_any_work(
+    what: list[str],
+    run: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(visuomotor.evaluate, "run_episodes", None)
+    argv = [text.replace("RUN", str(run)) for text in what]
+    line = _refusal(capsys, *argv, "out=/proc/new")
+    assert "/proc/new" in line and "out=" in line
+
+
 def _bundle(folder: Path) -> Path:
     """A bundle whose hashes agree, of files that are no policy."""
     content = {MODEL: b"no model", GOLDEN: b"no episodes"}

@@ -323,6 +323,7 @@ def test_the_log_holds_what_the_house_promises(demonstrations: str, tmp_path: Pa
         ),
         (["actor.encoder=maps", "aux.weight=0"], ["actor.encoder=maps", "aux.weight=0", "another"]),
         (["actor.from_hand=true", "aux.weight=0"], ["actor.from_hand=true", "aux.weight above 0"]),
+        (["camera.pos=0,0,1", "camera.lookat=0,0,0"], ["straight above", "lookat=[0.0,0.01,0.0]"]),
         (["resum=somewhere"], ["resum", "resume="]),
         (["resume=nowhere", "seed=1"], ["seed=1", "resume="]),
     ],

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from visuomotor import rows
+from visuomotor.cache import check_writable
 from visuomotor.checkpoint import write_atomic
 from visuomotor.cli import resolve_device, run_command
 from visuomotor.config import Config
@@ -28,6 +29,7 @@ from visuomotor.demonstrate import demonstrations_for
 from visuomotor.envs import make_task
 from visuomotor.envs.mujoco_cpu import available_cores
 from visuomotor.errors import UserError
+from visuomotor.limits import validate
 from visuomotor.overrides import parse_overrides
 from visuomotor.policies import make_teacher
 from visuomotor.ppo import action_means
@@ -132,8 +134,11 @@ def benchmark(argv: list[str]) -> int:
         num_envs=options.num_envs,
         total_steps=10**9,
     )
+    validate(config)
     # The step size at its floor and no early stop: every update does all of its passes.
     config = replace(config, ppo=replace(config.ppo, learning_rate=1e-6, target_kl=0.0))
+    out = Path(options.out)
+    check_writable(out, "valid: out=<a file in a folder that can be written>")
     replay = DemonstrationReplay(config, demonstrations_for(config))
     learner = Reinforcement(
         config,
@@ -185,8 +190,6 @@ def benchmark(argv: list[str]) -> int:
         "task": options.task,
         "num_envs": n,
     }
-    out = Path(options.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, (json.dumps(result, indent=2) + "\n").encode())
     print(
         f"{options.task}: trains at {train_fps:.0f} env steps/s, {100 * train_fps / limit_fps:.0f} "

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from visuomotor.cache import check_writable
 from visuomotor.checkpoint import write_atomic
 from visuomotor.cli import resolve_device, run_command
 from visuomotor.clips import WIDE, Seen
@@ -396,18 +397,21 @@ def _values(text: str, swept: SweptFactor) -> list[float]:
 def _folder(
     options: EvaluateConfig, loaded: list[LoadedPolicy], labels: list[str], task: str
 ) -> Path:
-    """Where everything is written."""
-    if options.out is not None:
-        return Path(options.out)
+    """Where everything is written. Raises UserError, before any work, where it cannot be."""
     changes = "" if options.heldout.only is None else f"-{options.heldout.only}"
     worlds = f"{options.sims}{changes}".replace(":", "-").replace("/", "-").replace(",", "-")
     stem = f"{worlds}-seed{options.seed}"
-    if len(loaded) > 1:
-        return Path("evaluations") / f"{task}-{stem}"
     run = loaded[0].run
-    return (
-        Path("evaluations") / f"{labels[0]}-{stem}" if run is None else run / "evaluations" / stem
-    )
+    if options.out is not None:
+        folder = Path(options.out)
+    elif len(loaded) > 1:
+        folder = Path("evaluations") / f"{task}-{stem}"
+    elif run is not None:
+        folder = run / "evaluations" / stem
+    else:
+        folder = Path("evaluations") / f"{labels[0]}-{stem}"
+    check_writable(folder / EVALUATION, "give a folder that can be written: out=...")
+    return folder
 
 
 def _write(judged: Judged, folder: Path, rate: float) -> None:

@@ -37,6 +37,7 @@ from visuomotor.errors import UserError
 
 # A step count this close to a whole number is one: 0.05 / 0.01 is 5.000000000000001 in binary.
 STEP_TOLERANCE = 1e-6
+LEAST_ASIDE = 1e-6  # m, of a camera from straight above or below what it looks at
 SMALLEST_IMAGE = 20  # pixels a side: what the two convolutions of the pixel actor need
 # Whether the machine has it is for cli.resolve_device to say.
 DEVICE_NAME = re.compile(r"auto|cpu|cuda(:\d+)?", re.ASCII)
@@ -397,6 +398,14 @@ def _contradictions(config: Config) -> Iterable[tuple[str, bool, str]]:
         f"camera.pos and camera.lookat are the same point {show(camera.pos)}",
         camera.pos == camera.lookat,
         "valid: two points, the camera looks from the first to the second",
+    )
+    aside = math.dist(camera.pos[:2], camera.lookat[:2])
+    yield (
+        f"camera.pos={show(camera.pos)} stands straight above or below "
+        f"camera.lookat={show(camera.lookat)}, where no side of the image is up",
+        aside < LEAST_ASIDE,
+        "valid: a little aside, such as camera.lookat="
+        f"{show((camera.lookat[0], camera.lookat[1] + 0.01, camera.lookat[2]))}",
     )
     low, high = config.randomization.appearance.camera_fovy
     yield (
