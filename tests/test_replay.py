@@ -265,9 +265,12 @@ def test_a_batch_of_states_follows_its_generator(replay: DemonstrationReplay) ->
 # --- images -------------------------------------------------------------------------------------
 
 
-def _scattered(replay: DemonstrationReplay, count: int, seed: int) -> tuple[Tensor, Tensor]:
+def _scattered(
+    replay: DemonstrationReplay, count: int, seed: int, strength: float = 1.0
+) -> tuple[Tensor, Tensor]:
     starts = ResetStates(replay.demos, stages=replay.stage)
-    return ScatteredFrames(_randomized(appearance=True), starts, seed).draw(count)
+    frames = ScatteredFrames(_randomized(appearance=True), starts, seed)
+    return frames.draw(count, strength=strength)
 
 
 def test_scattered_frames_are_as_many_as_asked_and_all_different(
@@ -291,6 +294,14 @@ def test_scattered_frames_show_start_states_and_demonstration_states(
     assert 0.3 < share < 0.7
 
 
+def test_scattered_frames_are_as_strange_as_the_strength_says(short: DemonstrationReplay) -> None:
+    nominal, half, full = (_scattered(short, 32, 3, strength) for strength in (0.0, 0.5, 1.0))
+    for _, targets in (half, full):
+        assert torch.equal(targets, nominal[1])  # the same states
+    near, far = ((seen[0].float() - nominal[0].float()).abs().mean() for seen in (half, full))
+    assert 2.0 < float(near) < 0.8 * float(far)  # grey levels
+
+
 def test_scattered_frames_follow_their_seed(short: DemonstrationReplay) -> None:
     first, again, other = (_scattered(short, 8, seed) for seed in (3, 3, 4))
     assert torch.equal(first[0], again[0])
@@ -311,9 +322,9 @@ def test_most_states_that_were_met_are_seen_rearranged(
         other[adr] += 0.05
         return other
 
-    _, targets = scattered.draw(256, met)
+    _, targets = scattered.draw(256, met, strength=1.0)
     assert torch.allclose(targets, targets[:1], atol=1e-5)  # a block has no other place
     monkeypatch.setattr(scattered.env.task, "rearranged", moved)
-    _, others = scattered.draw(256, met)
+    _, others = scattered.draw(256, met, strength=1.0)
     share = float(((others[:, 0] - targets[0, 0]).abs() > 0.04).float().mean())
     assert share == pytest.approx(visuomotor.replay.REARRANGED, abs=0.1)

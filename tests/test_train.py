@@ -24,7 +24,9 @@ from visuomotor.demonstrate import collect
 from visuomotor.demonstrations import Demonstrations, save_demonstrations
 from visuomotor.distillation import Distillation
 from visuomotor.evaluation import Film
+from visuomotor.rehearsal import Rehearsal
 from visuomotor.reinforcement import Reinforcement
+from visuomotor.replay import ScatteredFrames
 from visuomotor.train import Run, train
 
 
@@ -151,6 +153,52 @@ def test_a_run_stopped_while_it_evaluates_ends_as_one_that_was_not(
         one, other = (f / "evaluations" / name / "episodes.csv" for f in (whole, parts))
         assert one.read_text() == other.read_text()
     assert (parts / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize("algorithm", [RIL, REHEARSED], ids=["ril", "rehearsed"])
+def test_randomization_grows_over_the_whole_run_whatever_its_phases(
+    algorithm: tuple[str, ...],
+    demonstrations: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    strengths: dict[Any, list[float]] = {}
+    drawn: list[float] = []
+    rehearsals = []
+    for learner in (Reinforcement, Distillation):
+        original = learner.iterate
+
+        def iterate(self: Any, original: Any = original) -> dict[str, float]:
+            found = original(self)
+            strengths.setdefault(self, []).append(self.env.strength)
+            return found
+
+        monkeypatch.setattr(learner, "iterate", iterate)
+    start, draw = Rehearsal.__init__, ScatteredFrames.draw
+
+    def begun(self: Rehearsal, *args: Any, **options: Any) -> None:
+        start(self, *args, **options)
+        rehearsals.append(self.learner)
+
+    def scattered(self: ScatteredFrames, *args: Any, **options: Any) -> Any:
+        drawn.append(options["strength"])
+        return draw(self, *args, **options)
+
+    monkeypatch.setattr(Rehearsal, "__init__", begun)
+    monkeypatch.setattr(ScatteredFrames, "draw", scattered)
+    curriculum = f"randomization.curriculum_steps={8 * ITERATION}"
+    settings = [*SMALL, *algorithm, curriculum, "randomization.strength=0.8", demonstrations]
+    assert train([*settings, "aux.scattered=8", f"out={tmp_path / 'run'}"]) == 0
+    apart = [strengths.pop(learner) for learner in rehearsals]
+    grown = [0.1 * min(8, k) for k in range(10)]
+    of_run = [value for values in strengths.values() for value in values]
+    if algorithm is RIL:
+        assert of_run == pytest.approx(grown[:4])
+        assert drawn == pytest.approx([grown[0], grown[0]])  # vision start, one iteration of labels
+    else:
+        assert of_run == pytest.approx(grown)
+        assert drawn == pytest.approx([grown[3], *grown[3:7]])
+        assert apart == [pytest.approx(grown[3:5])]  # the teacher goes on from its own phase
 
 
 def test_ril_starts_with_the_clones_labels_unless_told_not_to(

@@ -86,7 +86,7 @@ class LatencyConfig:
 @dataclass(frozen=True)
 class RandomizationConfig:
     strength: float = 1.0  # 0: everything at its default, 1: the full ranges
-    curriculum_steps: int = 0  # env steps over which strength grows from 0; 0: at once
+    curriculum_steps: int = 0  # env steps of a run over which strength grows from 0; 0: at once
     appearance: AppearanceConfig = field(default_factory=AppearanceConfig)
     dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
     latency: LatencyConfig = field(default_factory=LatencyConfig)

@@ -44,6 +44,8 @@ class Distillation:
       teacher: labels; frozen, unless it rehearses.
       total_steps: env steps after which the step size has fallen to 0.
       rehearsal: of that teacher, which then learns with its student; None: it is finished.
+      steps_before: env steps of the run's earlier phases, of which the randomization's curriculum
+        goes on.
     """
 
     def __init__(
@@ -56,9 +58,12 @@ class Distillation:
         total_steps: int,
         device: torch.device,
         rehearsal: Rehearsal | None = None,
+        steps_before: int = 0,
     ):
         self.config = config
         self.total_steps = total_steps
+        self._steps_before = steps_before
+        self.env_steps = 0
         self.device = device
         self.rehearsal = rehearsal
         if rehearsal is None:
@@ -85,7 +90,7 @@ class Distillation:
             stagger=True,
         )
         self.policy = PixelPolicy(self.actor, num_envs)
-        self.env.strength = strength_at(config.randomization, 0)
+        self.env.strength = self._strength()
         self.observation = self.env.reset()
         self._linear: torch.Tensor | None = None
         if config.distill.finger_loss == "linear":
@@ -99,7 +104,6 @@ class Distillation:
             self._vision = AuxiliaryPhase(self.actor, config.aux, generator=self._generator)
             self._scattered = ScatteredFrames(config, self._reset_states, _seed(config.seed) + 2)
         self._met: list[torch.Tensor] = []  # states of this rollout
-        self.env_steps = 0
         self.iterations = 0
         self._episodes = EpisodeLog(self.env.task.stages, self.observation.stage)
 
@@ -132,14 +136,16 @@ class Distillation:
         aux = self.config.aux
         if self._vision is None or self._scattered is None or aux.start_updates == 0:
             return
-        frames, targets = self._scattered.draw(aux.start_frames)
+        frames, targets = self._scattered.draw(aux.start_frames, strength=self._strength())
         self._vision.start(frames.to(self.device), targets.to(self.device), progress)
 
     def remember_starts(self) -> None:
         """Begins the memory of frames as the vision start does, for an actor that sees already."""
         if self._vision is None or self._scattered is None or self.config.aux.scattered == 0:
             return
-        frames, targets = self._scattered.draw(self.config.aux.start_frames)
+        frames, targets = self._scattered.draw(
+            self.config.aux.start_frames, strength=self._strength()
+        )
         self._vision.memory.add(frames.to(self.device), targets.to(self.device))
 
     def _sample_start(self, rng: np.random.Generator) -> np.ndarray | None:
@@ -150,7 +156,7 @@ class Distillation:
     def iterate(self) -> dict[str, float]:
         """One rollout under the student (in some worlds, early on, the teacher), one fit."""
         slot = self.iterations % len(self._buffers)
-        self.env.strength = strength_at(self.config.randomization, self.env_steps)
+        self.env.strength = self._strength()
         self._rollout(self._buffers[slot])
         self._see_anew()
         self._filled = max(self._filled, slot + 1)
@@ -171,6 +177,10 @@ class Distillation:
             metrics |= self.rehearsal.advance(self._rehearsed())
         return metrics
 
+    def _strength(self) -> float:
+        """Of the randomization, now."""
+        return strength_at(self.config.randomization, self._steps_before + self.env_steps)
+
     def _rehearsed(self) -> float:
         """How far the teacher's rehearsal should be: it begins when the student acts by itself."""
         done = self.env_steps / self.total_steps
@@ -180,7 +190,9 @@ class Distillation:
         """States just met, in other appearances, join the frames that vision is taught with."""
         if self._vision is None or self._scattered is None or self.config.aux.scattered == 0:
             return
-        frames, targets = self._scattered.draw(self.config.aux.scattered, torch.cat(self._met))
+        frames, targets = self._scattered.draw(
+            self.config.aux.scattered, torch.cat(self._met), strength=self._strength()
+        )
         self._vision.memory.add(frames.to(self.device), targets.to(self.device))
 
     def _teacher_share(self) -> float:

@@ -36,6 +36,7 @@ class Rehearsal:
       replay: demonstrations as networks see them.
       networks: "teacher", "critic" and "gail" of a finished teacher phase, as state dicts.
       total_steps: env steps after which the step size has fallen to 0.
+      steps_before: env steps of the run when the rehearsal begins, as `Reinforcement` takes them.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Rehearsal:
         *,
         total_steps: int,
         device: torch.device,
+        steps_before: int = 0,
     ):
         self.total_steps = total_steps
         self._met = torch.zeros(0)
@@ -57,6 +59,7 @@ class Rehearsal:
             total_steps=total_steps,
             device=device,
             elsewhere=self._start,
+            steps_before=steps_before,
         )
         self.learner.actor.load_state_dict(networks["teacher"])
         self.learner.critic.load_state_dict(networks["critic"])

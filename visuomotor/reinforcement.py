@@ -45,6 +45,8 @@ class Reinforcement:
       elsewhere: asked first where an episode starts; None, or its None: the curriculum decides.
       vision: False leaves a pixel actor's CNN as it is, which must see already.
       noise: share of the policy's deviation to act with, all through; None: as `ppo` says.
+      steps_before: env steps of the run's earlier phases, of which the randomization's curriculum
+        goes on.
     """
 
     def __init__(
@@ -60,10 +62,12 @@ class Reinforcement:
         elsewhere: ResetSampler | None = None,
         vision: bool = True,
         noise: float | None = None,
+        steps_before: int = 0,
     ):
         self.config = config
         self.pixels = pixels
         self.total_steps = total_steps
+        self._steps_before = steps_before
         self.device = device
         self._replay = replay
         self.expert = None if expert is None else expert.to(device).eval().requires_grad_(False)
@@ -86,7 +90,7 @@ class Reinforcement:
         )
         self._build_networks(num_envs, vision)
         self.env_steps = 0
-        self.env.strength = strength_at(config.randomization, 0)
+        self.env.strength = self._strength()
         self.observation = self.env.reset()
         self.iterations = 0
         self._episode_start = torch.ones(num_envs, dtype=torch.bool, device=device)
@@ -168,7 +172,7 @@ class Reinforcement:
         if self.vision is None or aux.start_updates == 0:
             return
         scattered = ScatteredFrames(self.config, self._reset_states, _seed(self.config.seed, 98))
-        frames, targets = scattered.draw(aux.start_frames)
+        frames, targets = scattered.draw(aux.start_frames, strength=self._strength())
         self.vision.start(frames.to(self.device), targets.to(self.device), progress)
 
     def clone_start(self, progress: Progress | None = None) -> None:
@@ -201,7 +205,7 @@ class Reinforcement:
     def iterate(self) -> dict[str, float]:
         """Rollout, discriminator, rewards, advantages, update. Returns the iteration's metrics."""
         ppo = self.config.ppo
-        self.env.strength = strength_at(self.config.randomization, self.env_steps)
+        self.env.strength = self._strength()
         self.actor.deviation.scale = self._noise_share()
         self._rollout()
         metrics: dict[str, float] = {}
@@ -234,6 +238,10 @@ class Reinforcement:
         metrics["mean_std"] = float(self.actor.std().detach().mean())
         metrics["randomization_strength"] = self.env.strength
         return metrics
+
+    def _strength(self) -> float:
+        """Of the randomization, now."""
+        return strength_at(self.config.randomization, self._steps_before + self.env_steps)
 
     @torch.no_grad()
     def _labels(self) -> Tensor | None:

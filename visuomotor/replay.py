@@ -169,10 +169,13 @@ class ScatteredFrames:
             return met if rng.random() >= REARRANGED else self.env.task.rearranged(met, rng)
         return None if rng.random() < 0.5 else self._starts.sample(rng, by_stage=0.0).state
 
-    def draw(self, count: int, met: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def draw(
+        self, count: int, met: Tensor | None = None, *, strength: float
+    ) -> tuple[Tensor, Tensor]:
         """`count` frames (M, 3, H, W) uint8 and the auxiliary targets (M, K) in m of what they
         show. met: (n, nq + nv) states of which each frame shows one; None: half of them show start
-        states, half states of demonstrations."""
+        states, half states of demonstrations. strength: of the randomization, 0 to 1."""
+        self.env.strength = strength
         self._met = None if met is None else met.cpu().numpy()
         frames, targets = [], []
         for _ in range(-(-count // self.env.num_envs)):

@@ -142,6 +142,7 @@ class Run:
                 total_steps=total,
                 device=self.device,
                 rehearsal=self._rehearsal() if phase == "dagger" else None,
+                steps_before=self.steps_before,
             )
             self.learner = student
             if resuming:
@@ -168,6 +169,7 @@ class Run:
             expert=teacher if pixels else None,
             vision=not finetuning,
             noise=distill.finetune_noise if finetuning else None,
+            steps_before=self.steps_before,
         )
         self.learner = learner
         if resuming:
@@ -188,7 +190,12 @@ class Run:
         if steps == 0:
             return None
         return Rehearsal(
-            self.config, self.replay, self.carried, total_steps=steps, device=self.device
+            self.config,
+            self.replay,
+            self.carried,
+            total_steps=steps,
+            device=self.device,
+            steps_before=self.steps_before,
         )
 
     def _clone(self) -> StateTeacher:
