@@ -109,6 +109,7 @@ def test_a_finished_student_is_finetuned_alone_and_sees_as_before(
         original(self, phase, **options)
         assert isinstance(self.learner, Reinforcement)
         began.append({k: v.clone() for k, v in self.learner.critic.state_dict().items()})
+        began.append(self.learner.normalizer.statistics())
 
     monkeypatch.setattr(Run, "start_phase", start_phase)
     scales: list[float] = []
@@ -135,6 +136,8 @@ def test_a_finished_student_is_finetuned_alone_and_sees_as_before(
     assert {row["phase"] for row in metrics(second)} == {"finetune"}
     for name, value in before["carried"]["critic"].items():
         assert torch.equal(began[0][name], value), name
+    assert float(began[1]["count"]) == 3 * ITERATION
+    assert began[1] == before["carried"]["normalizer"]
     assert {row["cloning_weight"] for row in metrics(second)} == {0.25}
     assert scales == [0.75, 0.75]
     (after, _, _) = load_checkpoint(second / "checkpoints")

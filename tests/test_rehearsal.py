@@ -60,6 +60,23 @@ def test_the_worlds_of_the_teacher_are_reset_to_met_states() -> None:
     assert 0.3 < float(share) < 0.7
 
 
+def test_it_goes_on_with_the_critic_and_the_scale_it_learned_at() -> None:
+    settings = config()
+    replay = DemonstrationReplay(settings, demonstrations())
+    finished = Reinforcement(
+        settings, replay, pixels=False, num_envs=2, total_steps=ITERATION, device=CPU
+    )
+    finished.normalizer.update(3.0 * torch.randn(NUM_STEPS, 2), torch.zeros(NUM_STEPS, 2).bool())
+    scale = float(finished.normalizer.deviation)
+    networks = copy.deepcopy(teacher_networks(finished))
+    begun = Rehearsal(settings, replay, networks, total_steps=ITERATION, device=CPU).learner
+    assert float(begun.normalizer.deviation) == scale > 1.0
+    torch.testing.assert_close(begun.critic.state_dict(), finished.critic.state_dict())
+    del networks["normalizer"]  # as runs of before left it
+    begun = Rehearsal(settings, replay, networks, total_steps=ITERATION, device=CPU).learner
+    assert float(begun.normalizer.deviation) == begun.normalizer.min_deviation
+
+
 def test_it_learns_in_step_with_its_student_who_hears_the_teacher_as_it_is_now() -> None:
     settings = config()
     replay = DemonstrationReplay(settings, demonstrations())

@@ -22,7 +22,7 @@ from visuomotor.policy_files import PRETRAINED, load_policy
 from visuomotor.run_folder import CONFIG_FILE
 
 TEACHERS = PRETRAINED / "teachers"
-TEACHER_PARTS = ("teacher", "critic", "gail")
+TEACHER_PARTS = ("teacher", "critic", "gail", "normalizer")  # the last not in older runs
 # Of ActorConfig: what decides the shapes of a pixel actor's weights.
 SHAPING = ("recurrent", "encoder", "reads", "from_hand", "visual_dim", "proprio_dim", "hidden_dim")
 
@@ -85,8 +85,9 @@ def _teacher_of(config: Config) -> dict[str, Any]:
     state, _, notes = load_checkpoint(path / "checkpoints")
     for note in notes:
         print(note, file=sys.stderr)
-    if "teacher" in state["carried"]:
-        return {name: state["carried"][name] for name in TEACHER_PARTS}
+    carried = state["carried"]
+    if "teacher" in carried:
+        return {name: carried[name] for name in TEACHER_PARTS if name in carried}
     raise UserError(
         f"{key} has not finished its teacher; go on with it first: python -m visuomotor.train "
         f"resume={path}"

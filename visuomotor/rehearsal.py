@@ -20,12 +20,23 @@ MEMORY = 16_384  # states kept, the latest
 
 
 def teacher_networks(learner: Reinforcement) -> dict[str, Any]:
-    """What a state teacher's phase leaves to the next, as state dicts."""
+    """What a state teacher's phase leaves to the next, as state dicts; `normalizer`: the scale of
+    the rewards that the critic learned from."""
     return {
         "teacher": learner.actor.state_dict(),
         "critic": learner.critic.state_dict(),
         "gail": learner.gail.state_dict(),
+        "normalizer": learner.normalizer.statistics(),
     }
+
+
+def take_over_judgement(learner: Reinforcement, networks: dict[str, Any]) -> None:
+    """Critic, discriminator and scale of the rewards of `teacher_networks`; older ones lack the
+    last, which then is found anew."""
+    learner.critic.load_state_dict(networks["critic"])
+    learner.gail.load_state_dict(networks["gail"])
+    if "normalizer" in networks:
+        learner.normalizer.load_statistics(networks["normalizer"])
 
 
 class Rehearsal:
@@ -34,7 +45,7 @@ class Rehearsal:
     Args:
       config: the run's settings.
       replay: demonstrations as networks see them.
-      networks: "teacher", "critic" and "gail" of a finished teacher phase, as state dicts.
+      networks: of a finished teacher phase, as `teacher_networks` gives them.
       total_steps: env steps after which the step size has fallen to 0.
       steps_before: env steps of the run when the rehearsal begins, as `Reinforcement` takes them.
     """
@@ -62,8 +73,7 @@ class Rehearsal:
             steps_before=steps_before,
         )
         self.learner.actor.load_state_dict(networks["teacher"])
-        self.learner.critic.load_state_dict(networks["critic"])
-        self.learner.gail.load_state_dict(networks["gail"])
+        take_over_judgement(self.learner, networks)
 
     def meet(self, states: torch.Tensor) -> None:
         """states: (n, nq + nv), of the student's episodes; the latest are kept."""

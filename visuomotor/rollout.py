@@ -401,16 +401,23 @@ class ReturnNormalizer:
         """rewards (...) -> scaled and clipped rewards (...)."""
         return (rewards / self.deviation.to(rewards.dtype)).clamp(-self.clip, self.clip)
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def statistics(self) -> dict[str, Tensor]:
+        """What the scale follows from, for the successor of a critic that learned at this scale,
+        whatever its worlds."""
         return {
-            "returns": self._returns.clone(),
             "count": self._count.clone(),
             "mean": self._mean.clone(),
             "variance": self._variance.clone(),
         }
 
+    def load_statistics(self, statistics: dict[str, Tensor]) -> None:
+        self._count = statistics["count"].to(self._returns).clone()
+        self._mean = statistics["mean"].to(self._returns).clone()
+        self._variance = statistics["variance"].to(self._returns).clone()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"returns": self._returns.clone(), **self.statistics()}
+
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self._returns.copy_(state["returns"])
-        self._count = state["count"].to(self._returns).clone()
-        self._mean = state["mean"].to(self._returns).clone()
-        self._variance = state["variance"].to(self._returns).clone()
+        self.load_statistics(state)

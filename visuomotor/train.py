@@ -45,7 +45,7 @@ from visuomotor.pixel_actor import PixelActor
 from visuomotor.policies import make_teacher, places_of, view_of
 from visuomotor.predecessors import carried_over
 from visuomotor.real_camera import calibrated
-from visuomotor.rehearsal import Rehearsal, teacher_networks
+from visuomotor.rehearsal import Rehearsal, take_over_judgement, teacher_networks
 from visuomotor.reinforcement import Reinforcement
 from visuomotor.replay import DemonstrationReplay
 from visuomotor.retargeting import with_retargeted
@@ -179,8 +179,7 @@ class Run:
         elif learner.vision is not None:
             self._vision_start(learner)
         if finetuning:
-            learner.critic.load_state_dict(self.carried["critic"])
-            learner.gail.load_state_dict(self.carried["gail"])
+            take_over_judgement(learner, self.carried)
         elif phase == "teacher" and learner.cloning:
             start = self.config.cloning.start_updates
             self._show_progress("cloning start", start, learner.clone_start)
