@@ -116,6 +116,17 @@ def test_action_delay_postpones_the_command_by_that_many_steps(nominal, make, de
     assert executed == [step == delay for step in range(4)]
 
 
+@pytest.mark.parametrize("delay", [0, 1, 2])
+def test_the_state_ends_with_the_action_executed_and_the_newest(nominal, make, delay):
+    config = replace(nominal, randomization=_latency(action_delay=(delay, delay)))
+    env = make(config)
+    env.reset()
+    sent = [torch.full((3, 9), 0.1 * step) for step in range(1, 5)]
+    for action in sent:
+        state = env.step(action).observation.state
+    assert torch.equal(state[:, -18:], torch.cat((sent[-1 - delay], sent[-1]), dim=1))
+
+
 def test_a_dropped_action_repeats_the_one_before(nominal, make):
     config = replace(nominal, randomization=_latency(action_drop=(1.0, 1.0)))
     env = make(config)

@@ -261,7 +261,8 @@ class VisuomotorEnv:
         return proprio + noise * self._sensor.proprio_noise.unsqueeze(1)
 
     def _state(self) -> Tensor:
-        """The task's state and the actions on their way: with a delay they are part of it."""
+        """The task's state, the action executed and the newest one, which with a delay is on its
+        way. With one of more than a step, those between the two are left out."""
         return torch.cat((self.task.state(), self._executed, self._actions[:, 0]), dim=1)
 
     def _observe(self, started: Tensor, known: tuple[Tensor, Tensor] | None = None) -> Observation:
