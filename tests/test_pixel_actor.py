@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
+from visuomotor import policies
 from visuomotor.aux_tasks import View
+from visuomotor.config import Config
+from visuomotor.envs import TASKS, make_task
 from visuomotor.hand_position import HandPosition
 from visuomotor.pixel_actor import REACH, READS, PixelActor, with_reach
 from visuomotor.ppo import action_means
@@ -135,8 +140,18 @@ def test_no_method_of_the_actor_takes_privileged_state() -> None:
         assert set(inspect.signature(getattr(PixelActor, name)).parameters) <= allowed
 
 
-def test_changing_the_state_cannot_change_the_action() -> None:
-    actor = make_actor()
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {},
+        {"recurrent": False},
+        {"target_dim": 6},
+        {"target_dim": 6, "encoder": "wide_maps", "places": (0, 1)},
+    ],
+    ids=["plain", "feed-forward", "with heads", "with maps, from the hand"],
+)
+def test_changing_the_state_cannot_change_the_action(kind: dict[str, Any]) -> None:
+    actor = make_actor(**kind)
     _, proprio, _ = random_sequence(4, 2)
     frames = torch.randint(0, 256, (2, 3, 24, 32), dtype=torch.uint8)
     frame_index = torch.tensor([[0, 1]] * 4)
@@ -149,6 +164,39 @@ def test_changing_the_state_cannot_change_the_action() -> None:
     assert torch.equal(means(state), means(state + 100.0))
     (gradient,) = torch.autograd.grad(means(state).sum(), state, allow_unused=True)
     assert gradient is None
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("setting", [{}, {"encoder": "wide_maps", "from_hand": True}])
+def test_the_policy_of_a_task_acts_where_there_is_nothing_but_pixels_and_proprioception(
+    task: str, setting: dict[str, Any]
+) -> None:
+    """What is privileged is not there to be read, as on the arm."""
+
+    class Seen(NamedTuple):
+        pixels: Tensor
+        new_frame: Tensor
+        proprio: Tensor
+
+    config = Config(task=task)
+    kinds = make_task(task).kinds_in_targets
+    last = max(place for kind in kinds for thing in kind for place in thing if place is not None)
+    actor = policies.make_actor(
+        replace(config, actor=replace(config.actor, **setting)), 3 * (last + 1)
+    )
+    start = torch.tensor([True, True])
+
+    def action(pixels: Tensor, proprio: Tensor) -> Tensor:
+        return policies.PixelPolicy(actor, 2).act(Seen(pixels, start, proprio), start)
+
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), generator=generator, dtype=torch.uint8)
+    proprio = torch.zeros(2, 24)
+    first = action(pixels, proprio)
+    assert first.shape == (2, 9)
+    assert torch.equal(action(pixels, proprio), first)
+    assert not torch.equal(action(255 - pixels, proprio), first)
+    assert not torch.equal(action(pixels, proprio + 1.0), first)
 
 
 def test_forward_is_encode_and_step() -> None:

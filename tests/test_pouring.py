@@ -153,16 +153,6 @@ def test_the_state_shows_where_every_sphere_is_and_how_fast():
         assert not torch.equal(task.state(), reference), index
 
 
-def test_features_hold_no_joint_no_action_and_no_velocity():
-    env, task = _env(2)
-    everyone = torch.arange(2)
-    before = task.object_features().clone()
-    state = env.sim.get_state(everyone)
-    state[:, env.sim.model.nq :] = 0.4
-    env.sim.reset(everyone, state)
-    assert torch.equal(task.object_features(), before)
-
-
 def test_starts_are_without_penetration_on_the_table_in_sight_and_settle():
     """64 of them at full randomization; the liquid is in the mug and stays there."""
     env, task = _env(64, replace(POURING, randomization=RandomizationConfig()))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
+import mujoco
 import numpy as np
 import pytest
 import torch
 
 from visuomotor.aux_tasks import PlaceMaps, View
-from visuomotor.envs import TASKS, make_task
+from visuomotor.envs import TASKS, Task, make_task
 from visuomotor.envs.tasks import clearing_blocks, clearing_box
 from visuomotor.envs.tasks.lifting import LIFT_HEIGHT
 from visuomotor.envs.tasks.stacking import MIN_DISTANCE
@@ -214,22 +216,86 @@ def test_the_hand_does_not_touch_anything_at_the_start(nominal, make):
     assert float(env.task.hand_contacts(0).max()) == 0.0
 
 
-def test_features_hold_no_joint_and_no_action(nominal, make):
-    """Joints turned so that the hand stays where it is cannot exist for a 6-joint arm; so compare
-    what the features read: moving an object alone changes them, an action alone does not."""
-    env = make(nominal)
+class _Told:
+    """A simulation that tells what the discriminator may know: where free bodies are and how they
+    are turned, where pinch site and fingertips are, what the hand touches, and the model.
+
+    All else that `data` is asked for is noise, in the rows of joints, links and actions too.
+    """
+
+    def __init__(self, task: Task, generator: torch.Generator):
+        self._sim, self._generator = task.sim, generator
+        self.model, self.fields, self.num_envs = task.sim.model, task.sim.fields, task.sim.num_envs
+        self.model_field, self.default_field = task.sim.model_field, task.sim.default_field
+        free = self.model.jnt_type == mujoco.mjtJoint.mjJNT_FREE
+        objects = self.model.jnt_bodyid[free].tolist()
+        self._rows = {
+            "xpos": [*objects, *task.jaco.fingertip_body_ids.tolist()],
+            "xmat": objects,
+            "site_xpos": [task.jaco.pinch_site_id],
+            "sensordata": task._contact_ids,
+        }
+
+    def data(self, name: str) -> torch.Tensor:
+        real, rows = self._sim.data(name), self._rows.get(name, [])
+        noise = torch.randn(real.shape, generator=self._generator, dtype=torch.float64)
+        noise[:, rows] = real[:, rows]
+        return noise
+
+
+def _told_features_agree(task: Task, object_features: Callable[[], torch.Tensor]) -> bool:
+    """Whether what the discriminator may know is all that its features are made of."""
+    real, sim, generator = object_features(), task.sim, torch.Generator().manual_seed(0)
+    try:
+        task.sim = _Told(task, generator)
+        return all(torch.equal(object_features(), real) for _ in range(5))
+    finally:
+        task.sim = sim
+
+
+# What features must not hold, of a task.
+LEAKS: dict[str, Callable[[Task], torch.Tensor]] = {
+    "a joint": lambda task: task.sim.data("qpos")[:, task.jaco.qpos_ids[:1]],
+    "where a joint is beyond": lambda task: task.sim.data("qpos")[:, task.jaco.qpos_ids[1:2]] > 0.0,
+    "a finger": lambda task: task.sim.data("qpos")[:, task.jaco.qpos_ids[-1:]],
+    "a joint's velocity": lambda task: task.sim.data("qvel")[:, task.jaco.dof_ids[:1]],
+    "a prop's velocity": lambda task: task.sim.data("qvel")[:, task._prop_dof_ids[:1]],
+    "an action": lambda task: task.sim.data("ctrl")[:, :1],
+    "a link's place": lambda task: task.sim.data("xpos")[:, task.sim.model.body("jaco_arm/b_3").id],
+    "how the hand is turned": lambda task: task.hand_yaw().unsqueeze(1),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_features_tell_of_objects_and_where_the_hand_is_and_of_no_joint_and_no_action(
+    name, nominal, make
+):
+    env = make(replace(nominal, task=name), num_envs=8)
     env.reset()
-    before = env.task.object_features().clone()
-    env.sim.data("ctrl").fill_(0.3)
-    env._executed.fill_(0.5)
-    env._actions.fill_(-0.5)
-    everyone = torch.arange(3)
-    state = env.sim.get_state(everyone)
-    state[:, env.sim.model.nq :] = 0.4  # every joint and every block in motion
-    env.sim.reset(everyone, state)
-    assert torch.equal(env.task.object_features(), before)
-    _put(env, 0, 0, (0.03, 0.0, HALF))
-    assert not torch.equal(env.task.object_features()[0], before[0])
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        env.step(torch.rand(8, 9, generator=generator) * 2 - 1)
+    for world in range(4):
+        _put(env, world, 0, env.task.fingertip_pos()[world, 0].tolist())
+    assert float(env.task.hand_contacts(0)[:4].max()) > 0.0
+    task = env.task
+    assert _told_features_agree(task, task.object_features)
+    for what, leak in LEAKS.items():
+
+        def leaking(leak=leak) -> torch.Tensor:
+            return torch.cat((task.object_features(), leak(task).float()), dim=1)
+
+        assert not _told_features_agree(task, leaking), what
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_features_tell_where_every_prop_is(name, nominal, make):
+    env = make(replace(nominal, task=name), num_envs=1)
+    env.reset()
+    for prop in range(len(env.task.props)):
+        before = env.task.object_features()
+        _put(env, 0, prop, (0.03, 0.0, 0.1 + 0.02 * prop))
+        assert not torch.equal(env.task.object_features(), before), prop
 
 
 def test_state_changes_with_every_degree_of_freedom(nominal, make):
