@@ -37,11 +37,15 @@ from visuomotor.runtime.arms.jaco2 import finger_position, joint_velocity
 from visuomotor.runtime.arms.ros2 import (
     HORIZON,
     KINOVA_JOINTS,
+    REACH,
+    STILL,
     Ros2Arm,
     Ros2Camera,
     Ros2Settings,
     decode_image,
 )
+from visuomotor.runtime.jaco import LIMITS
+from visuomotor.runtime.limiter import Limiter
 
 DOMAIN = 97
 PATIENCE = 20.0  # s that a message may take on a machine that is busy with other things
@@ -136,6 +140,182 @@ def test_a_trajectory_s_point_lies_where_the_velocity_leads(
     assert list(point.positions) == pytest.approx(POSITION + velocity * HORIZON)
     assert list(point.velocities) == pytest.approx(velocity)
     assert point.time_from_start.nanosec == int(HORIZON * 1e9)
+
+
+# --- where a trajectory leads -------------------------------------------------------------------
+
+MIDDLE = np.array([0.0, 2.0, 2.0, 0.0, 0.0, 0.0, 0.7, 0.7, 0.7])
+REST = np.zeros(9)
+SECOND = np.eye(9)[1]  # joint 2, which has limits
+FREE = LIMITS._replace(workspace_low=np.full(3, -9.0), workspace_high=np.full(3, 9.0))
+
+
+class Trajectory:
+    """An arm in mode trajectory whose clock and place are played."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **settings: Any):
+        self.now = 50.0
+        monkeypatch.setattr("visuomotor.runtime.arms.ros2.time.monotonic", lambda: self.now)
+        self.arm = Ros2Arm(Ros2Settings(mode="trajectory", **settings))
+        self.arm._writer = SimpleNamespace(write=self._write)
+        self.points: list[np.ndarray] = []  # rad, in the arm's own sense
+        self.place = MIDDLE.copy()
+        self.tells = True
+
+    def _write(self, message: JointTrajectory) -> None:
+        (point,) = message.points
+        self.points.append(np.array(point.positions))
+
+    def send(self, velocity: np.ndarray, ticks: int = 1) -> np.ndarray:
+        """-> (A,) the last message's positions."""
+        for _ in range(ticks):
+            self.now += 0.01
+            if self.tells:
+                self.arm._state = JointState(self.place.copy(), np.zeros(9), self.now)
+            self.arm.send(velocity)
+        return self.points[-1]
+
+
+class LateTrajectory(Trajectory):
+    """Its controller heads for each point, so as to be there in time, `late` s after it came."""
+
+    late = 0.1
+
+    def send(self, velocity: np.ndarray, ticks: int = 1) -> np.ndarray:
+        for _ in range(ticks):
+            super().send(velocity)
+            ticks_late = round(self.late / 0.01)
+            if len(self.points) > ticks_late:
+                self.place += (self.points[-1 - ticks_late] - self.place) * 0.01 / HORIZON
+        return self.points[-1]
+
+
+@pytest.fixture
+def trajectory(monkeypatch: pytest.MonkeyPatch) -> Trajectory:
+    return Trajectory(monkeypatch)
+
+
+def test_a_blocked_arm_is_asked_for_what_it_can_reach_and_stays_where_it_is_when_let_go(
+    trajectory: Trajectory,
+) -> None:
+    trajectory.send(REST, 20)
+    trajectory.send(0.6 * SECOND, 500)
+    asked = np.array(trajectory.points)[:, 1]
+    assert asked.max() <= MIDDLE[1] + LIMITS.velocity[1] * (LIMITS.delay + HORIZON) + 1e-12
+    assert asked.max() > MIDDLE[1] + 0.6 * HORIZON, "it does press on"
+    assert trajectory.send(REST, 20) == pytest.approx(MIDDLE), "within 0.2 s"
+    trajectory.send(0.6 * SECOND, 500)
+    back = trajectory.send(-0.6 * SECOND, 50)
+    assert back[1] < MIDDLE[1], "what it was held up by is not made up for"
+
+
+def test_a_latched_arm_that_is_moved_by_hand_is_not_driven_back(trajectory: Trajectory) -> None:
+    trajectory.send(0.3 * SECOND, 50)
+    trajectory.send(REST, 50)
+    for _ in range(100):
+        trajectory.place = trajectory.place - 0.01 * SECOND
+        asked = trajectory.send(REST)
+        assert np.abs(asked - trajectory.place).max() <= STILL
+    assert trajectory.place[1] == pytest.approx(1.0)
+    assert trajectory.send(0.3 * SECOND)[1] < 1.0 + STILL + 0.3 * HORIZON + 0.01, "goes on there"
+
+
+def test_an_arm_that_rests_a_little_off_its_goal_keeps_the_goal(trajectory: Trajectory) -> None:
+    """It hangs below, by what its controller needs to carry it; a goal that followed would sink."""
+    trajectory.send(REST)
+    for _ in range(300):
+        goal = trajectory.send(REST)
+        trajectory.place = goal - 0.8 * STILL * SECOND
+    assert goal == pytest.approx(MIDDLE)
+
+
+@pytest.mark.parametrize("joint", [1, 8])
+@pytest.mark.parametrize("late", [0.0, 0.05, 0.1])
+@pytest.mark.parametrize("tells", [True, False])
+def test_an_arm_that_is_late_comes_to_rest_where_it_was_sent(
+    tells: bool, late: float, joint: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one whose joint states end: it is not taken back to where it was last seen."""
+    trajectory = LateTrajectory(monkeypatch)
+    trajectory.late = late
+    trajectory.send(REST, 20)
+    limiter = Limiter(FREE, 0.01)
+    places, way = [], 0.0
+    for tick in range(150):
+        trajectory.tells = tells or tick < 40
+        velocity = (
+            limiter.step(LIMITS.velocity * np.eye(9)[joint], trajectory.place)
+            if tick < 45
+            else limiter.brake()
+        )
+        way += 0.01 * velocity[joint]
+        trajectory.send(velocity)
+        places.append(trajectory.place[joint])
+    assert not velocity.any()
+    assert way > 0.25
+    assert places[-1] == pytest.approx(MIDDLE[joint] + way, abs=0.01 if tells else 0.1)
+    speeds = np.diff(places) / 0.01
+    # What was sent since the last state may be more than is within reach of it: a little back.
+    assert speeds.min() > -(0.1 if tells else 0.25) * LIMITS.velocity[joint]
+    assert np.abs(np.diff(speeds)).max() / 0.01 < 1.2 * LIMITS.acceleration[joint]
+    if tells:
+        assert trajectory.points[-1][joint] == pytest.approx(places[-1], abs=1e-3)
+
+
+def test_no_point_lies_beyond_a_joint_s_limit_or_further_beyond_than_the_arm_is(
+    trajectory: Trajectory,
+) -> None:
+    top = LIMITS.position_high[1]
+    trajectory.place[1] = top - 0.02
+    trajectory.send(0.6 * SECOND, 100)
+    assert max(point[1] for point in trajectory.points) == pytest.approx(top)
+    trajectory.place[1] = top + 0.1  # pushed there
+    assert trajectory.send(0.6 * SECOND, 100)[1] == pytest.approx(top + 0.1)
+    assert trajectory.send(REST, 100)[1] == pytest.approx(top + 0.1)
+    assert trajectory.send(-0.3 * SECOND, 50)[1] < top + 0.1
+
+
+def test_a_joint_without_end_goes_on_where_its_angle_starts_anew(trajectory: Trajectory) -> None:
+    trajectory.place[0] = np.pi - 0.1
+    trajectory.send(REST, 20)
+    for _ in range(100):
+        asked = trajectory.send(0.3 * np.eye(9)[0])
+        assert 0.0 <= asked[0] - trajectory.place[0] <= REACH[0]
+        trajectory.place[0] += 0.003
+        if trajectory.place[0] > np.pi:
+            trajectory.place[0] -= 2 * np.pi
+    assert trajectory.place[0] < 0.0
+
+
+@pytest.mark.parametrize(
+    "said", [MIDDLE[[0, 3, 2, 1, 4, 5, 6, 7, 8]], np.where(SECOND == 1.0, np.nan, MIDDLE)]
+)
+def test_an_arm_is_not_driven_to_where_it_cannot_have_come(
+    said: np.ndarray, trajectory: Trajectory
+) -> None:
+    trajectory.send(REST, 20)
+    trajectory.send(0.3 * SECOND, 5)
+    trajectory.place = said
+    for velocity in (0.1 * SECOND, REST):
+        trajectory.send(velocity, 200)
+        assert (np.abs(np.array(trajectory.points[20:]) - MIDDLE) <= REACH + 1e-9).all()
+    trajectory.place = MIDDLE - 0.05
+    assert trajectory.send(REST, 20) == pytest.approx(MIDDLE - 0.05), "it is back"
+
+
+def test_nothing_is_sent_to_an_arm_whose_place_is_no_number_yet(trajectory: Trajectory) -> None:
+    trajectory.arm._state = JointState(np.full(9, np.nan), np.zeros(9), trajectory.now)
+    trajectory.arm.send(REST)
+    assert trajectory.points == []
+
+
+def test_a_trajectory_is_told_in_the_arm_s_own_sense(monkeypatch: pytest.MonkeyPatch) -> None:
+    offsets = np.array([0.0, 0.5, -0.2, 0.0, 0.0, 1.0, 0.0, 0.3, 0.0])
+    signs = np.array([1.0, -1.0, 1.0, 1.0, -1.0, 1.0, 1.0, -1.0, 1.0])
+    trajectory = Trajectory(monkeypatch, signs=tuple(signs), offsets=tuple(offsets))
+    own = trajectory.send(REST, 20)
+    assert signs * own + offsets == pytest.approx(MIDDLE)
+    assert trajectory.send(0.3 * SECOND, 20)[1] < own[1], "a joint whose sense is the other"
 
 
 def test_a_state_that_lacks_a_joint_is_no_state(monkeypatch: pytest.MonkeyPatch) -> None:

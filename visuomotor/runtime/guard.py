@@ -74,6 +74,20 @@ class Decision(NamedTuple):
     armed: int  # how often a human has armed it
 
 
+def way(limits: ArmLimits, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """(A,) rad from one position to another."""
+    moved = after - before
+    # An angle without limits may start anew after a turn.
+    endless = np.isinf(limits.position_low) & np.isinf(limits.position_high)
+    return np.where(endless, np.remainder(moved + np.pi, 2 * np.pi) - np.pi, moved)
+
+
+def jumped(limits: ArmLimits, before: JointState, after: JointState) -> np.ndarray:
+    """(A,) rad that joints moved further than an arm can, where positive."""
+    most = JUMP_SPEED * limits.velocity * (after.stamp - before.stamp) + JUMP_SLACK
+    return np.abs(way(limits, before.position, after.position)) - most
+
+
 class Guard:
     """Call `tick` every `dt` s."""
 
@@ -81,7 +95,6 @@ class Guard:
         self.limits = limits
         self.patience = Patience() if patience is None else patience
         self._limiter = Limiter(limits, dt)
-        self._endless = np.isinf(limits.position_low) & np.isinf(limits.position_high)
         self.state = State.LATCHED
         self.reason = "not armed yet"
         self._released = False
@@ -174,11 +187,7 @@ class Guard:
                 f"beyond its limits {low[i]:.2f} to {high[i]:.2f}"
             )
         if self._last is not None and joints.stamp > self._last.stamp:
-            most = JUMP_SPEED * self.limits.velocity * (joints.stamp - self._last.stamp)
-            moved = joints.position - self._last.position
-            # An angle without limits may start anew after a turn.
-            moved = np.where(self._endless, np.remainder(moved + np.pi, 2 * np.pi) - np.pi, moved)
-            jump = np.abs(moved) - most - JUMP_SLACK
+            jump = jumped(self.limits, self._last, joints)
             if self.state is not State.LATCHED and jump.max() > 0.0:
                 name = self.limits.joint_names[int(jump.argmax())]
                 return f"{name} jumped further than an arm can move: joints may be swapped"

@@ -34,11 +34,16 @@ from visuomotor.runtime.arms.dds import (
     topic_name,
 )
 from visuomotor.runtime.arms.sim import in_order
+from visuomotor.runtime.guard import jumped, way
 from visuomotor.runtime.jaco import LIMITS
 
 PATIENCE = 10.0  # s that `connect` waits for a first joint state
 HORIZON = 0.1  # s: a trajectory's point lies so far ahead
 LONGEST_STEP = 0.05  # s: a longer pause between two velocities is not made up for
+REACH = LIMITS.velocity * (LIMITS.delay + HORIZON)  # (A,) rad that a goal may lead the arm
+# rad that a resting arm may be off its goal: what carrying its weight takes, and noise (a guess).
+# One that is moved further keeps no memory of where it was.
+STILL = 0.02
 KINOVA_JOINTS = tuple(f"j2n6s300_joint_{i}" for i in range(1, 7)) + tuple(
     f"j2n6s300_joint_finger_{i}" for i in range(1, 4)
 )
@@ -85,9 +90,11 @@ class Ros2Arm:
         self._signs = np.array(self.settings.signs)
         self._offsets = np.array(self.settings.offsets)
         self._state: JointState | None = None
-        self._goal: np.ndarray | None = None  # rad, of a trajectory, in the arm's own sense
+        self._believed: JointState | None = None
+        self._heard = 0.0  # s, stamp of the last state with numbers, believed or not
+        self._goal: np.ndarray | None = None  # (A,) rad: where a trajectory should be by now
         self._sent = 0.0  # s
-        self._moving = False
+        self._moved = -np.inf  # s, when a trajectory was last sent a velocity that is not zero
 
     @property
     def limits(self) -> ArmLimits:
@@ -134,16 +141,22 @@ class Ros2Arm:
         return self._state
 
     def send(self, velocity: np.ndarray) -> None:
-        self._writer.write(self.message(self._signs * velocity))
+        message = self.message(velocity)
+        if message is not None:
+            self._writer.write(message)
 
-    def message(self, velocity: np.ndarray) -> Float64MultiArray | JointTrajectory:
-        """velocity (A,) rad/s in the arm's own sense."""
+    def message(self, velocity: np.ndarray) -> Float64MultiArray | JointTrajectory | None:
+        """velocity (A,) rad/s, of the policy's joints; None: a trajectory has nowhere to begin."""
+        own_velocity = (self._signs * velocity).tolist()
         if self.settings.mode == "velocity":
-            return Float64MultiArray(MultiArrayLayout([], 0), velocity.tolist())
-        goal = self._moved_goal(velocity, time.monotonic())
+            return Float64MultiArray(MultiArrayLayout([], 0), own_velocity)
+        place = self._place()
+        if place is None:
+            return None
+        position = self._next_point(place, velocity, time.monotonic())
         point = JointTrajectoryPoint(
-            positions=(goal + velocity * HORIZON).tolist(),
-            velocities=velocity.tolist(),
+            positions=(self._signs * (position - self._offsets)).tolist(),
+            velocities=own_velocity,
             accelerations=[],
             effort=[],
             time_from_start=Duration(0, int(HORIZON * 1e9)),
@@ -151,22 +164,51 @@ class Ros2Arm:
         # A stamp of 0 means at once: clocks of two computers need not agree.
         return JointTrajectory(Header(Time(0, 0), ""), list(self.settings.joint_names), [point])
 
-    def _moved_goal(self, velocity: np.ndarray, now: float) -> np.ndarray:
-        """(A,) rad: where the arm should be by now. It goes on from where it should have been, not
-        from where it was last seen; only from rest it begins where the arm is."""
-        assert self._state is not None
-        step = min(now - self._sent, LONGEST_STEP)
-        moves = bool(velocity.any())
-        if self._goal is None or (moves and not self._moving):
-            self._goal = self._signs * (self._state.position - self._offsets)
-        elif moves:
-            self._goal = self._goal + velocity * step
-        self._moving, self._sent = moves, now
-        return self._goal
+    def _place(self) -> JointState | None:
+        """Where the arm last was. Goals follow it, so what no arm can have done (swapped joints, no
+        number) is not believed, until it is back: they would drive the arm there."""
+        state, before = self._state, self._believed
+        assert state is not None
+        if np.isfinite(state.position).all():
+            before = None if before is None else before._replace(stamp=self._heard)
+            if before is None or (jumped(LIMITS, before, state) <= 0.0).all():
+                self._believed = state
+            self._heard = state.stamp
+        return self._believed
+
+    def _next_point(self, place: JointState, velocity: np.ndarray, now: float) -> np.ndarray:
+        """(A,) rad: where the policy's joints should be HORIZON from now.
+
+        The goal goes on from where it should have been, not from where the arm was last seen, which
+        is late. It never gets out of the arm's reach, and an arm that rests takes it along: one
+        that was held up, or is moved by hand, is not driven back.
+        """
+        seen, step = place.position, min(now - self._sent, LONGEST_STEP)
+        if self._goal is None:
+            self._goal, step = seen, 0.0
+        if velocity.any():
+            self._moved = now
+        self._sent = now
+        lead = way(LIMITS, seen, self._goal)
+        # A state tells where the arm rests only once all that was sent has been carried out.
+        if place.stamp - self._moved >= LIMITS.delay:
+            lead = np.where(np.abs(lead) > STILL, 0.0, lead)
+        ahead = velocity * HORIZON
+        point = np.clip(seen + lead + velocity * step + ahead, *reachable(seen))
+        self._goal = point - ahead
+        return point
 
     def stop(self) -> None:
         if self._state is not None:
             self.send(np.zeros(len(LIMITS.joint_names)))
+
+
+def reachable(position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(A,) rad, where the arm is -> lowest and highest goal that it can soon be at, (A,) each: not
+    beyond a joint's limit, or no further beyond it than the arm is."""
+    low = np.minimum(LIMITS.position_low, position)
+    high = np.maximum(LIMITS.position_high, position)
+    return np.maximum(low, position - REACH), np.minimum(high, position + REACH)
 
 
 class Ros2Camera:
