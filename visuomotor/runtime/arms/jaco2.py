@@ -22,8 +22,7 @@ from visuomotor.runtime.arms.dds import (
     KinovaJointVelocity,
     topic_name,
 )
-from visuomotor.runtime.arms.ros2 import LONGEST_STEP, Ros2Arm, Ros2Settings
-from visuomotor.runtime.jaco import LIMITS
+from visuomotor.runtime.arms.ros2 import LONGEST_STEP, Ros2Arm, Ros2Settings, reachable
 
 FINGER_TURNS = 6800.0  # of a closed finger
 DEGREES_PER_TURN = 80.0 / FINGER_TURNS  # in kinova-ros's joint states
@@ -60,20 +59,30 @@ class Jaco2Arm(Ros2Arm):
         self._send_fingers(velocity[NUM_ARM:], time.monotonic())
 
     def _send_fingers(self, velocity: np.ndarray, now: float) -> None:
-        """velocity (3,) rad/s. Fingers that rest are sent nothing: they stay where they are, and
-        where somebody moves them. From rest they begin where they are."""
-        assert self._state is not None
+        """velocity (3,) rad/s. From rest they begin where they are. Fingers that come to rest are
+        told once to stay where they were seen, as kinova goes on to the last goal by itself; then
+        nothing: they stay where they are, and where somebody moves them."""
+        place = self._place()
+        if place is None:
+            return
+        seen = place.position[NUM_ARM:]
         step = min(now - self._sent, LONGEST_STEP)
         self._sent = now
         if not velocity.any():
+            if self._fingers is not None:
+                self._write_fingers(seen)
             self._fingers = None
             return
         if self._fingers is None:
-            self._fingers = self._state.position[NUM_ARM:]
-            step = 0.0
-        low, high = LIMITS.position_low[NUM_ARM:], LIMITS.position_high[NUM_ARM:]
+            self._fingers, step = seen, 0.0
+        low, high = (bound[NUM_ARM:] for bound in reachable(place.position))
         self._fingers = np.clip(self._fingers + velocity * step, low, high)
-        self._finger_writer.write(finger_position(self._fingers))
+        self._write_fingers(self._fingers)
+
+    def _write_fingers(self, position: np.ndarray) -> None:
+        """position (3,) rad, of the policy's joints."""
+        own = self._signs[NUM_ARM:] * (position - self._offsets[NUM_ARM:])
+        self._finger_writer.write(finger_position(own))
 
 
 def joint_velocity(velocity: np.ndarray) -> KinovaJointVelocity:
@@ -83,6 +92,7 @@ def joint_velocity(velocity: np.ndarray) -> KinovaJointVelocity:
 
 
 def finger_position(position: np.ndarray) -> KinovaFingerPosition:
-    """position (3,) rad -> turns, as kinova-ros makes angles of turns in its joint states."""
+    """position (3,) rad, in the arm's own sense -> turns: the other way, kinova-ros makes its joint
+    states of them."""
     turns = np.clip(np.rad2deg(position) / DEGREES_PER_TURN, 0.0, FINGER_TURNS)
     return KinovaFingerPosition(*turns.tolist())
