@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +22,9 @@ from visuomotor.faults import FAULTS, Fault, _measured, faults, table, verdict
 from visuomotor.runtime.arm import JointState
 from visuomotor.runtime.arms import KINDS
 from visuomotor.runtime.arms.sim import (
+    JOINT_HELLO,
+    SimArm,
+    _Subscription,
     decode_frame,
     decode_velocity,
     encode_frame,
@@ -145,6 +150,7 @@ class Bench:
         self.arm = FakeArm(lambda: self.now)
         self.streamer = Streamer(self.arm, *self.slots, log_path=log)
         self.pressed = False
+        self.wanted = 0.2  # rad/s
 
     def _pass(self, seconds: float) -> None:
         self.now += seconds
@@ -157,7 +163,7 @@ class Bench:
             self.slots[2].write(switch)
             if command:
                 value = np.zeros((), command_type(9))
-                value["velocity"] = 0.2
+                value["velocity"] = self.wanted
                 for name in ("stamp", "frame_stamp", "used_frame_stamp", "used_joint_stamp"):
                     value[name] = self.now
                 self.slots[0].write(value)
@@ -212,25 +218,129 @@ def test_a_switch_that_is_no_longer_confirmed_is_a_switch_let_go(bench: Bench) -
     assert not np.any(bench.arm.sent[-100:])
 
 
-@pytest.mark.parametrize("broken", ["read", "report"])
+class Failing:
+    """Raises at the first `times` calls, and does what it stands for from then on."""
+
+    def __init__(self, action: Callable[..., object], times: float, told: str = "broken"):
+        self.action, self.left, self.told = action, times, told
+
+    def __call__(self, *arguments: object) -> object:
+        self.left -= 1
+        if self.left >= 0:
+            raise RuntimeError(self.told)
+        return self.action(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("broken", "times"),
+    [
+        *[("read", np.inf), ("read", 1), ("report", np.inf), ("report", 1)],
+        *[("send", 1), ("send", 30), ("send", 99), ("stop", 1)],
+    ],
+)
+@pytest.mark.parametrize("wanted", [0.2, 0.6])
 def test_a_streamer_that_fails_brings_the_arm_to_rest_all_the_same(
-    bench: Bench, broken: str, monkeypatch: pytest.MonkeyPatch
+    bench: Bench,
+    broken: str,
+    times: float,
+    wanted: float,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """At a constant speed, and while it speeds up."""
+    bench.run(20)
+    bench.pressed = True
+    bench.wanted = wanted
+    assert bench.run(50 if wanted == 0.2 else 8) is State.RUNNING
+    target = bench.slots[1] if broken == "report" else bench.arm
+    name = "write" if broken == "report" else broken
+    monkeypatch.setattr(target, name, Failing(getattr(target, name), times))
+    if broken == "stop":  # after something else, which is what is to be told
+        monkeypatch.setattr(bench.arm, "read", Failing(bench.arm.read, 1, "broken before"))
+    begin, before = bench.now, len(bench.arm.sent)
+    with pytest.raises(RuntimeError, match="broken before" if broken == "stop" else "broken"):
+        run_streamer(bench.streamer, lambda: False)
+    assert bench.arm.stopped is (broken != "stop")
+    assert bench.streamer._log is not None
+    assert bench.streamer._log._file.closed
+    sent = np.array(bench.arm.sent)
+    moving = sent.any(axis=1).nonzero()[0][-1] + 1
+    assert 20 <= len(sent) - moving <= 24, "0.2 s of zeros behind it"
+    assert (np.abs(np.diff(sent, axis=0)) / 0.01 <= LIMITS.acceleration + 1e-9).all()
+    failed = 0.01 * min(times, 99) if broken == "send" else 0.0
+    assert bench.now - begin == pytest.approx(0.01 * (len(sent) - before) + failed, abs=0.03), (
+        "a message a tick"
+    )
+    assert ("look whether the arm rests" in capsys.readouterr().err) is (broken == "stop")
+
+
+def test_sends_that_fail_on_the_way_only_delay_the_stop(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.streamer._log = None  # of two stops
+    bench.run(20)
+    bench.pressed = True
+    bench.wanted = 0.6
+    assert bench.run(50) is State.RUNNING
+    before = len(bench.arm.sent)
+    bench.streamer.leave()
+    stop = np.array(bench.arm.sent[before:])
+    ramp = int(stop.any(axis=1).sum())
+    assert ramp > 8
+    bench.arm.position = START.copy()
+    bench.pressed = False
+    bench.run(20)
+    bench.pressed = True
+    assert bench.run(50) is State.RUNNING
+    bench.arm.sent.clear()
+    calls = 0
+    send = bench.arm.send
+
+    def flaky(velocity: np.ndarray) -> None:
+        nonlocal calls
+        calls += 1
+        if calls in (3, 4, 7) or calls == ramp + 15:  # the last: while zeros are sent
+            raise RuntimeError("broken")
+        send(velocity)
+
+    monkeypatch.setattr(bench.arm, "send", flaky)
+    bench.streamer.leave()
+    sent = np.array(bench.arm.sent)
+    assert np.array_equal(sent[: ramp + 1], stop[: ramp + 1]), "the same ramp"
+    assert len(sent) - (ramp + 15 - 4) >= 20, "0.2 s of zeros once more"
+
+
+@pytest.mark.parametrize("original", [True, False])
+def test_a_send_that_never_works_again_is_given_up_and_told(
+    bench: Bench,
+    original: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     bench.run(20)
     bench.pressed = True
     assert bench.run(50) is State.RUNNING
-
-    def fail(*arguments: object) -> None:
-        raise RuntimeError("broken")
-
-    target = bench.arm if broken == "read" else bench.slots[1]
-    monkeypatch.setattr(target, "read" if broken == "read" else "write", fail)
-    with pytest.raises(RuntimeError, match="broken"):
-        run_streamer(bench.streamer, lambda: False)
+    monkeypatch.setattr(bench.arm, "send", Failing(bench.arm.send, np.inf))
+    begin = bench.now
+    if original:
+        with pytest.raises(RuntimeError, match="broken"):
+            run_streamer(bench.streamer, lambda: False)
+    else:
+        run_streamer(bench.streamer, lambda: True)
+    assert bench.now - begin == pytest.approx(1.0, abs=0.05)
     assert bench.arm.stopped
-    assert not np.any(bench.arm.sent[-10:])
-    speeds = np.abs(np.diff(np.array(bench.arm.sent), axis=0)) / 0.01
-    assert (speeds <= LIMITS.acceleration + 1e-9).all()
+    assert bench.streamer._log is not None
+    assert bench.streamer._log._file.closed
+    assert "look whether the arm rests: RuntimeError: broken" in capsys.readouterr().err
+
+
+def test_a_stop_that_fails_is_told(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.run(20)
+    bench.arm.stop = Failing(bench.arm.stop, 1)  # type: ignore[method-assign]
+    bench.streamer.leave()
+    assert "RuntimeError: broken" in capsys.readouterr().err
+    assert bench.streamer._log is not None
+    assert bench.streamer._log._file.closed
 
 
 def test_a_full_disk_ends_the_log_and_not_the_control(
@@ -282,6 +392,23 @@ def test_messages_that_were_cut_off_are_none() -> None:
     assert decode_velocity(encode_velocity(velocity)[:-1]) is None
     assert decode_frame(encode_frame(1.0, image)[:-1]) is None
     assert decode_frame(b"") is None
+
+
+def test_an_arm_that_is_gone_is_no_error_and_a_computer_that_cannot_send_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arm = SimArm(port)
+    arm._subscription = subscription = _Subscription(port, JOINT_HELLO)
+    for _ in range(5):  # the second and later ones are refused
+        arm.send(np.zeros(9))
+    broken = SimpleNamespace(send=Failing(lambda message: None, 1), close=subscription.socket.close)
+    monkeypatch.setattr(subscription, "socket", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        arm.stop()
+    assert arm._subscription is None
 
 
 def test_joints_are_put_in_order_by_name() -> None:

@@ -493,6 +493,24 @@ def test_a_finger_s_stop_that_could_not_be_sent_is_sent_at_the_next_tick() -> No
     assert fingers.sent[-1] == pytest.approx(turns(0.7))
 
 
+def test_an_arm_whose_fingers_cannot_be_sent_anything_can_be_braked_and_says_so() -> None:
+    fingers = Fingers()
+    joints: list[KinovaJointVelocity] = []
+    fingers.arm._writer = SimpleNamespace(write=joints.append)
+
+    def fail(message: object) -> None:
+        raise RuntimeError("not sent")
+
+    fingers.arm._finger_writer.write = fail
+    fingers.arm._state = JointState(POSITION, np.zeros(9), fingers.now)
+    fingers.arm._reader = SimpleNamespace(take=lambda N: [])
+    fingers.arm.send(np.full(9, np.deg2rad(10.0)))
+    assert joints[-1].joint1 == pytest.approx(10.0)
+    with pytest.raises(RuntimeError, match="not sent"):
+        fingers.arm.read()
+    assert fingers.arm.read() is fingers.arm._state
+
+
 @pytest.mark.parametrize("said", [np.nan, 1.2])
 def test_kinova_s_fingers_are_not_sent_where_they_cannot_have_come(said: float) -> None:
     fingers = Fingers()

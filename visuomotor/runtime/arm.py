@@ -56,7 +56,8 @@ class Arm(Protocol):
         ...
 
     def send(self, velocity: np.ndarray) -> None:
-        """(A,) rad/s, to be held until the next; never waits."""
+        """(A,) rad/s, to be held until the next; never waits. If it raises, the arm still does what
+        it was sent before."""
         ...
 
     def stop(self) -> None:

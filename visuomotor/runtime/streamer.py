@@ -23,7 +23,7 @@ from visuomotor.runtime.guard import Guard, Patience, State
 from visuomotor.runtime.slots import Slot, report_type, text, to_command
 
 PERIOD = 0.01  # s
-GRACE = 1.0  # s that the arm is given to come to rest when the process is asked to leave
+GRACE = 1.0  # s for which a send that fails is tried again when the process is asked to leave
 SWITCH_AGE = 0.15  # s after which nobody knows of a switch that is not confirmed
 LAST_ZEROS = 0.2  # s of zeros behind a stop, before the connection ends: single ones may be lost
 LOG_PERIOD = 0.5  # s between writes to the log: what a process that is killed takes with it
@@ -148,6 +148,9 @@ class Streamer:
         self._value = np.zeros((), report_type(len(arm.limits.joint_names)))
         self._log = None if log_path is None else Log(log_path, arm.limits.joint_names)
         self._last_tick: float | None = None
+        self._sends = 0  # that succeeded
+        self._unsent: np.ndarray | None = None  # (A,) rad/s, what the last send failed with
+        self._trouble = ""  # the last, while leaving
 
     def tick(self, leaving: bool = False) -> None:
         now = time.monotonic()
@@ -159,7 +162,7 @@ class Streamer:
             self.guard.fail(f"the streamer itself was held up for {1000 * late:.0f} ms")
         self._last_tick = now
         decision = self.guard.tick(now, command, joints, None if leaving else self._pressed(now))
-        self.arm.send(decision.velocity)
+        self._send(decision.velocity)
         report = self._value
         if joints is not None:
             report["position"], report["velocity"] = joints.position, joints.velocity
@@ -181,6 +184,12 @@ class Streamer:
                 row[name] = np.nan if value is None else now - float(value[stamp])
             self._log.write()
 
+    def _send(self, velocity: np.ndarray) -> None:
+        self._unsent = velocity
+        self.arm.send(velocity)
+        self._unsent = None
+        self._sends += 1
+
     def _pressed(self, now: float) -> bool | None:
         """Only what is fresh is known."""
         _, switch = self._switch.read()
@@ -189,29 +198,52 @@ class Streamer:
         return {1: True, 0: False}.get(int(switch["pressed"]))
 
     def leave(self) -> None:
-        """Brings the arm to rest and ends the connection, whatever else fails."""
-        try:
-            deadline = time.monotonic() + GRACE
-            rested = None
-            while time.monotonic() < deadline:
-                self._leaving_tick()
-                if self.guard.state is State.LATCHED:
-                    rested = time.monotonic() if rested is None else rested
-                    if time.monotonic() - rested >= LAST_ZEROS:
-                        break
-                time.sleep(PERIOD)
-        finally:
-            self.arm.stop()
-            if self._log is not None:
-                self._log.close()
+        """Brings the arm to rest and ends the connection, whatever else fails. Raises nothing: what
+        went wrong before must be heard."""
+        deadline = time.monotonic() + GRACE
+        rested = None  # s, since when nothing but zeros was sent
+        while True:
+            sent, now = self._leaving_tick(), time.monotonic()
+            if not sent and now >= deadline:
+                break
+            if not sent or self.guard.state is not State.LATCHED:
+                rested = None
+            elif rested is None:
+                rested = now
+            elif now - rested >= LAST_ZEROS:
+                self._trouble = ""
+                break
+            time.sleep(PERIOD)
+        self._try(self.arm.stop)
+        if self._log is not None:
+            self._log.close()
+        if self._trouble:
+            with contextlib.suppress(OSError):  # of a terminal that is closed
+                print(f"look whether the arm rests: {self._trouble}", file=sys.stderr)
 
-    def _leaving_tick(self) -> None:
-        try:
-            self.tick(leaving=True)
-        except Exception as error:
+    def _leaving_tick(self) -> bool:
+        """-> whether the arm was sent something.
+
+        What could not be sent is sent again before the stop goes on: until then the arm does what
+        it got last, and that is where its ramp begins.
+        """
+        sends = self._sends
+        if self._unsent is not None:
+            unsent = self._unsent
+            self._try(lambda: self._send(unsent))
+            return self._sends > sends
+        self._try(lambda: self.tick(leaving=True))
+        if self._sends == sends and self._unsent is None:
             # What cannot be read any more is not needed in order to brake.
-            self.guard.fail(f"{type(error).__name__} while leaving: {error}")
-            self.arm.send(self.guard.brake())
+            self._try(lambda: self._send(self.guard.brake()))
+        return self._sends > sends
+
+    def _try(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:
+            self._trouble = f"{type(error).__name__}: {error}"
+            self.guard.fail(f"{self._trouble}, while leaving")
 
 
 def keep_awake(priority: int) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from cyclonedds.pub import DataWriter
 from cyclonedds.topic import Topic
 
-from visuomotor.runtime.arm import ArmError
+from visuomotor.runtime.arm import ArmError, JointState
 from visuomotor.runtime.arms.dds import (
     COMMANDS,
     KinovaFingerPosition,
@@ -46,6 +46,7 @@ class Jaco2Arm(Ros2Arm):
         if self.settings.mode != "velocity":
             raise ArmError(f"mode={self.settings.mode}: a Jaco 2 takes velocity alone")
         self._fingers: np.ndarray | None = None  # rad, where they should be; None: they rest
+        self._finger_error: Exception | None = None
 
     def _open_writer(self) -> None:
         member, settings = self._member.participant, self.settings
@@ -54,9 +55,19 @@ class Jaco2Arm(Ros2Arm):
         self._writer = DataWriter(member, velocity, qos=COMMANDS)
         self._finger_writer = DataWriter(member, fingers, qos=COMMANDS)
 
+    def read(self) -> JointState | None:
+        """Raises what went wrong with the fingers since the last call."""
+        if self._finger_error is not None:
+            error, self._finger_error = self._finger_error, None
+            raise error
+        return super().read()
+
     def send(self, velocity: np.ndarray) -> None:
         self._writer.write(joint_velocity(self._signs * velocity))
-        self._send_fingers(velocity[NUM_ARM:], time.monotonic())
+        try:
+            self._send_fingers(velocity[NUM_ARM:], time.monotonic())
+        except Exception as error:
+            self._finger_error = error  # `read` tells: the arm's joints got theirs, and can brake
 
     def _send_fingers(self, velocity: np.ndarray, now: float) -> None:
         """velocity (3,) rad/s. From rest they begin where they are. Fingers that come to rest are

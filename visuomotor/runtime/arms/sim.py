@@ -5,6 +5,7 @@ numpy only. The other side is `visuomotor.sim_arm`, a process with a clock of it
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import struct
@@ -115,10 +116,10 @@ class _Subscription:
                 return arrived
 
     def send(self, message: bytes) -> None:
-        try:
+        """Raises OSError where this computer cannot send. That nobody is there is no error, as the
+        guard acts on silence; nor is a message that is lost for want of room: the next follows."""
+        with contextlib.suppress(BlockingIOError, ConnectionRefusedError):
             self.socket.send(message)
-        except (BlockingIOError, ConnectionRefusedError):
-            return  # nobody is there: its silence is what the guard acts on
 
 
 class SimArm:
@@ -165,9 +166,11 @@ class SimArm:
 
     def stop(self) -> None:
         if self._subscription is not None:
-            self._subscription.send(encode_velocity(np.zeros(len(LIMITS.joint_names))))
-            self._subscription.socket.close()
-            self._subscription = None
+            try:
+                self.send(np.zeros(len(LIMITS.joint_names)))
+            finally:
+                self._subscription.socket.close()
+                self._subscription = None
 
 
 class SimCamera:
