@@ -17,7 +17,7 @@ from visuomotor.envs.kinematics import DAMPING, POSTURE_GAIN, POSTURE_JOINT
 from visuomotor.experts import make_expert
 
 PACKAGE = Path(experts.__file__).parent
-QUIET = RandomizationConfig(strength=0.0)
+QUIET, RANDOMIZED = RandomizationConfig(strength=0.0), RandomizationConfig(strength=1.0)
 STYLE = {
     "speed": (0.8, 1.2),
     "max_speed": (0.16, 0.26),
@@ -29,10 +29,9 @@ STYLE = {
 }
 
 
-def _env(task: str, num_envs: int, seed: int = 0):
-    env = make_env(
-        Config(task=task, randomization=QUIET), num_envs=num_envs, seed=seed, render=False
-    )
+def _env(task: str, num_envs: int, seed: int = 0, randomization: RandomizationConfig = QUIET):
+    config = Config(task=task, randomization=randomization)
+    env = make_env(config, num_envs=num_envs, seed=seed, render=False)
     env.reset()
     return env
 
@@ -70,10 +69,13 @@ def test_it_succeeds_from_nominal_starts_with_valid_actions(task):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-def test_it_succeeds_in_98_of_100_starts(task):
-    """In 94 of them where up to four toys are to be delivered, one after the other."""
-    env = _env(task, 200)
-    wanted = 188 if task == "order_fulfillment" else 196
+@pytest.mark.parametrize("randomization", [QUIET, RANDOMIZED], ids=["nominal", "randomized"])
+def test_it_succeeds_in_nearly_all_of_200_starts(task, randomization):
+    """98 % of nominal worlds, 95 % of randomized ones; fewer where up to four toys are to be
+    delivered, one after the other: 94 % and 90 %."""
+    env = _env(task, 200, randomization=randomization)
+    usual, toys = (196, 188) if randomization == QUIET else (190, 180)
+    wanted = toys if task == "order_fulfillment" else usual
     assert int(_play(env, make_expert(env, seed=0), env.episode_steps).sum()) >= wanted
 
 
