@@ -6,6 +6,7 @@ newest joint state and the switch that a human holds. Every tick is logged.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
