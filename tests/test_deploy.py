@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import subprocess
@@ -277,6 +278,8 @@ def test_a_streamer_that_fails_brings_the_arm_to_rest_all_the_same(
 def test_sends_that_fail_on_the_way_only_delay_the_stop(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert bench.streamer._log is not None
+    bench.streamer._log.close()
     bench.streamer._log = None  # of two stops
     bench.run(20)
     bench.pressed = True
@@ -332,6 +335,20 @@ def test_a_send_that_never_works_again_is_given_up_and_told(
     assert bench.streamer._log is not None
     assert bench.streamer._log._file.closed
     assert "look whether the arm rests: RuntimeError: broken" in capsys.readouterr().err
+
+
+def test_a_log_that_cannot_be_told_of_does_not_hide_what_went_wrong(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.run(20)
+    assert bench.streamer._log is not None
+    bench.streamer._log.lost = 1
+    monkeypatch.setattr(bench.arm, "read", Failing(bench.arm.read, 1))
+    with open("/dev/full", "wb", buffering=0) as full, monkeypatch.context() as terminal:
+        terminal.setattr("sys.stderr", io.TextIOWrapper(full, write_through=True))
+        with pytest.raises(RuntimeError, match="broken"):
+            run_streamer(bench.streamer, lambda: False)
+    assert bench.arm.stopped
 
 
 def test_a_stop_that_fails_is_told(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:

@@ -216,10 +216,10 @@ class Streamer:
                 break
             time.sleep(PERIOD)
         self._try(self.arm.stop)
-        if self._log is not None:
-            self._log.close()
-        if self._trouble:
-            with contextlib.suppress(OSError):  # of a terminal that is closed
+        with contextlib.suppress(OSError):  # a terminal that is closed cannot be told
+            if self._log is not None:
+                self._log.close()
+            if self._trouble:
                 print(f"look whether the arm rests: {self._trouble}", file=sys.stderr)
 
     def _leaving_tick(self) -> bool:
