@@ -36,7 +36,7 @@ from visuomotor.runtime.streamer import SWITCH
 from visuomotor.runtime.switches import ByHand, Confirmation, Switch, SwitchError, make_switch
 
 PRETRAINED = Path(__file__).parent / "pretrained"
-START_SECONDS = 60.0  # that a process is given to be ready
+START_SECONDS = 120.0  # that a process is given to be ready: one imports MuJoCo and torch
 ARM_SECONDS = 5.0  # until the simulated arm runs after the switch is pressed
 SILENCE = 0.5  # s without a report after which the streamer counts as gone
 MOST_OFFSET = 0.03  # m, of the camera; training moves it by a centimetre an axis
