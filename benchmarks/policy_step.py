@@ -17,11 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from visuomotor.policy_files import PRETRAINED
+from visuomotor.policy_files import find_policy, shipped_names
 from visuomotor.runtime.bundle import load_bundle
 from visuomotor.runtime.cameras import Newest
 from visuomotor.runtime.clock import run_at
-from visuomotor.runtime.files import MANIFEST
 from visuomotor.runtime.guard import State
 from visuomotor.runtime.policy_loop import WARM_UP, PolicyLoop
 from visuomotor.runtime.preprocessing import Preprocessing
@@ -89,12 +88,10 @@ def main() -> None:
             seconds = float(argument.removeprefix("seconds="))
         else:
             names.append(argument)
-    shipped = sorted(entry.parent.name for entry in PRETRAINED.glob(f"*/{MANIFEST}"))
     sys.setswitchinterval(SWITCH_INTERVAL)
     print(keep_awake(POLICY_PRIORITY))
-    for name in names or shipped:
-        path = PRETRAINED / name if name in shipped else Path(name)
-        spent = durations(path, seconds)
+    for name in names or shipped_names():
+        spent = durations(find_policy(name), seconds)
         middle, late = np.percentile(spent, [50, 99])
         print(
             f"{name}: median {middle:.3f} ms, 99 % within {late:.3f} ms, at most {spent.max():.3f} "

@@ -65,7 +65,6 @@ from visuomotor.video import FILM, Clip
 SIMS = ("nominal", "randomized", "heldout")
 REPORT = "report.html"
 OnStep = Callable[[int, Observation], None]
-MODEL_OF = {True: "onnxruntime", False: "torch"}  # what a policy acts through
 
 
 @dataclass(frozen=True)
@@ -290,7 +289,7 @@ def _how(
     )
     return {
         "provenance": loaded.provenance,
-        "acts_through": MODEL_OF[loaded.bundle is not None],
+        "acts_through": "torch" if loaded.bundle is None else "onnxruntime",
         "device": str(device),
         "worlds": hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16],
     }

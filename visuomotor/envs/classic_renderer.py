@@ -1,7 +1,7 @@
 """MuJoCo's classic OpenGL renderer behind the ray-caster's interface, without a display.
 
 For held-out evaluation: another renderer draws edges, shading and shadows another way. It needs
-EGL, draws one world after the other, and takes 10 to 50 times the ray-caster's time on a CPU.
+EGL, draws one world after the other, and is far slower than the ray-caster on a CPU.
 """
 
 from __future__ import annotations
