@@ -482,9 +482,8 @@ def evaluate(argv: list[str]) -> int:
         place = folder / label if len(names) > 1 else folder
         _write(judged[-1], place, rate)
         summary = judged[-1].outcome.summary
-        alone = (
-            len(names) == 1 and options.out is None
-        )  # others are judged in the first one's worlds
+        # Of several, all are judged in the first one's worlds.
+        alone = len(names) == 1 and options.out is None
         if alone and one.run is not None and _backs(summary, one.run / EVALUATION):
             write_json(one.run / EVALUATION, summary)
     outcomes = [one.outcome for one in judged]
