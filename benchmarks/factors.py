@@ -39,6 +39,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "contrast": ("factor on the image", OURS),
     "hue": ("turns of the hue circle", OURS),
     "pixel_noise": ("half width of uniform noise a channel, of 255", PAPER),
+    "shade": ("share of the light missing in patches with sharp edges; off unless it is set", OURS),
+    "shade_pattern": ("which patches", OURS),
     "prop_friction": ("scale of sliding, torsional and rolling friction", PAPER),
     "prop_mass": ("scale of mass and inertia", PAPER),
     "prop_inertia": ("further scale of the inertia", PAPER),
@@ -56,8 +58,9 @@ WORDS: dict[str, tuple[str, str]] = {
 SEEN = (
     *("camera_pos", "camera_rotation", "camera_fovy", "num_lights", "light_pos"),
     *("light_direction", "light_colour", "colour", "texture", "texture_repeat"),
-    *("brightness", "contrast", "hue", "pixel_noise", "prop_size"),
+    *("brightness", "contrast", "hue", "pixel_noise", "prop_size", "shade"),
 )
+SHADE = (0.0, 0.8)  # in the picture: by default there is none
 
 
 def groups_of(env: VisuomotorEnv) -> dict[str, list[str]]:
@@ -92,12 +95,15 @@ def picture(config: Config, groups: dict[str, list[str]]) -> np.ndarray:
             pinned = {name: getattr(by_name[name], end) for name in groups[group]}
             if group == "texture_repeat":  # of a texture, which a plain surface has not
                 pinned |= {name: 1.0 for name in groups["texture"]}
+            if group == "shade":
+                pinned = {"shade": SHADE[end == "high"], "shade_pattern": 0.07}
             pair.append(_view(config, pinned))
         cell = np.concatenate(pair, axis=1)
         title = np.full((22, cell.shape[1], 3), 255, dtype=np.uint8)
         font = cv2.FONT_HERSHEY_SIMPLEX
         cv2.putText(title, group, (4, 16), font, 0.48, (0, 0, 0), 1, cv2.LINE_AA)
         cells.append(np.concatenate((title, cell), axis=0))
+    cells += [np.full_like(cells[0], 255)] * (-len(cells) % COLUMNS)
     rows = [np.concatenate(cells[i : i + COLUMNS], axis=1) for i in range(0, len(cells), COLUMNS)]
     return np.concatenate(rows, axis=0)
 

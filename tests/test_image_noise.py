@@ -1,4 +1,5 @@
-"""Brightness, contrast and pixel noise of an image: torchvision's, per world, repeatable."""
+"""Shade, brightness, contrast and pixel noise of an image: the middle two torchvision's; per world,
+repeatable."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from visuomotor.image_noise import SensorFactors, distort
+from visuomotor.image_noise import SensorFactors, distort, shaded
 from visuomotor.vision_import import functional
 
 SHAPE = (4, 3, 24, 20)
@@ -24,7 +25,7 @@ def _images(n: int = 4) -> torch.Tensor:
 def _factors(n: int = 4, **values: float | list[float]) -> SensorFactors:
     """Neutral for n worlds, but for these."""
     neutral = {"brightness": 1.0, "contrast": 1.0, "pixel_noise": 0.0}
-    neutral |= {"action_drop": 0.0, "proprio_noise": 0.0}
+    neutral |= {"action_drop": 0.0, "proprio_noise": 0.0, "shade": 0.0, "shade_pattern": 0.0}
     columns = {k: torch.as_tensor(v).expand(n).float() for k, v in (neutral | values).items()}
     delay = torch.zeros(n, dtype=torch.int64)
     return SensorFactors(**columns, camera_delay=delay, action_delay=delay)
@@ -68,6 +69,30 @@ def test_contrast_is_about_each_images_own_mean():
     pixels[1:] = 220
     change = _distort(pixels, contrast=0.5).long() - pixels.long()
     assert int(change.abs().max()) <= 1  # torchvision rounds down
+
+
+def test_shade_takes_its_share_of_the_light_within_its_patches_and_nothing_elsewhere():
+    pixels = torch.full((3, 3, 64, 64), 200, dtype=torch.uint8)
+    out = _distort(pixels, shade=[0.0, 0.4, 1.0], shade_pattern=[0.3, 0.3, 0.7])
+    assert torch.equal(out[0], pixels[0])
+    for image, pattern, level in ((out[1], 0.3, 120), (out[2], 0.7, 0)):
+        lies = shaded(torch.tensor([pattern]), 64, 64)[0]
+        assert torch.equal(image, torch.where(lies, level, 200).to(torch.uint8).expand(3, 64, 64))
+
+
+def test_patterns_differ_and_are_patches_of_some_pixels_that_leave_most_in_the_light():
+    patterns = torch.rand(400, dtype=torch.float64, generator=_generator())
+    lies = shaded(patterns, 64, 64)
+    assert torch.equal(lies, shaded(patterns, 64, 64))
+    share = lies.double().mean(dim=(1, 2))
+    assert 0.2 < share.mean() < 0.4
+    assert share.max() < 0.9
+    assert (share > 0.02).double().mean() > 0.9
+    edges = (lies[:, 1:] ^ lies[:, :-1]).double().mean(dim=(1, 2))
+    assert edges.max() < 0.2  # noise would have a half
+    assert len({image.numpy().tobytes() for image in lies}) == 400
+    # Over all patterns every pixel is in the shade as often.
+    assert 0.2 < lies.double().mean(dim=0).min() < lies.double().mean(dim=0).max() < 0.4
 
 
 def test_brightness_comes_before_contrast():

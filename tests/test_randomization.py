@@ -33,7 +33,7 @@ GROUPS = {
     "appearance": (
         *("camera_pos", "camera_rotation", "camera_fovy", "num_lights", "light_pos"),
         *("light_direction", "light_colour", "colour", "texture", "texture_repeat"),
-        *("brightness", "contrast", "hue", "pixel_noise"),
+        *("brightness", "contrast", "hue", "pixel_noise", "shade", "shade_pattern"),
     ),
     "dynamics": (
         *("prop_friction", "prop_mass", "prop_inertia", "prop_size", "joint_damping"),
@@ -43,7 +43,7 @@ GROUPS = {
 }
 # Factors of camera, actuators and joint sensors with their neutral values; no model field.
 SENSOR = {
-    **{"brightness": 1.0, "contrast": 1.0, "pixel_noise": 0.0},
+    **{"brightness": 1.0, "contrast": 1.0, "pixel_noise": 0.0, "shade": 0.0, "shade_pattern": 0.0},
     **{"camera_delay": 0, "action_delay": 0, "action_drop": 0.0, "proprio_noise": 0.0},
 }
 LOG_UNIFORM = (
@@ -51,6 +51,10 @@ LOG_UNIFORM = (
     *("joint_friction", "actuator_gain"),
 )
 INTEGER = ("num_lights", "texture", "camera_delay", "action_delay")
+
+
+# Shade is off by default.
+CONFIG = RandomizationConfig(appearance=AppearanceConfig(shade=(0.0, 0.8)))
 
 
 def _spec():
@@ -85,7 +89,7 @@ def model() -> mujoco.MjModel:
 
 @pytest.fixture(scope="module")
 def randomizer(model) -> Randomizer:
-    return Randomizer(RandomizationConfig(), model)
+    return Randomizer(CONFIG, model)
 
 
 @pytest.fixture
@@ -459,8 +463,7 @@ RANGES = [
 
 
 def _with(kind: str, **settings) -> RandomizationConfig:
-    config = RandomizationConfig()
-    return replace(config, **{kind: replace(getattr(config, kind), **settings)})
+    return replace(CONFIG, **{kind: replace(getattr(CONFIG, kind), **settings)})
 
 
 @pytest.mark.parametrize(("kind", "setting"), RANGES)
@@ -773,9 +776,9 @@ def test_the_curriculum_grows_the_strength_to_its_full_value(steps, env_steps, e
     assert strength_at(randomization, env_steps) == pytest.approx(expected)
 
 
-def test_the_documents_list_every_factor_with_its_range(randomizer):
+def test_the_documents_list_every_factor_with_its_range(model):
     page = (Path(__file__).parent.parent / "docs" / "randomization.md").read_text()
-    for factor in randomizer.factors:
+    for factor in Randomizer(RandomizationConfig(), model).factors:
         group = factor.name.split("/")[0]
         rows = [line for line in page.splitlines() if line.startswith(f"| `{group}` |")]
         assert any(f"| {factor.low:g} to {factor.high:g} |" in row for row in rows), factor.name

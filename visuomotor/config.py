@@ -54,6 +54,8 @@ class AppearanceConfig:
     texture_repeat: Range = (0.5, 2.0)  # scale of the texture's repetitions, log-uniform
     brightness: Range = (0.8, 1.25)  # factor, torchvision adjust_brightness
     contrast: Range = (0.8, 1.25)  # factor, torchvision adjust_contrast
+    # Share of the light that is missing in patches with sharp edges, as shadows have them.
+    shade: Range = (0.0, 0.0)
     hue: Range = (-0.03, 0.03)  # turns of the hue circle, torchvision adjust_hue
     pixel_noise: Range = (0.0, 5.0)  # half width of uniform noise per channel, of 255
 

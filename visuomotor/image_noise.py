@@ -1,4 +1,4 @@
-"""What a real camera does to an image, per world: brightness, contrast, pixel noise.
+"""What a real camera does to an image, per world: shade, brightness, contrast, pixel noise.
 
 Knows nothing of simulation. The photometric operations are those of torchvision's transforms.v2.
 """
@@ -10,11 +10,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# Of the waves whose sum makes a shade's outline: how many, and most periods across the image.
+WAVES, MOST_PERIODS = 3, 3.0
+
 
 @dataclass(frozen=True)
 class SensorFactors:
     """Of camera, actuators and joint sensors, (N,) each."""
 
+    shade: Tensor  # share of the light that is missing in it
+    shade_pattern: Tensor  # in [0, 1): where it lies
     brightness: Tensor  # factor
     contrast: Tensor  # factor
     pixel_noise: Tensor  # half width of uniform noise, of 255
@@ -35,10 +40,31 @@ def _random_bytes(count: int, generator: torch.Generator) -> Tensor:
     return words.view(torch.uint8)[:count]
 
 
+def shaded(patterns: Tensor, height: int, width: int) -> Tensor:
+    """patterns (n,) in [0, 1) -> (n, height, width) bool: patches with sharp edges, as of shadows,
+    which cover 0.3 of an image on average."""
+    # As many numbers in [0, 1) from one, for each a digit of its own far behind the point.
+    digits = torch.arange(1, 3 * WAVES + 2, dtype=torch.float64, device=patterns.device)
+    unit = (patterns.double().unsqueeze(1) * (997.0 * digits + digits.square())).frac()
+    x_periods, y_periods = (MOST_PERIODS * (2.0 * unit[:, i : 3 * WAVES : 3] - 1.0) for i in (0, 1))
+    start = unit[:, 2 : 3 * WAVES : 3]
+
+    def angles(periods: Tensor, size: int, start: Tensor | float) -> Tensor:
+        across = torch.arange(size, dtype=torch.float64, device=patterns.device) / size
+        return 2.0 * torch.pi * (periods.unsqueeze(2) * across + start)  # (n, WAVES, size)
+
+    rows, columns = angles(y_periods, height, start.unsqueeze(2)), angles(x_periods, width, 0.0)
+    # The sum of the waves' sines, sin(row + column), as one product of matrices.
+    left = torch.cat((rows.sin(), rows.cos()), dim=1).float()
+    right = torch.cat((columns.cos(), columns.sin()), dim=1).float()
+    waves = torch.einsum("nwi,nwj->nij", left, right)
+    return waves > 1.4 * unit[:, -1].float().view(-1, 1, 1)
+
+
 def distort(pixels: Tensor, factors: SensorFactors, generator: torch.Generator) -> Tensor:
     """pixels (n, 3, H, W) uint8, factors of n worlds -> (n, 3, H, W) uint8, a new tensor.
 
-    Brightness, then contrast, then uniform noise; neutral factors leave every bit as it
+    Shade, then brightness, then contrast, then uniform noise; neutral factors leave every bit as it
     is. The generator (CPU) advances by the same amount whatever the factors are.
     """
     device = pixels.device
@@ -48,7 +74,14 @@ def distort(pixels: Tensor, factors: SensorFactors, generator: torch.Generator) 
     )
     # torchvision's v2 adjust_brightness and adjust_contrast, bit for bit; those take one factor
     # for all images of a call, and a call an image costs ten times as much.
-    out = pixels.float().mul_(brightness.float()).clamp_(0.0, 255.0).floor_()
+    out = pixels.float()
+    dark = factors.shade.nonzero().squeeze(1)
+    if len(dark) > 0:
+        lies = shaded(factors.shade_pattern[dark].to(device), *pixels.shape[2:]).float()
+        lies.mul_(factors.shade[dark].to(device).float().view(-1, 1, 1))
+        out[dark.to(device)] *= (1.0 - lies).unsqueeze(1)
+        out.floor_()
+    out.mul_(brightness.float()).clamp_(0.0, 255.0).floor_()
     red, green, blue = out.unbind(dim=1)
     grey = red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_()
     mean = grey.mean(dim=(1, 2), keepdim=True).unsqueeze(1)

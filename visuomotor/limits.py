@@ -147,6 +147,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "brightness": range_within(0, 10),
         "contrast": range_within(0, 10),
         "hue": range_within(-0.5, 0.5),
+        "shade": range_within(0, 1),
         "pixel_noise": range_within(0, 255),
     },
     DynamicsConfig: {

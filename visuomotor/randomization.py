@@ -91,6 +91,7 @@ class Randomizer:
         self._declare_appearance()
         self._declare_dynamics()
         self._declare_latency()
+        self._declare_shade()
         self._own = tuple(OWN.values())
         for own in self._own:
             if own.group in self._columns:
@@ -190,6 +191,13 @@ class Randomizer:
         self._add("action_delay", [], c.action_delay, 0.0, on, "integer", NOT_NEGATIVE)
         self._add("action_drop", [], c.action_drop, 0.0, on, limits=(0.0, 1.0))
         self._add("proprio_noise", [], c.proprio_noise, 0.0, on, limits=NOT_NEGATIVE)
+
+    def _declare_shade(self) -> None:
+        """Of appearance; behind all others, whose values stay as they were drawn without it."""
+        c = self._config.appearance
+        self._add("shade", [], c.shade, 0.0, c.enabled, limits=(0.0, 1.0))
+        patterns = (0.0, 1.0) if c.shade[1] > 0.0 else (0.0, 0.0)
+        self._add("shade_pattern", [], patterns, 0.0, c.enabled, limits=(0.0, 1.0))
 
     @property
     def groups(self) -> tuple[str, ...]:
