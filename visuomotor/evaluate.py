@@ -28,8 +28,7 @@ from visuomotor.clips import WIDE, Seen
 from visuomotor.comparison import Outcome, compare, comparison, table
 from visuomotor.config import Config, EnvConfig
 from visuomotor.envs import Observation, VisuomotorEnv
-from visuomotor.envs.classic_renderer import available
-from visuomotor.errors import UserError, did_you_mean
+from visuomotor.errors import UserError
 from visuomotor.evaluation import (
     MAX_WORLDS,
     Episodes,
@@ -44,7 +43,7 @@ from visuomotor.evaluation import (
     write_json,
 )
 from visuomotor.factor_effects import effects_csv, told
-from visuomotor.heldout import CHANGES, RENDERERS, HeldOut
+from visuomotor.heldout import HeldOut, HeldOutOptions, held_out
 from visuomotor.overrides import parse_overrides, to_yaml
 from visuomotor.policy_files import LoadedPolicy, load_evaluated_policy, training_curve
 from visuomotor.real_camera import calibrated
@@ -65,13 +64,6 @@ from visuomotor.video import FILM, Clip
 SIMS = ("nominal", "randomized", "heldout")
 REPORT = "report.html"
 OnStep = Callable[[int, Observation], None]
-
-
-@dataclass(frozen=True)
-class HeldOutOptions:
-    only: str | None = None  # changes, with commas between; None: all of them
-    # Of `shadows`: classic (MuJoCo's, with EGL), rays; auto: classic where it runs.
-    renderer: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -296,35 +288,7 @@ def _how(
 
 
 def _heldout(options: EvaluateConfig) -> HeldOut | None:
-    if options.sims != "heldout":
-        return None
-    names = tuple(CHANGES)
-    if options.heldout.only is not None:
-        names = tuple(name.strip() for name in options.heldout.only.split(","))
-    for name in names:
-        if name not in CHANGES:
-            hint = did_you_mean(name, CHANGES, most=1)
-            raise UserError(
-                f"heldout.only: there is no change '{name}'{hint}; valid: {', '.join(CHANGES)}"
-            )
-    return HeldOut(names, _renderer(options.heldout.renderer) if "shadows" in names else None)
-
-
-def _renderer(asked: str) -> str:
-    """-> one of heldout.RENDERERS. Raises UserError."""
-    if asked != "auto" and asked not in RENDERERS:
-        valid = ", ".join(("auto", *RENDERERS))
-        raise UserError(f"heldout.renderer={asked} is unknown; valid: {valid}")
-    if asked == "rays":
-        return asked
-    if available():
-        return "classic"
-    if asked == "classic":
-        raise UserError(
-            "heldout.renderer=classic needs an EGL library (Debian: libegl1 libgl1-mesa-dri); "
-            "install one, or give heldout.renderer=rays"
-        )
-    return "rays"
+    return held_out(options.heldout) if options.sims == "heldout" else None
 
 
 def _sweep(

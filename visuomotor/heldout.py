@@ -16,8 +16,9 @@ import numpy as np
 from visuomotor.config import Config
 from visuomotor.envs import make_task, scene
 from visuomotor.envs.camera import MakeCaster, RayCaster, Supersampled
-from visuomotor.envs.classic_renderer import ClassicRenderer
+from visuomotor.envs.classic_renderer import ClassicRenderer, available
 from visuomotor.envs.environment import physics_timestep
+from visuomotor.errors import UserError, did_you_mean
 
 _DELAYS = ("camera_delay", "action_delay")
 
@@ -182,3 +183,43 @@ class HeldOut:
     @property
     def beyond(self) -> tuple[str, ...]:
         return tuple(group for change in self._changes for group in change.beyond)
+
+
+@dataclass(frozen=True)
+class HeldOutOptions:
+    """What a user chooses."""
+
+    only: str | None = None  # changes, with commas between; None: all of them
+    # Of `shadows`: classic (MuJoCo's, with EGL), rays; auto: classic where it runs.
+    renderer: str = "auto"
+
+
+def held_out(options: HeldOutOptions) -> HeldOut:
+    """Raises UserError for a change or renderer that is not there."""
+    names = tuple(CHANGES)
+    if options.only is not None:
+        names = tuple(name.strip() for name in options.only.split(","))
+    for name in names:
+        if name not in CHANGES:
+            hint = did_you_mean(name, CHANGES, most=1)
+            raise UserError(
+                f"heldout.only: there is no change '{name}'{hint}; valid: {', '.join(CHANGES)}"
+            )
+    return HeldOut(names, _renderer(options.renderer) if "shadows" in names else None)
+
+
+def _renderer(asked: str) -> str:
+    """-> one of RENDERERS."""
+    if asked != "auto" and asked not in RENDERERS:
+        valid = ", ".join(("auto", *RENDERERS))
+        raise UserError(f"heldout.renderer={asked} is unknown; valid: {valid}")
+    if asked == "rays":
+        return asked
+    if available():
+        return "classic"
+    if asked == "classic":
+        raise UserError(
+            "heldout.renderer=classic needs an EGL library (Debian: libegl1 libgl1-mesa-dri); "
+            "install one, or give heldout.renderer=rays"
+        )
+    return "rays"
