@@ -17,6 +17,7 @@ from tests.browser import browser
 from tests.runs import CPU, assert_refused, moving_actor, small_run, write_run
 from visuomotor.evaluation import evaluation_env
 from visuomotor.gail_reward import Discriminator
+from visuomotor.heldout import HeldOut, HeldOutOptions
 from visuomotor.policies import PixelPolicy
 from visuomotor.view import HOST, Panel, ViewConfig, Watched, view
 
@@ -48,6 +49,28 @@ def test_what_is_watched_is_the_episode_of_an_evaluation(run: Path) -> None:
         assert shown.stage == env.task.stages[int(result.stage[0])]
         assert np.array_equal(shown.pixels, seen.pixels[0].permute(1, 2, 0).numpy())
         assert np.abs(shown.action).max() > 0.0
+
+
+def test_held_out_worlds_are_those_of_an_evaluation(run: Path) -> None:
+    changed = HeldOutOptions("distractors, latency")
+    options = ViewConfig(policy=str(run), sims="heldout", heldout=changed, seed=5, device="cpu")
+    watched = Watched(options)
+    for seed in (5, 6):
+        env = evaluation_env(
+            CONFIG,
+            num_envs=1,
+            seed=seed,
+            strength=1.0,
+            device=CPU,
+            heldout=HeldOut(("distractors", "latency")),
+        )
+        pixels = env.reset().pixels
+        assert pixels is not None
+        assert np.array_equal(watched.env.factors, env.factors)
+        assert watched.env.model_xml() == env.model_xml()
+        assert np.array_equal(watched.shown.pixels, pixels[0].permute(1, 2, 0).numpy())
+        watched.seed += 1
+        watched.shown = watched.restart()
 
 
 def test_reset_repeats_the_episode_and_the_next_seed_is_another(run: Path) -> None:
@@ -91,7 +114,13 @@ def test_without_a_policy_the_arm_stands_still_and_the_scene_is_the_worlds() -> 
         (["task=liftin"], r"unknown task 'liftin' \(did you mean lifting"),
         (["policy=nowhere"], r"there is no policy 'nowhere'"),
         (["policy=lifting", "task=stacking"], r"policy=lifting does lifting, not stacking; leave"),
-        (["task=lifting", "sims=heldout"], r"sims='heldout' is unknown; valid: nominal, random"),
+        (
+            ["task=lifting", "sims=real"],
+            r"sims='real' is unknown; valid: nominal, randomized, held",
+        ),
+        (["task=lifting", "heldout.only=camera"], r"heldout.only= chooses .*give sims=heldout"),
+        (["task=lifting", "sims=heldout", "heldout.only=camra"], r"'camra' .*did you mean camera"),
+        (["task=lifting", "sims=heldout", "heldout.renderer=gl"], r"renderer=gl is unknown; valid"),
         (["task=lifting", "seed=-1"], r"seed=-1; valid: from 0"),
         (["task=lifting", "port=0"], r"port=0; valid: 1 to 65535"),
     ],
@@ -130,6 +159,23 @@ def test_it_listens_on_loopback_alone(run: Path) -> None:
             if row.split()[3] == "0A" and int(row.split()[1].split(":")[1], 16) == panel.port
         }
         assert hosts == {"0100007F"}  # 127.0.0.1
+
+
+def test_what_is_held_out_comes_with_all_randomization(run: Path) -> None:
+    """Its switch is off duty there, and every other control does what it does elsewhere."""
+    pytest.importorskip("mjviser")
+    only = HeldOutOptions("textures")
+    panel = Panel(
+        Watched(ViewConfig(policy=str(run), sims="heldout", heldout=only, device="cpu")), port=18080
+    )
+    try:
+        assert panel._randomized.disabled and panel._randomized.value
+        panel._do("Next seed")
+        assert panel.watched.seed == 1 and panel.watched.randomized
+        neutral = panel.watched.env.randomizer.default()
+        assert not np.array_equal(panel.watched.env.factors[0], neutral)
+    finally:
+        panel.server.stop()
 
 
 def test_every_control_does_what_it_says(run: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from visuomotor.envs import Observation, VisuomotorEnv, make_task
 from visuomotor.errors import UserError
 from visuomotor.evaluation import evaluation_env
 from visuomotor.gail_reward import Discriminator
+from visuomotor.heldout import HeldOutOptions, held_out
 from visuomotor.overrides import parse_overrides
 from visuomotor.policy_files import CHECKPOINTS, find_policy, load_evaluated_policy
 
@@ -36,14 +37,15 @@ EYE, LOOKAT = (0.85, -0.8, 0.75), (0.0, 0.1, 0.15)  # m, of the scene at first
 SHOWN = 256  # pixels of the camera's picture in the panel
 FACTORS = 12  # that differ most from their neutral values, in the panel
 JOINTS = (*(f"joint {i}" for i in range(1, 7)), *(f"finger {i}" for i in range(1, 4)))
-SIMS = {"nominal": 0.0, "randomized": 1.0}
+SIMS = ("nominal", "randomized", "heldout")
 
 
 @dataclass(frozen=True)
 class ViewConfig:
     task: str | None = None  # None: the policy's
     policy: str | None = None  # a run folder, a bundle or a shipped name; None: a still arm
-    sims: str = "randomized"  # nominal or randomized
+    sims: str = "randomized"  # nominal, randomized or heldout, as of visuomotor.evaluate
+    heldout: HeldOutOptions = field(default_factory=HeldOutOptions)
     seed: int = 0
     port: int = 8080  # on 127.0.0.1
     device: str = "auto"
@@ -69,12 +71,15 @@ class Watched:
         """Raises UserError for a task or policy that is not there, or that do not fit."""
         if options.sims not in SIMS:
             raise UserError(f"sims='{options.sims}' is unknown; valid: {', '.join(SIMS)}")
+        if options.heldout.only is not None and options.sims != "heldout":
+            raise UserError("heldout.only= chooses among held-out changes; give sims=heldout")
         if options.seed < 0:
             raise UserError(f"seed={options.seed}; valid: from 0")
         if not 1 <= options.port <= 65535:
             raise UserError(f"port={options.port}; valid: 1 to 65535")
         if options.task is None and options.policy is None:
             raise UserError("task= or policy= is missing; for example: task=stacking")
+        self.heldout = held_out(options.heldout) if options.sims == "heldout" else None
         self.device = resolve_device(options.device)
         self._loaded = None
         config = Config()
@@ -90,7 +95,7 @@ class Watched:
             config = replace(config, task=task)
         self.config = config
         self.seed = options.seed
-        self.randomized = SIMS[options.sims] > 0.0
+        self.randomized = options.sims != "nominal"
         self.env: VisuomotorEnv
         self._discriminator = _discriminator(options.policy)
         self.shown = self.restart()
@@ -103,6 +108,7 @@ class Watched:
             seed=self.seed,
             strength=1.0 if self.randomized else 0.0,
             device=self.device,
+            heldout=self.heldout,
         )
         self._policy = None if self._loaded is None else self._loaded.policy(1)
         self._seen: Observation = self.env.reset()
@@ -207,7 +213,9 @@ class Panel:
             self._play = gui.add_button("Pause")
             for name in ("Step", "Reset", "Next seed"):
                 gui.add_button(name).on_click(partial(self._want, name))
-            self._randomized = gui.add_checkbox("Randomization", watched.randomized)
+            # What is held out comes on top of it.
+            held = watched.heldout is not None
+            self._randomized = gui.add_checkbox("Randomization", watched.randomized, disabled=held)
             self._told = gui.add_markdown("")
         with gui.add_folder("Camera"):
             self._image = gui.add_image(np.zeros((SHOWN, SHOWN, 3), np.uint8), format="png")
