@@ -43,7 +43,7 @@ from visuomotor.evaluation import (
     run_episodes,
 )
 from visuomotor.files import write_atomic
-from visuomotor.heldout import CHANGES, HeldOutOptions, held_out
+from visuomotor.heldout import CHANGES, HeldOut, HeldOutOptions, held_out
 from visuomotor.overrides import parse_overrides
 from visuomotor.policy_files import LoadedPolicy, load_evaluated_policy, shipped_names
 from visuomotor.statistics import wilson_interval
@@ -120,14 +120,16 @@ def measure(job: Job) -> tuple[int, float]:
         strength=0.0 if job.sims == "sweep" else 1.0,
         device=CPU,
         pinned=dict([job.values()]) if job.sims == "sweep" else None,
-        heldout=held_out(_chosen(job.change, job.renderer)) if job.sims == "heldout" else None,
+        heldout=_held_out(job.change, job.renderer) if job.sims == "heldout" else None,
     )
     outcome = run_episodes(env, Guarded(loaded.policy(env.num_envs)), job.episodes)
     return int(outcome.success.sum()), time.perf_counter() - began
 
 
-def _chosen(change: str, renderer: str) -> HeldOutOptions:
-    return HeldOutOptions(None if change == ALL else change, renderer)
+def _held_out(change: str, renderer: str) -> HeldOut:
+    held = held_out("heldout", HeldOutOptions(None if change == ALL else change, renderer))
+    assert held is not None
+    return held
 
 
 # --- what there is to do --------------------------------------------------------------------------
@@ -137,7 +139,7 @@ def plan(options: Options) -> tuple[list[Job], list[Sweep]]:
     """Evaluations and sweeps, of every policy. Raises UserError for what is not there."""
     policies = _names(options.policies) if options.policies else shipped_names()
     changes = _names(options.changes) if options.changes else [*CHANGES, ALL]
-    renderers = {name: held_out(_chosen(name, options.renderer)).renderer for name in changes}
+    renderers = {name: _held_out(name, options.renderer).renderer for name in changes}
     jobs, sweeps = [], []
     for policy in policies:
         loaded = load_evaluated_policy(policy, CPU)

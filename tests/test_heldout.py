@@ -236,7 +236,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_evaluation_names_what_was_changed(run: Path, tmp_path: Path) -> None:
-    for extra, names in (([], list(CHANGES)), (["heldout.only=camera, latency"], None)):
+    for extra, names in (
+        ([], list(CHANGES)),
+        (["heldout.only=camera, latency"], None),
+        (["heldout.only=physics,distractors,physics,distractors"], ["physics", "distractors"]),
+    ):
         arguments = [
             f"policy={run}",
             "sims=heldout",
@@ -256,6 +260,7 @@ def test_the_evaluation_names_what_was_changed(run: Path, tmp_path: Path) -> Non
     [
         ("evaluate", ["sims=heldout", "heldout.only=shadow"], r"no change 'shadow' .*mean shadows"),
         ("evaluate", ["sims=nominal", "heldout.only=camera"], r"give sims=heldout"),
+        ("evaluate", ["heldout.renderer=rays"], r"heldout.renderer= draws held-out .*sims=heldout"),
         ("evaluate", ["sims=heldout", "strength=0.5"], r"strength= has no place with sims=heldout"),
         ("evaluate", ["sims=heldout", "heldout.renderer=x"], r"renderer=x .*auto, classic, rays"),
         ("train", ["sims=heldout"], r"sims=heldout: held-out worlds are for evaluation only"),

@@ -160,7 +160,8 @@ def test_a_sweep_is_kept_as_table_record_and_picture(
         (["sims=sweep:friction", "values=0,1"], r"values=0,1 for prop_friction; give numbers abov"),
         (["sims=sweep:friction", "values=a"], r"values=a for prop_friction; give numbers above 0"),
         (["sims=sweep:friction", "values=nan"], r"values=nan for prop_friction"),
-        (["sims=sweep:camera_delay", "values=1.5"], r"give whole numbers from 0 on"),
+        (["sims=sweep:camera_delay", "values=1.5"], r"give whole numbers from 0 to 3, with"),
+        (["sims=sweep:action_delay", "values=4"], r"give whole numbers from 0 to 3, with"),  # steps
         (["sims=sweep:texture/table", "values=99"], r"give whole numbers from 0 to 8"),
         (["sims=sweep:pixel_noise", "values=-1"], r"for pixel_noise; give numbers from 0 on"),
         (["sims=sweep:action_drop", "values=1.5"], r"for action_drop; give numbers from 0 to 1"),

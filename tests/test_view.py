@@ -119,6 +119,7 @@ def test_without_a_policy_the_arm_stands_still_and_the_scene_is_the_worlds() -> 
             r"sims='real' is unknown; valid: nominal, randomized, held",
         ),
         (["task=lifting", "heldout.only=camera"], r"heldout.only= chooses .*give sims=heldout"),
+        (["task=lifting", "heldout.renderer=rays"], r"heldout.renderer= draws .*give sims=heldout"),
         (["task=lifting", "sims=heldout", "heldout.only=camra"], r"'camra' .*did you mean camera"),
         (["task=lifting", "sims=heldout", "heldout.renderer=gl"], r"renderer=gl is unknown; valid"),
         (["task=lifting", "seed=-1"], r"seed=-1; valid: from 0"),

@@ -43,7 +43,7 @@ from visuomotor.evaluation import (
     write_json,
 )
 from visuomotor.factor_effects import effects_csv, told
-from visuomotor.heldout import HeldOut, HeldOutOptions, held_out
+from visuomotor.heldout import DELAYS, HeldOut, HeldOutOptions, held_out
 from visuomotor.overrides import parse_overrides, to_yaml
 from visuomotor.policy_files import LoadedPolicy, load_evaluated_policy, training_curve
 from visuomotor.real_camera import calibrated
@@ -110,8 +110,6 @@ def _check(options: EvaluateConfig) -> list[str]:
     if options.sims not in SIMS and not options.sims.startswith(PREFIX):
         valid = f"{', '.join(SIMS)}, {PREFIX}<factor>"
         raise UserError(f"sims='{options.sims}' is unknown; valid: {valid}")
-    if options.heldout.only is not None and options.sims != "heldout":
-        raise UserError("heldout.only= chooses among held-out changes; give sims=heldout")
     if options.sims == "heldout" and options.strength is not None:
         raise UserError("strength= has no place with sims=heldout: it is that of training")
     if options.values is not None and not options.sims.startswith(PREFIX):
@@ -133,7 +131,7 @@ def _check(options: EvaluateConfig) -> list[str]:
         present = next(path for path in (folder, *folder.parents) if path.exists())
         if not present.is_dir():
             raise UserError(f"out={options.out}: {present} is a file; give a folder")
-    _heldout(options)
+    held_out(options.sims, options.heldout)
     return names
 
 
@@ -238,7 +236,7 @@ def _judge(
     options: EvaluateConfig,
     device: torch.device,
 ) -> Judged:
-    heldout = _heldout(options)
+    heldout = held_out(options.sims, options.heldout)
     env = _world(config, options, device, heldout=heldout)
     film = Film() if options.video else None
     seen = Seen(env) if options.report else None
@@ -287,10 +285,6 @@ def _how(
     }
 
 
-def _heldout(options: EvaluateConfig) -> HeldOut | None:
-    return held_out(options.heldout) if options.sims == "heldout" else None
-
-
 def _sweep(
     names: list[str],
     loaded: list[LoadedPolicy],
@@ -302,7 +296,10 @@ def _sweep(
     labels = _labels(names)
     probe = _world(configs[0], options, device, num_envs=1, render=False)
     swept = swept_factor(probe.randomizer, options.sims.removeprefix(PREFIX))
-    values = grid(swept.factor) if options.values is None else _values(options.values, swept)
+    if options.values is None:
+        values = grid(swept.factor)
+    else:
+        values = _values(options.values, swept, probe.episode_steps)
     folder = _folder(options, loaded, labels, configs[0].task)
     curves: dict[str, list[SweepPoint]] = {label: [] for label in labels}
     for name, label, one, config in zip(names, labels, loaded, configs, strict=True):
@@ -328,7 +325,7 @@ def _sweep(
     return 0
 
 
-def _values(text: str, swept: SweptFactor) -> list[float]:
+def _values(text: str, swept: SweptFactor, episode_steps: int) -> list[float]:
     """`values=` as numbers in order. Raises UserError for what no world can have."""
     whole = swept.factor.distribution == "integer"
     kind = "whole numbers from 0 on" if whole else "numbers"
@@ -347,6 +344,8 @@ def _values(text: str, swept: SweptFactor) -> list[float]:
     if scales:
         good = good and values[0] > 0.0
     least, most = swept.factor.least, swept.factor.most
+    if swept.name in DELAYS:  # beyond that nothing would come
+        most = min(most, episode_steps - 1)
     if whole and most < math.inf:
         kind = f"whole numbers from {least:g} to {most:g}"
     elif most < math.inf:

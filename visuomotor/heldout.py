@@ -20,7 +20,7 @@ from visuomotor.envs.classic_renderer import ClassicRenderer, available
 from visuomotor.envs.environment import physics_timestep
 from visuomotor.errors import UserError, did_you_mean
 
-_DELAYS = ("camera_delay", "action_delay")
+DELAYS = ("camera_delay", "action_delay")
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ CHANGES: dict[str, Change] = {
         config=_half_timestep,
         spec=_other_solver,
     ),
-    "latency": Change("image and action come one step later than ever in training", beyond=_DELAYS),
+    "latency": Change("image and action come one step later than ever in training", beyond=DELAYS),
     "props": Change(
         "size and colour of the props beyond the training range",
         beyond=("prop_size", "prop_colour"),
@@ -194,11 +194,18 @@ class HeldOutOptions:
     renderer: str = "auto"
 
 
-def held_out(options: HeldOutOptions) -> HeldOut:
-    """Raises UserError for a change or renderer that is not there."""
+def held_out(sims: str, options: HeldOutOptions) -> HeldOut | None:
+    """None: `sims` is not held out. Raises UserError for a change or renderer that is not there,
+    and for a choice among those where nothing is held out."""
+    if sims != "heldout":
+        if options.only is not None:
+            raise UserError("heldout.only= chooses among held-out changes; give sims=heldout")
+        if options.renderer != "auto":
+            raise UserError("heldout.renderer= draws held-out worlds; give sims=heldout")
+        return None
     names = tuple(CHANGES)
     if options.only is not None:
-        names = tuple(name.strip() for name in options.only.split(","))
+        names = tuple(dict.fromkeys(name.strip() for name in options.only.split(",")))
     for name in names:
         if name not in CHANGES:
             hint = did_you_mean(name, CHANGES, most=1)

@@ -71,15 +71,13 @@ class Watched:
         """Raises UserError for a task or policy that is not there, or that do not fit."""
         if options.sims not in SIMS:
             raise UserError(f"sims='{options.sims}' is unknown; valid: {', '.join(SIMS)}")
-        if options.heldout.only is not None and options.sims != "heldout":
-            raise UserError("heldout.only= chooses among held-out changes; give sims=heldout")
         if options.seed < 0:
             raise UserError(f"seed={options.seed}; valid: from 0")
         if not 1 <= options.port <= 65535:
             raise UserError(f"port={options.port}; valid: 1 to 65535")
         if options.task is None and options.policy is None:
             raise UserError("task= or policy= is missing; for example: task=stacking")
-        self.heldout = held_out(options.heldout) if options.sims == "heldout" else None
+        self.heldout = held_out(options.sims, options.heldout)
         self.device = resolve_device(options.device)
         self._loaded = None
         config = Config()
