@@ -38,6 +38,7 @@ from visuomotor.evaluation import (
 )
 from visuomotor.overrides import to_yaml
 from visuomotor.policies import PixelPolicy
+from visuomotor.runtime.bundle import Bundle, BundleError
 from visuomotor.runtime.files import GOLDEN, MANIFEST, MODEL, seal_manifest
 from visuomotor.statistics import wilson_interval
 
@@ -454,6 +455,40 @@ def test_a_policy_that_raises_loses_its_episodes_and_not_the_evaluation(
     summary = json.loads((tmp_path / "evaluation.json").read_text())
     assert (summary["episodes"], summary["stopped"]) == (65, 64)  # the first round's
     assert "RuntimeError: out of ideas" in capsys.readouterr().err
+
+
+def test_a_bundle_that_refuses_one_world_loses_that_episode_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[int] = []
+    infer = Bundle.infer
+
+    def refuses(self: Bundle, *seen: Any) -> Any:
+        calls.append(len(calls))
+        if calls[-1] == 3 + 1:  # the second of three worlds, at the second step
+            raise BundleError("joints: out of reach")
+        return infer(self, *seen)
+
+    def then_refuses(*arguments: Any, **options: Any) -> Episodes:
+        monkeypatch.setattr(Bundle, "infer", refuses)  # only now: a bundle is replayed when loaded
+        return run_episodes(*arguments, **options)
+
+    tables = []
+    for name in ("whole", "refused"):
+        if name == "refused":
+            monkeypatch.setattr(visuomotor.evaluate, "run_episodes", then_refuses)
+        out = tmp_path / name
+        arguments = ["policy=lifting", "episodes=3", "episode_steps=6", *BARE, "device=cpu"]
+        assert run_command(evaluate, [*arguments, f"out={out}"]) == 0
+        with (out / "episodes.csv").open() as file:
+            tables.append(list(csv.DictReader(file)))
+    whole, refused = tables
+    assert [row["stopped_step"] for row in refused] == ["-1", "1", "-1"]
+    assert (refused[0], refused[2]) == (whole[0], whole[2])
+    assert len(calls) == 3 * 6
+    said = capsys.readouterr().err
+    assert "lifting stopped in 1 episodes" in said
+    assert "the bundle refused what world 1 shows: joints: out of reach" in said
 
 
 # --- bad input ----------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -62,6 +64,36 @@ def page() -> str:
     first, second = _policy("first", 0), _policy("a <second>", 1)
     pair = paired_difference(first.episodes.success, second.episodes.success)
     return report_html([first, second], [pair])
+
+
+def test_everything_an_evaluation_tells_is_on_the_page() -> None:
+    """Parts in their order, and all facts of where the numbers come from."""
+    policy = _policy("first", 0)
+    where = {"provenance": {"run": "r1", "env_steps": 4096}, "acts_through": "torch"}
+    worlds = {"sims": "heldout", "heldout": ["camera"], "renderer": "classic", "worlds": "0a1b"}
+    summary = {**policy.summary, **where, **worlds}
+    page = report_html([replace(policy, summary=summary)], [])
+    assert re.findall("<h[12]>(.*?)</h[12]>", page) == [
+        "lifting, heldout, 60 episodes, seed 0",
+        "How far episodes came",
+        "Success by factor",
+        "Learning curves",
+        "Episodes of first",
+        "Settings of first",
+    ]
+    assert page.index('<table id="summary">') < page.index("How far episodes came")
+    by = ("visuomotor", "git_commit", "git_changed", "policy", "acts_through", "stopped")
+    facts = {name: summary[name] for name in (*by, *worlds)}
+    facts |= summary["provenance"] | summary["versions"]
+    told_facts, settings = map(html.unescape, re.findall("<pre>(.*?)</pre>", page, re.DOTALL))
+    assert {f"{name}: {value}" for name, value in facts.items()} == set(told_facts.splitlines())
+    assert settings == policy.settings
+    for stage in ("start", "reach", "lifted", "success at the end"):
+        assert f'"{stage}"' in page  # a bar of the funnel
+    for factor in ("mass", "hue"):
+        assert f"first: {factor}, p = " in page
+    for kind in ("success", "failure"):
+        assert page.count(f'<div class="clip {kind}">') == 1
 
 
 class _Outline(HTMLParser):
