@@ -76,23 +76,40 @@ def test_shade_takes_its_share_of_the_light_within_its_patches_and_nothing_elsew
     out = _distort(pixels, shade=[0.0, 0.4, 1.0], shade_pattern=[0.3, 0.3, 0.7])
     assert torch.equal(out[0], pixels[0])
     for image, pattern, level in ((out[1], 0.3, 120), (out[2], 0.7, 0)):
-        lies = shaded(torch.tensor([pattern]), 64, 64)[0]
+        lies = shaded(torch.tensor([pattern]), torch.zeros(1), 64, 64)[0]
         assert torch.equal(image, torch.where(lies, level, 200).to(torch.uint8).expand(3, 64, 64))
 
 
 def test_patterns_differ_and_are_patches_of_some_pixels_that_leave_most_in_the_light():
     patterns = torch.rand(400, dtype=torch.float64, generator=_generator())
-    lies = shaded(patterns, 64, 64)
-    assert torch.equal(lies, shaded(patterns, 64, 64))
+    start = torch.zeros(400)
+    lies = shaded(patterns, start, 64, 64)
+    assert torch.equal(lies, shaded(patterns, start, 64, 64))
     share = lies.double().mean(dim=(1, 2))
     assert 0.2 < share.mean() < 0.4
     assert share.max() < 0.9
     assert (share > 0.02).double().mean() > 0.9
     edges = (lies[:, 1:] ^ lies[:, :-1]).double().mean(dim=(1, 2))
     assert edges.max() < 0.2  # noise would have a half
-    assert len({image.numpy().tobytes() for image in lies}) == 400
+    assert (
+        len({image.numpy().tobytes() for image in lies}) > 390
+    )  # some are without a patch at first
     # Over all patterns every pixel is in the shade as often.
     assert 0.2 < lies.double().mean(dim=0).min() < lies.double().mean(dim=0).max() < 0.4
+
+
+def test_shade_drifts_with_its_episode_and_is_another_within_seconds():
+    patterns = torch.rand(100, dtype=torch.float64, generator=_generator())
+    moved = [
+        (
+            shaded(patterns, torch.full((100,), t), 64, 64)
+            ^ shaded(patterns, torch.zeros(100), 64, 64)
+        )
+        .double()
+        .mean()
+        for t in (1, 4, 40)
+    ]
+    assert 0.0 < moved[0] < 0.03 < moved[1] < 0.12 < moved[2]
 
 
 def test_brightness_comes_before_contrast():

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Of the waves whose sum makes a shade's outline: how many, and most periods across the image.
-WAVES, MOST_PERIODS = 3, 3.0
+# Of the waves whose sum makes a shade's outline: how many, periods across an image, and most periods
+# that one drifts in a control step: a hand's shadow comes and goes within seconds.
+WAVES, PERIODS, DRIFT = 3, (0.5, 6.0), 0.025
 
 
 @dataclass(frozen=True)
@@ -40,29 +41,39 @@ def _random_bytes(count: int, generator: torch.Generator) -> Tensor:
     return words.view(torch.uint8)[:count]
 
 
-def shaded(patterns: Tensor, height: int, width: int) -> Tensor:
-    """patterns (n,) in [0, 1) -> (n, height, width) bool: patches with sharp edges, as of shadows,
-    which cover 0.3 of an image on average."""
+def shaded(patterns: Tensor, elapsed: Tensor, height: int, width: int) -> Tensor:
+    """patterns (n,) in [0, 1), elapsed (n,) control steps of the episode -> (n, height, width)
+    bool: patches with sharp edges, as of shadows, which cover 0.3 of an image on average."""
     # As many numbers in [0, 1) from one, for each a digit of its own far behind the point.
-    digits = torch.arange(1, 3 * WAVES + 2, dtype=torch.float64, device=patterns.device)
+    digits = torch.arange(1, 4 * WAVES + 2, dtype=torch.float64, device=patterns.device)
     unit = (patterns.double().unsqueeze(1) * (997.0 * digits + digits.square())).frac()
-    x_periods, y_periods = (MOST_PERIODS * (2.0 * unit[:, i : 3 * WAVES : 3] - 1.0) for i in (0, 1))
-    start = unit[:, 2 : 3 * WAVES : 3]
+    level, (direction, length, start, drift) = unit[:, -1], unit[:, :-1].split(WAVES, dim=1)
+    direction = 2.0 * torch.pi * direction
+    periods = PERIODS[0] * (PERIODS[1] / PERIODS[0]) ** length
+    start = start + DRIFT * (2.0 * drift - 1.0) * elapsed.unsqueeze(1)
 
-    def angles(periods: Tensor, size: int, start: Tensor | float) -> Tensor:
+    def angles(periods: Tensor, size: int) -> Tensor:
         across = torch.arange(size, dtype=torch.float64, device=patterns.device) / size
-        return 2.0 * torch.pi * (periods.unsqueeze(2) * across + start)  # (n, WAVES, size)
+        return 2.0 * torch.pi * periods.unsqueeze(2) * across  # (n, WAVES, size)
 
-    rows, columns = angles(y_periods, height, start.unsqueeze(2)), angles(x_periods, width, 0.0)
+    rows = angles(periods * direction.sin(), height) + 2.0 * torch.pi * start.unsqueeze(2)
+    columns = angles(periods * direction.cos(), width)
     # The sum of the waves' sines, sin(row + column), as one product of matrices.
     left = torch.cat((rows.sin(), rows.cos()), dim=1).float()
     right = torch.cat((columns.cos(), columns.sin()), dim=1).float()
     waves = torch.einsum("nwi,nwj->nij", left, right)
-    return waves > 1.4 * unit[:, -1].float().view(-1, 1, 1)
+    return waves > 1.4 * level.float().view(-1, 1, 1)
 
 
-def distort(pixels: Tensor, factors: SensorFactors, generator: torch.Generator) -> Tensor:
+def distort(
+    pixels: Tensor,
+    factors: SensorFactors,
+    generator: torch.Generator,
+    elapsed: Tensor | None = None,
+) -> Tensor:
     """pixels (n, 3, H, W) uint8, factors of n worlds -> (n, 3, H, W) uint8, a new tensor.
+
+    elapsed: (n,) control steps of their episodes, with which shade drifts; None: at their start.
 
     Shade, then brightness, then contrast, then uniform noise; neutral factors leave every bit as it
     is. The generator (CPU) advances by the same amount whatever the factors are.
@@ -77,7 +88,9 @@ def distort(pixels: Tensor, factors: SensorFactors, generator: torch.Generator) 
     out = pixels.float()
     dark = factors.shade.nonzero().squeeze(1)
     if len(dark) > 0:
-        lies = shaded(factors.shade_pattern[dark].to(device), *pixels.shape[2:]).float()
+        moment = torch.zeros_like(dark) if elapsed is None else elapsed[dark]
+        pattern = factors.shade_pattern[dark].to(device)
+        lies = shaded(pattern, moment.to(device), *pixels.shape[2:]).float()
         lies.mul_(factors.shade[dark].to(device).float().view(-1, 1, 1))
         out[dark.to(device)] *= (1.0 - lies).unsqueeze(1)
         out.floor_()

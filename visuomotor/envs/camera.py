@@ -378,7 +378,7 @@ class CameraSensor:
         exposed = ((elapsed % self._period == 0) | fresh).nonzero().squeeze(1)
         if len(exposed) > 0:
             slot = (elapsed[exposed] // self._period) % self._slots
-            images = self.capture(exposed, sensor.select(exposed))
+            images = self.capture(exposed, sensor.select(exposed), elapsed[exposed])
             rows.put(pending, exposed * self._slots + slot, images)
             delay = torch.where(fresh, 0, sensor.camera_delay)
             self._due[exposed, slot] = (elapsed + delay)[exposed]
@@ -390,12 +390,14 @@ class CameraSensor:
         # A copy: the caller may keep an observation while the next one is made.
         return self._visible.clone(), new_frame
 
-    def capture(self, env_ids: Tensor, sensor: SensorFactors) -> Tensor:
+    def capture(
+        self, env_ids: Tensor, sensor: SensorFactors, elapsed: Tensor | None = None
+    ) -> Tensor:
         """(n, 3, H, W) uint8: noisy images of these worlds as they are now, delivered at once.
 
-        sensor: the factors of these n worlds.
+        sensor: the factors of these n worlds. elapsed: (n,) control steps since their start.
         """
-        return distort(self.caster.render(env_ids), sensor, self._generator)
+        return distort(self.caster.render(env_ids), sensor, self._generator, elapsed)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {
