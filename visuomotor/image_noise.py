@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Of the waves whose sum makes a shade's outline: how many, periods across an image, and most periods
-# that one drifts in a control step: a hand's shadow comes and goes within seconds.
+# Of the waves whose sum makes a shade's outline: how many, periods across an image, and most
+# periods that one drifts in a control step: a hand's shadow comes and goes within seconds.
 WAVES, PERIODS, DRIFT = 3, (0.5, 6.0), 0.025
 
 
