@@ -56,7 +56,7 @@ from visuomotor.state_teacher import StateTeacher
 PHASES = {"ril": ("start", "ril"), "distill": ("teacher", "dagger", "finetune")}
 START_SHARE = 0.25  # of ril's total_steps at most is spent on its start
 # Of what a checkpoint says about a learner; another number means that it cannot go on exactly.
-CHECKPOINT_FORMAT = 4
+CHECKPOINT_FORMAT = 5
 # In every row of metrics.jsonl, besides env_steps, wall_s and fps.
 PROMISED_METRICS = (
     "success_rate",
@@ -453,6 +453,11 @@ def _open(argv: list[str]) -> Run:
                 "Ranges of training stand under randomization."
             )
     config = parse_overrides([a for a in argv if not a.startswith("resume=")], Config)
+    if config.camera.shadows:
+        raise UserError(
+            "camera.shadows=true: shadows are held out, for evaluation only; to train for them: "
+            'randomization.appearance.shade="[0,0.9]"'
+        )
     config = replace(config, task=make_task(config.task).name)  # an alias is not kept
     # A run keeps where its camera stands, not the file that said so.
     camera = calibrated(config.camera, config.calibration)
