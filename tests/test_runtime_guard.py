@@ -188,6 +188,77 @@ def test_joints_that_jump_stop_the_arm() -> None:
     assert "jumped" in scene.decisions[-1].reason
 
 
+def test_joints_that_repeat_while_the_arm_is_sent_on_its_way_stop_it() -> None:
+    scene = Scene()
+    scene.arm()
+    scene.wanted = 0.5 * LIMITS.velocity
+    scene.run(0.3)
+    told = scene.joints
+    assert told is not None
+    scene.lie = lambda joints: told._replace(stamp=joints.stamp)
+    assert scene.rest_after() <= 0.25 + RAMP
+    assert scene.decisions[-1].state is State.LATCHED
+    assert "tells the same joints" in scene.decisions[-1].reason
+    scene.lie = lambda joints: joints
+    last = scene.ticks
+    assert scene.run(0.5).state is State.LATCHED, "the switch is still held"
+    assert not any(d.velocity.any() for d in scene.decisions[last:])
+    scene.arm()
+
+
+@pytest.mark.parametrize("delay", [0.0, LIMITS.delay, LIMITS.delay + 0.05])
+def test_an_arm_that_starts_late_is_not_frozen(delay: float) -> None:
+    """At full acceleration, from a rest in which not one digit changed."""
+    scene = Scene()
+    places = [START] * (1 + round(delay / DT))
+
+    def late(joints: JointState) -> JointState:
+        places.append(joints.position)
+        return joints._replace(position=places.pop(0))
+
+    scene.lie = late
+    scene.wanted = LIMITS.velocity.copy()
+    scene.arm()
+    assert scene.run(0.3).state is State.RUNNING
+
+
+@pytest.mark.parametrize("moving", ["nothing", "the last digit", "another joint", "fingers"])
+def test_an_arm_that_is_held_up_is_not_frozen(moving: str) -> None:
+    """Pressed against the table, or a hand that has closed on its block."""
+    scene = Scene()
+    scene.wanted = np.zeros(9)
+    scene.arm()
+    told = scene.joints
+    assert told is not None
+    rng = np.random.default_rng(0)
+    if moving == "nothing":  # asked for little
+        scene.wanted[:6] = 0.06
+    elif moving == "fingers":
+        scene.wanted[6:] = 0.5
+    else:
+        scene.wanted[:6] = 0.5
+
+    def held(joints: JointState) -> JointState:
+        position = told.position.copy()
+        if moving == "the last digit":
+            position[2] += 1e-4 * rng.integers(2)
+        if moving == "another joint":
+            position[5] = joints.position[5]
+        return joints._replace(position=position)
+
+    scene.lie = held
+    states = [scene.run(DT).state for _ in range(60 if moving == "another joint" else 200)]
+    assert set(states) == {State.RUNNING}
+
+
+def test_joints_that_no_longer_come_are_late_not_frozen() -> None:
+    scene = Scene()
+    scene.arm()
+    scene.silent = {"joints"}
+    scene.run(1.0)
+    assert "the last joint state is" in scene.decisions[-1].reason
+
+
 def test_an_angle_without_limits_may_start_anew_after_a_turn() -> None:
     scene = Scene()
     scene.arm()

@@ -26,6 +26,10 @@ POLICY_PERIOD = 0.05  # s between commands, which are what tells a frame's age
 FUTURE = 0.05  # s that a stamp may lie ahead; what is further ahead, or no number, counts as never
 JUMP_SLACK = 0.15  # rad that a joint may be off from where its top speed could have brought it
 OUTSIDE = 0.2  # rad beyond a joint's limit that is no position of this arm
+# rad that a joint of the arm should have gone by what was sent while no number of the joint state
+# changed: what JOINT_MARGIN allows for. An arm that is held up yields by more than the last digit;
+# fingers on a block may not, and are not asked.
+FROZEN_WAY = 0.03
 JUMP_SPEED = 2.0  # times its velocity limit: what an arm that is pushed may do
 
 
@@ -100,6 +104,7 @@ class Guard:
         self._released = False
         self._armed = 0
         self._last: JointState | None = None
+        self._changed = 0.0  # s, stamp of the first joint state with the numbers of the last
 
     def tick(
         self,
@@ -110,7 +115,7 @@ class Guard:
     ) -> Decision:
         """pressed: whether a human holds the dead-man switch; None: nobody knows, which stops the
         arm, and is no release after which a press would arm it."""
-        wrong = self._wrong(command, joints)
+        wrong = self._wrong(command, joints) or self._frozen(now, joints)
         late, reason = self._late(now, command, joints)
         if joints is not None and not wrong:
             self._last = joints
@@ -192,6 +197,30 @@ class Guard:
                 name = self.limits.joint_names[int(jump.argmax())]
                 return f"{name} jumped further than an arm can move: joints may be swapped"
         return ""
+
+    def _frozen(self, now: float, joints: JointState | None) -> str:
+        """Whether the arm was sent on its way and still tells the same numbers; empty: no.
+
+        It says so of all numbers at once: one joint alone may be held up, or stand at a stop.
+        """
+        if joints is None:
+            return ""
+        last = self._last
+        if last is None or not all(map(np.array_equal, joints[:2], last[:2])):
+            self._changed = joints.stamp
+        # The last state tells what was sent up to `delay` before it.
+        unknown = now - joints.stamp + self.limits.delay
+        since = now - self._changed
+        if self.state is State.LATCHED or since <= unknown:
+            return ""
+        way = np.abs(self._limiter.way_sent(since) - self._limiter.way_sent(unknown))
+        i = int(way[: len(self.limits.chain.link_pos)].argmax())
+        if way[i] <= FROZEN_WAY:
+            return ""
+        return (
+            f"the arm tells the same joints for {1000 * since:.0f} ms, though "
+            f"{self.limits.joint_names[i]} was sent {way[i]:.2f} rad on: they or the arm are stuck"
+        )
 
     def _late(
         self, now: float, command: Command | None, joints: JointState | None

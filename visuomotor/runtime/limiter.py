@@ -65,7 +65,7 @@ class Limiter:
         if not (np.isfinite(wanted).all() and np.isfinite(position).all()):
             raise ValueError("wanted and position must be finite")
         limit = self.limits.velocity
-        places = np.stack([position + self._ahead(age + d) for d in (0.0, self.limits.delay)])
+        places = np.stack([position + self.way_sent(age + d) for d in (0.0, self.limits.delay)])
         candidate = self._towards(self.motion, np.clip(wanted, -limit, limit))
         braking = self._towards(self.motion, np.zeros_like(limit))
         stop = self.stop_way(candidate)
@@ -79,8 +79,8 @@ class Limiter:
             candidate = _where(in_arm, braking, candidate)
         return self._send(candidate)
 
-    def _ahead(self, seconds: float) -> np.ndarray:
-        """(A,) rad: the way of what was sent in the last so many seconds."""
+    def way_sent(self, seconds: float) -> np.ndarray:
+        """(A,) rad: the way of what was sent in the last so many seconds, REMEMBERED at most."""
         ticks = min(math.ceil(seconds / self.dt - 1e-9), len(self._sent))
         if ticks == 0:
             return np.zeros_like(self.motion.velocity)
