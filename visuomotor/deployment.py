@@ -54,6 +54,7 @@ class SimOptions:
     camera_delay: float = 0.05  # s from exposure to sending
     drop: float = 0.0  # share of messages that are lost
     seed: int = 0
+    priority: int = 0  # of SCHED_FIFO, where allowed; 0: as any other process
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,9 @@ class Process:
 class Deployment:
     """The processes around one arm; used by `deploy` and by the suite of faults."""
 
+    # What runs the policy and the streamer, as arguments of `python -m`.
+    program: tuple[str, ...] = ("visuomotor.runtime.processes",)
+
     def __init__(self, config: DeployConfig, out: Path, switch: Switch | None = None):
         self.config = config
         self.out = out
@@ -260,8 +264,7 @@ class Deployment:
         self._stack.callback(self.confirmation.close)
 
     def _process(self, role: str, settings: dict[str, Any]) -> Process:
-        module = "visuomotor.runtime.processes"
-        process = Process(role, [module, role, json.dumps(settings)])
+        process = Process(role, [*self.program, role, json.dumps(settings)])
         self._stack.callback(lambda: self.notes.extend(process.end()))
         return process
 

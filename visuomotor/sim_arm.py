@@ -37,6 +37,7 @@ from visuomotor.runtime.arms.sim import (
     encode_frame,
     encode_joints,
 )
+from visuomotor.runtime.streamer import keep_awake
 
 TICK = 0.01  # s between physics steps of this clock, and between joint states
 SUBSCRIPTION = 5.0  # s after its last hello that a subscriber is kept
@@ -51,6 +52,10 @@ FAULTS = (
     "velocities_inf",
     "joints_swapped",
     "joints_missing",
+    "joints_freeze",  # the same numbers again and again, under new time stamps
+    "names_permuted",  # joints in another order, numbers with them
+    "names_swapped",  # two joints' names, not their numbers
+    "names_missing",
     "frames_stop",
     "frames_freeze",
     "frames_broken",  # bytes that are no image
@@ -72,6 +77,7 @@ class SimArmConfig:
     pixel_noise: int = 2
     joint_noise: float = 0.002  # rad and rad/s, standard deviation
     drop: float = 0.0  # share of messages that are lost, both ways
+    priority: int = 0  # of SCHED_FIFO, where allowed: an arm is not late when a computer is busy
 
     def validate(self) -> None:
         for name in ("command_delay", "command_jitter", "camera_delay", "joint_noise"):
@@ -85,6 +91,8 @@ class SimArmConfig:
             raise UserError(f"camera_rate={self.camera_rate}: expected 1 to {1 / TICK:.0f}")
         if not 0.0 <= self.strength <= 1.0:
             raise UserError(f"strength={self.strength}: expected 0 to 1")
+        if not 0 <= self.priority <= 99:
+            raise UserError(f"priority={self.priority}: expected 0 to 99")
         if not 0 <= self.port <= 65535:
             raise UserError(f"port={self.port}: expected 0 to 65535")
 
@@ -114,8 +122,9 @@ class Record:
     """What the arm met, a row a tick."""
 
     time: list[float] = field(default_factory=list)  # s, time.monotonic()
+    clock: list[float] = field(default_factory=list)  # s, by the arm's own clock
     asked: list[np.ndarray] = field(default_factory=list)  # (9,) rad/s, executed velocity command
-    moved: list[np.ndarray] = field(default_factory=list)  # (9,) rad/s
+    moved: list[np.ndarray] = field(default_factory=list)  # (9,) rad/s, what the joints really did
     position: list[np.ndarray] = field(default_factory=list)  # (9,) rad
     pinch: list[np.ndarray] = field(default_factory=list)  # (3,) m, in the base's frame
 
@@ -136,6 +145,7 @@ class SimArm:
         self._commands: deque[tuple[float, np.ndarray]] = deque()
         self._images: deque[tuple[float, np.ndarray]] = deque()
         self._frozen: np.ndarray | None = None
+        self._told: tuple[np.ndarray, np.ndarray] | None = None  # joints: position, velocity
         self._limits = self.env.jaco.velocity_limits.numpy()
         self.recording: Record | None = None
         self.start(0)
@@ -233,6 +243,9 @@ class SimArm:
         noise = self._rng.normal(scale=self.config.joint_noise, size=(2, len(qpos)))
         position, velocity = qpos + noise[0], qvel + noise[1]
         names = list(robot.JOINTS)
+        if self._told is None or not self._faults.get("joints_freeze"):
+            self._told = position.copy(), velocity.copy()
+        position, velocity = (told.copy() for told in self._told)
         if self._faults.get("joints_nan"):
             position[2] = np.nan
         if self._faults.get("joints_inf"):
@@ -245,8 +258,18 @@ class SimArm:
             position[[1, 2]] = position[[2, 1]]
         if self._faults.get("joints_missing"):
             names, position, velocity = names[:-4], position[:-4], velocity[:-4]
-        stamp = now + self._faults.get("clock_step", 0.0)
-        self._publish("joints", encode_joints(stamp, names, position, velocity), now)
+        if self._faults.get("names_permuted"):
+            names, position, velocity = names[::-1], position[::-1], velocity[::-1]
+        if self._faults.get("names_swapped"):
+            names[1], names[2] = names[2], names[1]
+        if self._faults.get("names_missing"):
+            names = []
+        message = encode_joints(self._stamp(now), names, position, velocity)
+        self._publish("joints", message, now)
+
+    def _stamp(self, now: float) -> float:
+        """What its messages say of the time, s."""
+        return now + self._faults.get("clock_step", 0.0)
 
     def _tell_images(self, now: float) -> None:
         while self._images and self._images[0][0] <= now:
@@ -258,7 +281,7 @@ class SimArm:
                 image = self._frozen
             else:
                 self._frozen = None
-            message = encode_frame(now, image)
+            message = encode_frame(self._stamp(now), image)
             if self._faults.get("frames_broken"):
                 message = message[:40]
             self._publish("camera", message, now)
@@ -283,6 +306,7 @@ class SimArm:
         if record is None or len(record.time) > RECORD_SECONDS / TICK:
             return
         record.time.append(now)
+        record.clock.append(self.ticks * TICK)
         record.asked.append(self._asked.copy())
         record.moved.append(qvel.copy())
         record.position.append(qpos.copy())
@@ -303,6 +327,8 @@ def serve(argv: list[str]) -> int:
     config = parse_overrides(argv, SimArmConfig)
     torch.set_num_threads(1)
     arm = SimArm(config)
+    if config.priority:
+        keep_awake(config.priority)
     print(json.dumps({"port": arm.port}), flush=True)
     due, parent = time.monotonic(), os.getppid()
     with StopSignal(notice=b"") as stop:
