@@ -19,7 +19,6 @@ from visuomotor.cli import run_command
 from visuomotor.deploy import beyond_training, deploy, trained_delays
 from visuomotor.deployment import PRETRAINED, Deployment
 from visuomotor.envs import robot
-from visuomotor.faults import FAULTS, Fault, _measured, faults, table, verdict
 from visuomotor.runtime.arm import JointState
 from visuomotor.runtime.arms import KINDS
 from visuomotor.runtime.arms.sim import (
@@ -562,59 +561,3 @@ def test_a_bundle_that_does_not_tell_its_delays_is_refused_at_the_start(
     assert "policy.json: latency: expected camera_delay_s" in error
     assert error.count("\n") == 1
     assert not out.exists()
-
-
-# --- faults --------------------------------------------------------------------------------------
-
-
-def record(velocity: np.ndarray) -> dict[str, np.ndarray]:
-    """velocity (T,) of the first joint, at the middle of everything."""
-    steps = len(velocity)
-    asked = np.zeros((steps, 9))
-    asked[:, 0] = velocity
-    return {
-        "time": 0.01 * np.arange(steps),
-        "asked": asked,
-        "moved": asked,
-        "position": np.tile(START, (steps, 1)),
-        "pinch": np.tile((LIMITS.workspace_low + LIMITS.workspace_high) / 2, (steps, 1)),
-    }
-
-
-def measured(fault: Fault, velocity: np.ndarray, state: str = "latched", **changed):
-    row = _measured(fault, record(velocity) | changed, onset=1.0, ended=1.0)
-    facts = {"fault": "x", "tells": "x", "state": state, "still_latched": True, "reason": ""}
-    return row | facts
-
-
-def test_the_time_to_rest_and_each_limit_are_measured() -> None:
-    ramp = np.concatenate((np.full(150, 0.3), np.linspace(0.3, 0.0, 20), np.zeros(100)))
-    row = measured(FAULTS["released"], ramp)
-    assert row["rest_after_s"] == pytest.approx(0.69, abs=0.011)
-    assert row["largest_velocity"] == pytest.approx(0.3 / LIMITS.velocity[0])
-    assert verdict(row) == "too late"
-    quick = np.concatenate((np.full(101, 0.3), np.linspace(0.3, 0.0, 20), np.zeros(100)))
-    assert verdict(measured(FAULTS["released"], quick)) == ""
-    assert verdict(measured(FAULTS["released"], quick, state="running")) == "not latched"
-    assert verdict(measured(FAULTS["none"], quick)).startswith("stopped")
-    sudden = np.concatenate((np.full(101, LIMITS.velocity[0]), np.zeros(100)))
-    assert verdict(measured(FAULTS["released"], sudden)) == "a limit was exceeded"
-    beyond = np.tile(START, (221, 1))
-    beyond[5, 1] = LIMITS.position_high[1] + 0.01
-    row = measured(FAULTS["released"], quick, position=beyond)
-    assert row["joint_overshoot_rad"] == pytest.approx(0.01)
-    assert verdict(row) == "a limit was exceeded"
-    assert "10" not in table([row]).splitlines()[0]
-
-
-def test_an_unknown_fault_is_refused_with_those_that_there_are(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert run_command(faults, ["only=fire"]) == 2
-    assert "policy-killed" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_a_killed_policy_brings_the_arm_to_rest(tmp_path: Path) -> None:
-    argv = ["bundle=lifting", "only=policy-killed,released", f"out={tmp_path / 'faults'}"]
-    assert run_command(faults, argv) == 0

@@ -1,10 +1,10 @@
-"""Makes things go wrong around a running policy and measures what the arm meets:
+"""Makes things go wrong around a running policy and measures what the arm does:
 `python -m visuomotor.faults bundle=lifting`.
 
 For each fault the two processes of the runtime and a simulated arm are started, the arm is set in
-motion, the fault is injected, and the arm's own record tells what arrived there: how long until
-nothing but zeros, the largest velocity, acceleration and overshoot of limits. Writes `faults.json`
-and `faults.md`, the table of docs/safety.md.
+motion, the fault is injected, and the arm's own record tells what it was asked and how it moved.
+Writes `faults.json` and `faults.md`, the table of docs/safety.md; ends with exit code 1 if a fault
+has another verdict (fault_verdicts.py) than good.
 """
 
 from __future__ import annotations
@@ -27,24 +27,20 @@ from tqdm import tqdm
 from visuomotor.cli import run_command
 from visuomotor.deployment import DeployConfig, Deployment, SimOptions, make_folder
 from visuomotor.errors import UserError
+from visuomotor.fault_verdicts import ARM_LATE, DELAY, Then, measured, table, verdict
 from visuomotor.files import write_atomic
 from visuomotor.overrides import parse_overrides
 from visuomotor.runtime.guard import State
 from visuomotor.runtime.jaco import LIMITS
 from visuomotor.runtime.slots import command_type
+from visuomotor.stepped_clock import STEP
 
-BEFORE, AFTER = 1.2, 2.0  # s of motion before the fault, and of watching after it
-ALLOWED = 0.25  # s from a fault's onset until the stop begins, at most
-RAMP = 0.25  # s that a stop takes at most
-# s: the simulated arm's lateness in carrying out a velocity; beside it a tick of the streamer, one
-# of the arm's clock, and what is between.
-DELAY = 0.07  # s
-TRANSIT = 0.03 + DELAY
-SILENT = ("streamer-stall", "network-cut")  # nothing can reach the arm as long as these last
+# s of motion before the fault: lifting then moves fast, its hand still 10 cm above the table, which
+# would stop it, too; and of watching after it.
+BEFORE, AFTER = 0.8, 2.0
 COMMAND_PERIOD = 0.05  # s, of a policy that the suite plays itself
-TICK = 0.01  # s, of the arm's record
-WINDOW = 0.05  # s over which acceleration is measured there
-LATENESS = 0.5  # share by which the arm's own late ticks may make that look larger
+ARM_PRIORITY = 3  # of SCHED_FIFO, where allowed, below the runtime's own
+TRIES = 3  # of a fault, where the simulated arm was late itself
 
 
 @dataclass(frozen=True)
@@ -92,12 +88,18 @@ class PlayedPolicy:
 @dataclass(frozen=True)
 class Fault:
     """inject: makes it happen; what it returns undoes it before the end. wanted: a policy that the
-    suite plays itself. stops: whether the arm has to come to rest."""
+    suite plays itself. because: pattern of the reason that is told for a stop. unreachable: nothing
+    reaches the arm while it is made to happen. stop_is_cut: the stop is on its way meanwhile, and
+    only its end arrives."""
 
     tells: str
     inject: Callable[[Deployment], Callable[[], None] | None]
     wanted: Callable[[float], np.ndarray] | None = None
-    stops: bool = True
+    then: Then = Then.REST
+    because: str = ""
+    unreachable: bool = False
+    stop_is_cut: bool = False
+    program: tuple[str, ...] = ()  # what runs the runtime's processes' program; (): nothing else
 
 
 def _sim(kind: str, value: float = 1.0) -> Callable[[Deployment], Callable[[], None]]:
@@ -132,8 +134,20 @@ def _stall(name: str, seconds: float) -> Callable[[Deployment], None]:
     return inject
 
 
-def _spoil(value: float) -> Callable[[Deployment], None]:
-    """The policy's next commands are no numbers."""
+def _set_clocks(number: signal.Signals, seconds: float) -> Callable[[Deployment], Any]:
+    """The wall clocks of the runtime's processes, and the time stamps of all that the arm and the
+    camera send."""
+
+    def inject(deployment: Deployment) -> Callable[[], None]:
+        for process in (deployment.policy, deployment.streamer):
+            process.popen.send_signal(number)
+        return _sim("clock_step", seconds)(deployment)
+
+    return inject
+
+
+def _spoil(value: float, what: str = "velocity") -> Callable[[Deployment], None]:
+    """The policy's next command holds what is no number."""
 
     def inject(deployment: Deployment) -> None:
         deployment.policy.popen.send_signal(signal.SIGSTOP)
@@ -141,8 +155,11 @@ def _spoil(value: float) -> Callable[[Deployment], None]:
         _, command = slot.read()
         assert command is not None
         command = command.copy()
-        command["velocity"][4] = value
         command["stamp"] = time.monotonic()
+        if what == "velocity":
+            command["velocity"][4] = value
+        else:
+            command[what] = value
         slot.write(command)
 
     return inject
@@ -190,46 +207,132 @@ def _sway(t: float) -> np.ndarray:
     return way * np.array([1, 0, 0, 1, 1, 1, 0, 0, 0]) * LIMITS.velocity
 
 
+CLOCK = ("visuomotor.stepped_clock",)
+
 FAULTS: dict[str, Fault] = {
-    "none": Fault("nothing goes wrong", _nothing, stops=False),
-    "released": Fault("the dead-man switch is released", _let_go),
-    "policy-killed": Fault("the policy's process is killed (SIGKILL)", _kill_policy),
-    "policy-stopped": Fault("the policy's process is stopped (SIGSTOP)", _stop_policy),
-    "policy-stall": Fault("the policy's process is held up for 300 ms", _stall("policy", 0.3)),
-    "streamer-stall": Fault("the streamer itself is held up for 300 ms", _stall("streamer", 0.3)),
-    "command-nan": Fault("a command is NaN", _spoil(float("nan"))),
-    "command-inf": Fault("a command is infinite", _spoil(float("inf"))),
-    "joints-nan": Fault("a joint's position is NaN", _sim("joints_nan")),
-    "joints-inf": Fault("a joint's position is infinite", _sim("joints_inf")),
-    "velocities-nan": Fault("a joint's velocity is NaN", _sim("velocities_nan")),
-    "velocities-inf": Fault("a joint's velocity is infinite", _sim("velocities_inf")),
-    "joints-swapped": Fault("two joints' values are swapped", _sim("joints_swapped")),
-    "joints-missing": Fault("joints are missing in every state", _sim("joints_missing")),
-    "joints-stale": Fault("joint states end", _sim("joints_stop")),
-    "frames-frozen": Fault("the camera repeats one picture", _sim("frames_freeze")),
-    "frames-gone": Fault("the camera sends nothing", _sim("frames_stop")),
-    "frames-broken": Fault("the camera sends what is no picture", _sim("frames_broken")),
-    "network-cut": Fault("no message arrives for 1 s, either way", _cut),
-    "peer-gone": Fault("the arm's driver is stopped for 1 s, and back", _stall("sim_arm", 1.0)),
-    "switch-unknown": Fault("nobody confirms the held switch for 0.5 s", _unconfirmed),
-    "clock-step": Fault("time stamps jump by an hour", _sim("clock_step", 3600.0), stops=False),
-    "loss": Fault("10 % of all messages are lost", _sim("drop", 0.1), stops=False),
-    "limits": Fault("a policy drives all joints at limits", _nothing, _to_limits, False),
-    "other-limits": Fault("the same the other way", _nothing, _to_other_limits, False),
-    "wild": Fault("a policy changes direction with every command", _nothing, _wild, False),
-    "full-speed": Fault("the policy ends at full speed", _kill_policy, _sway),
+    "none": Fault("nothing goes wrong", _nothing, then=Then.GO_ON),
+    "released": Fault("the dead-man switch is released", _let_go, because="switch was released"),
+    "policy-killed": Fault(
+        "the policy's process is killed (SIGKILL)", _kill_policy, because="last (frame|command) is"
+    ),
+    "policy-stopped": Fault(
+        "the policy's process is stopped (SIGSTOP)", _stop_policy, because="last (frame|command) is"
+    ),
+    "policy-stall": Fault(
+        "the policy's process is held up for 300 ms",
+        _stall("policy", 0.3),
+        because="last (frame|command) is",
+    ),
+    "streamer-stall": Fault(
+        "the streamer itself is held up for 300 ms",
+        _stall("streamer", 0.3),
+        unreachable=True,
+        because="held up",
+    ),
+    "command-nan": Fault("a command is NaN", _spoil(float("nan")), because="not finite: nan"),
+    "command-inf": Fault("a command is infinite", _spoil(float("inf")), because="not finite: inf"),
+    "stamp-nan": Fault(
+        "a command's time stamp is NaN", _spoil(float("nan"), "stamp"), because="command never came"
+    ),
+    "stamp-inf": Fault(
+        "a command's time stamp is infinite",
+        _spoil(float("inf"), "stamp"),
+        because="command never came",
+    ),
+    "joints-nan": Fault(
+        "a joint's position is NaN", _sim("joints_nan"), because="joints that are not finite"
+    ),
+    "joints-inf": Fault(
+        "a joint's position is infinite", _sim("joints_inf"), because="joints that are not finite"
+    ),
+    "velocities-nan": Fault(
+        "a joint's velocity is NaN", _sim("velocities_nan"), because="joints that are not finite"
+    ),
+    "velocities-inf": Fault(
+        "a joint's velocity is infinite",
+        _sim("velocities_inf"),
+        because="joints that are not finite",
+    ),
+    "joints-swapped": Fault(
+        "two joints' values are swapped", _sim("joints_swapped"), because="may be swapped"
+    ),
+    "names-swapped": Fault(
+        "two joints' names are swapped", _sim("names_swapped"), because="may be swapped"
+    ),
+    "names-permuted": Fault(
+        "joints come in another order, with their names", _sim("names_permuted"), then=Then.GO_ON
+    ),
+    "names-missing": Fault(
+        "joint states come without names", _sim("names_missing"), because="last joint state is"
+    ),
+    "joints-missing": Fault(
+        "joints are missing in every state", _sim("joints_missing"), because="last joint state is"
+    ),
+    "joints-stale": Fault("joint states end", _sim("joints_stop"), because="last joint state is"),
+    "joints-frozen": Fault(
+        "joint states repeat, each with a new stamp", _sim("joints_freeze"), because="are stuck"
+    ),
+    "frames-frozen": Fault(
+        "the camera repeats one picture", _sim("frames_freeze"), because="last frame is"
+    ),
+    "frames-gone": Fault("the camera sends nothing", _sim("frames_stop"), because="last frame is"),
+    "frames-broken": Fault(
+        "the camera sends what is no picture", _sim("frames_broken"), because="last frame is"
+    ),
+    "network-cut": Fault(
+        "no message arrives for 1 s, either way",
+        _cut,
+        unreachable=True,
+        stop_is_cut=True,
+        because="last (frame|joint state) is",
+    ),
+    "peer-gone": Fault(
+        "the arm's driver is stopped for 1 s, and back",
+        _stall("sim_arm", 1.0),
+        unreachable=True,
+        stop_is_cut=True,
+        because="last (frame|joint state) is",
+    ),
+    "switch-unknown": Fault(
+        "nobody confirms the held switch for 0.5 s", _unconfirmed, because="switch was released"
+    ),
+    "clock-ahead": Fault(
+        "wall clocks and time stamps jump an hour ahead",
+        _set_clocks(signal.SIGUSR1, STEP),
+        then=Then.GO_ON,
+        program=CLOCK,
+    ),
+    "clock-back": Fault(
+        "wall clocks and time stamps jump an hour back",
+        _set_clocks(signal.SIGUSR2, -STEP),
+        then=Then.GO_ON,
+        program=CLOCK,
+    ),
+    "loss": Fault("10 % of all messages are lost", _sim("drop", 0.1), then=Then.GO_ON),
+    "limits": Fault(
+        "a policy drives all joints at limits", _nothing, _to_limits, then=Then.BE_HELD
+    ),
+    "other-limits": Fault("the same the other way", _nothing, _to_other_limits, then=Then.BE_HELD),
+    "wild": Fault(
+        "a policy changes direction with every command", _nothing, _wild, then=Then.GO_ON
+    ),
+    "full-speed": Fault(
+        "the policy ends at full speed", _kill_policy, _sway, because="last command is"
+    ),
 }
 
 
 def run_fault(name: str, bundle: str, folder: Path) -> dict[str, Any]:
-    """Runs one fault; -> what the arm met."""
+    """Runs one fault; -> a row for `verdict` and `table`."""
     fault = FAULTS[name]
     # Late, but always by as much: otherwise several ticks' velocities arrive in one of the arm's,
     # and what looks like acceleration there is the jitter.
-    sim = SimOptions(command_delay=DELAY, command_jitter=0.0)
+    sim = SimOptions(command_delay=DELAY, command_jitter=0.0, priority=ARM_PRIORITY)
     config = DeployConfig(bundle=bundle, arm="sim", sim=sim)
-    folder.mkdir(parents=True, exist_ok=True)
-    with Deployment(config, folder) as deployment:
+    folder.mkdir(parents=True)
+    deployment = Deployment(config, folder)
+    deployment.program = (*fault.program, *deployment.program)
+    with deployment:
         deployment.start_sim(0)
         played = None if fault.wanted is None else PlayedPolicy(deployment, fault.wanted)
         if not deployment.press():
@@ -252,88 +355,26 @@ def run_fault(name: str, bundle: str, folder: Path) -> dict[str, Any]:
         deployment.policy.popen.send_signal(signal.SIGCONT)
         record_path = folder / "arm.npz"
         deployment.ask_sim({"do": "record_to", "path": str(record_path.resolve())})
-    record = dict(np.load(record_path))
-    return _measured(fault, record, onset, ended) | {
+    return measured(dict(np.load(record_path)), onset, ended) | {
         "fault": name,
         "tells": fault.tells,
+        "then": fault.then.value,
+        "because": fault.because,
+        "unreachable": fault.unreachable,
+        "stop_is_cut": fault.stop_is_cut,
         "state": state.name.lower(),
         "still_latched": state_after is State.LATCHED,
         "reason": reason if state is not State.RUNNING else "",
     }
 
 
-def _measured(
-    fault: Fault, record: dict[str, np.ndarray], onset: float, ended: float
-) -> dict[str, Any]:
-    """Of the arm's record (T, ...); onset and ended in s of the same clock."""
-    times, asked = record["time"], record["asked"]
-    moving = np.abs(asked).max(axis=1) > 0.0
-    late = times[moving & (times > onset)]
-    rest = float(late.max() - onset + TICK) if len(late) else 0.0
-    # Over a while: on a busy machine the arm's clock, too, takes in several velocities at once.
-    ends = np.searchsorted(times, times + WINDOW)
-    ends = ends[ends < len(times)]
-    begins = np.arange(len(ends))
-    change = np.abs(asked[ends] - asked[begins]) / (times[ends] - times[begins])[:, None]
-    acceleration = change / LIMITS.acceleration
-    low, high = LIMITS.position_low, LIMITS.position_high
-    out = np.maximum(low - record["position"], record["position"] - high).max()
-    hand = np.maximum(
-        LIMITS.workspace_low - record["pinch"], record["pinch"] - LIMITS.workspace_high
-    )
-    result = {
-        "moving_at_onset": float(np.abs(asked[times <= onset][-20:] / LIMITS.velocity).max()),
-        "rest_after_s": rest,
-        "injected_for_s": ended - onset,
-        "largest_velocity": float(np.abs(asked / LIMITS.velocity).max()),
-        "largest_acceleration": float(acceleration.max(initial=0.0)),
-        "joint_overshoot_rad": float(max(out, 0.0)),
-        "workspace_overshoot_m": float(max(hand.max(), 0.0)),
-    }
-    kept = (
-        result["largest_velocity"] <= 1.0 + 1e-9
-        and result["largest_acceleration"] <= 1.0 + LATENESS
-        and result["joint_overshoot_rad"] <= 0.0
-        and result["workspace_overshoot_m"] <= 0.0
-    )
-    return result | {"limits_kept": kept, "has_to_stop": fault.stops}
-
-
-def verdict(row: dict[str, Any]) -> str:
-    """What is wrong with a row; empty: nothing."""
-    # Where nothing can reach the arm, nothing can hold it, either.
-    if not row["limits_kept"] and row["fault"] not in SILENT:
-        return "a limit was exceeded"
-    if row["has_to_stop"]:
-        stalled = row["injected_for_s"] if row["fault"] in SILENT else 0.0
-        if row["rest_after_s"] > ALLOWED + RAMP + TRANSIT + stalled:
-            return "too late"
-        if row["state"] != "latched" or not row["still_latched"]:
-            return "not latched"
-    elif row["state"] not in ("running", "slowing"):
-        return f"stopped: {row['reason']}"
-    return ""
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| fault | rest after | largest velocity | largest acceleration | beyond joints | "
-        "beyond workspace | then |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        rest = f"{1000 * row['rest_after_s']:.0f} ms" if row["has_to_stop"] else "goes on"
-        cells = [
-            row["tells"],
-            rest,
-            f"{100 * row['largest_velocity']:.0f} %",
-            f"{100 * row['largest_acceleration']:.0f} %",
-            f"{row['joint_overshoot_rad']:.3f} rad",
-            f"{1000 * row['workspace_overshoot_m']:.0f} mm",
-            f"{row['state']}{': ' + row['reason'] if row['reason'] else ''}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+def measure(name: str, bundle: str, folder: Path) -> dict[str, Any]:
+    """`run_fault`, once more where the simulated arm was late itself: a real one is not."""
+    for number in range(TRIES):
+        row = run_fault(name, bundle, folder / f"{name}-{number}")
+        if row["arm_late_s"] <= ARM_LATE:
+            break
+    return row | {"tries": number + 1}
 
 
 def faults(argv: list[str]) -> int:
@@ -343,14 +384,14 @@ def faults(argv: list[str]) -> int:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in tqdm(config.chosen(), desc="faults", disable=not sys.stderr.isatty()):
-            rows.append(run_fault(name, config.bundle, Path(folder) / name))
-            wrong = verdict(rows[-1])
-            print(f"{name}: {wrong or 'as it should be'} ({json.dumps(rows[-1])})", flush=True)
+            rows.append(measure(name, config.bundle, Path(folder)))
+            rows[-1]["verdict"] = verdict(rows[-1]) or "good"
+            print(f"{name}: {rows[-1]['verdict']} ({json.dumps(rows[-1])})", flush=True)
     facts = {"bundle": config.bundle, "cores": os.cpu_count(), "rows": rows}
     write_atomic(out / "faults.json", (json.dumps(facts, indent=2) + "\n").encode())
     write_atomic(out / "faults.md", table(rows).encode())
     bad = [row["fault"] for row in rows if verdict(row)]
-    print(f"{len(rows) - len(bad)} of {len(rows)} faults as they should be; {out}/faults.md")
+    print(f"{len(rows) - len(bad)} of {len(rows)} verdicts are good; {out}/faults.md")
     return 1 if bad else 0
 
 
