@@ -33,6 +33,7 @@ from visuomotor.fault_verdicts import (
 from visuomotor.faults import (
     COMMAND_PERIOD,
     FAULTS,
+    TRIES,
     _sway,
     _to_limits,
     _to_other_limits,
@@ -446,6 +447,9 @@ def test_processes_that_believe_a_clock_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, how: str
 ) -> None:
     monkeypatch.setattr(Deployment, "program", ("tests.careless", how))
-    row = run_fault(name, "lifting", tmp_path / name)
-    assert row["state"] not in ("running", "slowing")
+    for number in range(TRIES):  # on a busy machine the arm may stop for being late before
+        row = run_fault(name, "lifting", tmp_path / f"{name}-{number}")
+        if by_an_hour(row["reason"]):
+            break
     assert by_an_hour(row["reason"])
+    assert verdict(row | {"arm_late_s": 0.0}).startswith("stopped: ")
