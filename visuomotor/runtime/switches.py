@@ -6,6 +6,8 @@ cable that is pulled lets go of it.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import select
 import struct
@@ -27,6 +29,7 @@ CONFIRM_PERIOD = 0.02  # s
 FIRST_REPEAT, NEXT_REPEAT = 0.7, 0.12  # s
 _JS_EVENT = struct.Struct("<IhBB")  # Linux joystick API: time, value, type, number
 _JS_BUTTON, _JS_INIT = 0x01, 0x80
+_JSIOCGBUTTONS = 0x80016A12  # asks for the number of buttons, a byte
 
 
 class SwitchError(Exception):
@@ -67,15 +70,22 @@ class SpaceBar:
     def pressed(self) -> bool:
         while select.select([self._descriptor], [], [], 0.0)[0]:
             now = time.monotonic()
-            if os.read(self._descriptor, 1) == b" ":
+            try:
+                key = os.read(self._descriptor, 1)
+            except OSError:
+                key = b""
+            if key == b" ":
                 held = now < self._until
                 self._until = now + (NEXT_REPEAT if held else FIRST_REPEAT)
             else:
                 self._until = 0.0  # any other key lets go
+            if not key:
+                return False  # the terminal is gone
         return time.monotonic() < self._until
 
     def close(self) -> None:
-        termios.tcsetattr(self._descriptor, termios.TCSADRAIN, self._before)
+        with contextlib.suppress(termios.error):  # a terminal that is gone needs nothing
+            termios.tcsetattr(self._descriptor, termios.TCSADRAIN, self._before)
 
 
 class Joystick:
@@ -89,13 +99,23 @@ class Joystick:
             raise SwitchError(
                 f"switch=joystick:{path}: {error.strerror}; joysticks here: {there}"
             ) from error
+        try:
+            buttons = fcntl.ioctl(self._descriptor, _JSIOCGBUTTONS, b"\0")[0]
+        except OSError as error:
+            self.close()
+            raise SwitchError(f"switch=joystick:{path} is no joystick: {error.strerror}") from error
+        if button >= buttons:
+            self.close()
+            raise SwitchError(
+                f"switch=joystick:{path}:{button}: it has {buttons} buttons, counted from 0"
+            )
         self._button = button
         self._down = False
 
     def pressed(self) -> bool:
         try:
-            while event := os.read(self._descriptor, _JS_EVENT.size):
-                _, value, kind, number = _JS_EVENT.unpack(event)
+            while True:
+                _, value, kind, number = _JS_EVENT.unpack(os.read(self._descriptor, _JS_EVENT.size))
                 if kind & ~_JS_INIT == _JS_BUTTON and number == self._button:
                     self._down = value == 1 and not kind & _JS_INIT
         except BlockingIOError:
