@@ -1,4 +1,5 @@
-"""The processes around an arm: what becomes of a deployment when one of them dies."""
+"""The processes around an arm: what they are started with, when episodes begin and end, and what
+becomes of a deployment when one of them dies."""
 
 from __future__ import annotations
 
@@ -8,17 +9,27 @@ import socket
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 from visuomotor.cli import run_command
-from visuomotor.deploy import deploy, run_arm
-from visuomotor.deployment import Deployment, Process
+from visuomotor.deploy import deploy, live_line, run_arm
+from visuomotor.deployment import PRETRAINED, DeployConfig, Deployment, Process, check_lens
 from visuomotor.envs import robot
+from visuomotor.errors import UserError
 from visuomotor.runtime.arms.sim import CAMERA_HELLO, JOINT_HELLO, encode_frame, encode_joints
+from visuomotor.runtime.cameras import Capture
+from visuomotor.runtime.errors import CameraError
+from visuomotor.runtime.files import read_bundle
 from visuomotor.runtime.guard import State
 from visuomotor.runtime.jaco import LIMITS
+from visuomotor.runtime.lens import Calibration, save_calibration
+from visuomotor.runtime.preprocessing import Lens, simulated_matrix
+from visuomotor.runtime.processes import make_camera
 from visuomotor.runtime.streamer import read_log
 
 START = np.array(robot.START_QPOS, dtype=float)
@@ -94,3 +105,210 @@ def test_a_process_that_ended_says_why() -> None:
         process.popen.wait(timeout=60.0)
     assert refused.death() == "policy: nowhere is no folder, so no bundle"
     assert crashed.death() == "policy: ended with exit code 1"
+
+
+# --- a human's episodes -------------------------------------------------------------------------
+
+
+class Played(Deployment):
+    """A deployment whose clock, human and streamer are played; the arm rests at once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, holds: list[tuple[float, float]]):
+        """holds: s, from when until when the human holds the switch."""
+        self.config = DeployConfig(bundle="-", arm="ros2", camera="0", episodes=len(holds))
+        self.contract = SimpleNamespace(episode_s=5.0)  # type: ignore[assignment]
+        self.confirmation = SimpleNamespace(let_go=False)  # type: ignore[assignment]
+        self.now, self.holds = 0.0, holds
+        self.running = self.released = False
+        self.spans: list[list[float]] = []  # s, from when until when the arm ran
+        monkeypatch.setattr("visuomotor.deployment.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("visuomotor.deployment.time.sleep", self._pass)
+
+    def _pass(self, seconds: float) -> None:
+        self.now += seconds
+
+    def check_alive(self) -> None:
+        assert self.now < 100.0, "an episode without end"
+
+    @property
+    def state(self) -> State:
+        held = any(begin <= self.now < end for begin, end in self.holds)
+        told = self.confirmation
+        told.let_go = told.let_go and held  # as `Confirmation` does
+        pressed = held and not told.let_go
+        if pressed and self.released and not self.running:
+            self.running, self.released = True, False
+            self.spans.append([self.now, np.nan])
+        elif self.running and not pressed:
+            self.running, self.spans[-1][1] = False, self.now
+        self.released = self.released or not held
+        return State.RUNNING if self.running else State.LATCHED
+
+    @property
+    def reason(self) -> str:
+        return "the dead-man switch was released"
+
+
+class Never:
+    requested = False
+
+
+def test_an_episode_ends_when_its_time_is_up_or_the_human_lets_go(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first is held through its end, which is no press for the next; the second is short."""
+    deployment = Played(monkeypatch, [(1.0, 9.0), (12.0, 14.0)])
+    rows = run_arm(deployment, Never())  # type: ignore[arg-type]
+    assert deployment.spans[0] == pytest.approx([1.0, 6.0], abs=0.05)
+    assert deployment.spans[1] == pytest.approx([12.0, 14.0], abs=0.05)
+    assert rows == [{"episode": i, "stopped": deployment.reason} for i in range(2)]
+    told = capsys.readouterr().err
+    assert "hold the switch to start" in told
+    assert "episode 2: running for 5 s" in told
+
+
+def test_a_human_who_asks_to_stop_gets_no_further_episode(monkeypatch: pytest.MonkeyPatch) -> None:
+    deployment = Played(monkeypatch, [(1.0, 4.0), (5.0, 90.0)])
+
+    class AfterTheFirst:
+        requested = property(lambda self: deployment.now > 5.5)
+
+    rows = run_arm(deployment, AfterTheFirst())  # type: ignore[arg-type]
+    assert len(rows) == 2, "the one that was running is on record"
+    assert deployment.spans[1] == pytest.approx([5.0, 5.5], abs=0.1)
+    assert deployment.state is State.LATCHED
+
+
+def test_the_line_of_progress_is_written_over_on_a_terminal_alone(tmp_path: Path) -> None:
+    path = tmp_path / "told"
+    for isatty, expected in ((False, "one\ntwo\n"), (True, "\r\x1b[Kone\r\x1b[Ktwo\n")):
+        with open(path, "w") as stream:
+            stream.isatty = lambda isatty=isatty: isatty  # type: ignore[method-assign]
+            with live_line(stream) as show:
+                show("one")
+                show("two")
+        assert path.read_bytes().decode() == expected
+
+
+# --- what is started, and with what -------------------------------------------------------------
+
+
+def unstarted(**changed: Any) -> Deployment:
+    return Deployment(DeployConfig(bundle="lifting", **changed), Path("unused"))
+
+
+def test_an_arm_and_a_camera_are_started_with_what_the_user_said(tmp_path: Path) -> None:
+    pytest.importorskip("cyclonedds")
+    said = tmp_path / "arm.yaml"
+    said.write_text("domain: 7\nnetwork: eth0\njoint_states: /states\n")
+    common = {"arm": "ros2", "arm_config": str(said)}
+    arm, camera = unstarted(**common, camera="2", camera_rate=15.0)._arm_and_camera()
+    assert arm["kind"] == "ros2"
+    assert arm["settings"]["joint_states"] == "/states"
+    assert camera == {"kind": "capture", "source": "2", "rate": 15.0}
+    _, camera = unstarted(**common, camera="topic:/image")._arm_and_camera()
+    assert camera == {"kind": "ros2", "topic": "/image", "domain": 7, "network": "eth0"}
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("domian: 1", "domian"),
+        ("mode: force", "mode"),
+        ("signs: [1, 1]", "signs: expected 9"),
+        ("domain: [", "no valid YAML"),
+        (None, "cannot read settings"),
+    ],
+)
+def test_an_arm_s_settings_that_cannot_be_are_refused_before_anything_is_made(
+    content: str | None, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("cyclonedds")
+    said, out = tmp_path / "arm.yaml", tmp_path / "out"
+    if content is not None:
+        said.write_text(content)
+    argv = ["bundle=lifting", "arm=ros2", "camera=0", f"arm_config={said}", f"out={out}"]
+    assert run_command(deploy, argv) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_a_camera_is_made_of_its_settings(tmp_path: Path) -> None:
+    film = tmp_path / "film.avi"
+    writer = cv2.VideoWriter(str(film), cv2.VideoWriter.fourcc(*"MJPG"), 30.0, (64, 48))
+    writer.write(np.full((48, 64, 3), 200, np.uint8))
+    writer.release()
+    camera = make_camera({"kind": "capture", "source": str(film), "rate": 30.0})
+    assert isinstance(camera, Capture)
+    image = camera.read()
+    camera.close()
+    assert image is not None
+    assert image.shape == (48, 64, 3)
+    assert image.mean() == pytest.approx(200, abs=3)
+    with pytest.raises(CameraError, match="unknown kind eye"):
+        make_camera({"kind": "eye"})
+
+
+@pytest.fixture(scope="module")
+def manifest() -> dict[str, Any]:
+    return read_bundle(PRETRAINED / "lifting")[0]
+
+
+def calibration(manifest: dict[str, Any]) -> Calibration:
+    """Of a camera that stands where the policy's does, and sees a little more."""
+    camera = manifest["camera"]
+    fovy = camera["fovy_deg"]
+    lens = Lens(640, 480, simulated_matrix(480, 640, fovy + 2.0), np.zeros(5))
+    pos, lookat = np.array(camera["pos_w_m"]), np.array(camera["lookat_w_m"])
+    return Calibration(lens, {}, pos, lookat, fovy)
+
+
+def test_a_camera_near_the_place_of_training_is_taken(
+    manifest: dict[str, Any], tmp_path: Path
+) -> None:
+    path, right = tmp_path / "camera.yaml", calibration(manifest)
+    for near in (
+        right,
+        right._replace(pos=right.pos + np.array([0.0, 0.02, 0.02])),
+        right._replace(fovy=right.fovy + 1.5),
+        Calibration(right.lens, {}),  # no place is known
+    ):
+        save_calibration(path, near)
+        check_lens(str(path), manifest)
+
+
+def test_a_camera_that_sees_something_else_is_refused(
+    manifest: dict[str, Any], tmp_path: Path
+) -> None:
+    path, right = tmp_path / "camera.yaml", calibration(manifest)
+    narrow = right.lens._replace(matrix=simulated_matrix(480, 640, right.fovy / 2))
+    turned = right.lens._replace(rectification=cv2.Rodrigues(np.array([0.0, 0.2, 0.0]))[0])
+    aside = np.array([0.04, 0.0, 0.0])
+    for wrong, told in (
+        (right._replace(pos=right.pos + aside), "pos is 4.0 cm"),
+        (right._replace(lookat=right.lookat + aside), "lookat is 4.0 cm"),
+        (right._replace(fovy=right.fovy - 3.0), "calibrated for"),
+        (right._replace(lens=narrow), "sees 32 %"),
+        (right._replace(lens=turned), "of what the policy's camera sees"),
+    ):
+        save_calibration(path, wrong)
+        with pytest.raises(UserError, match=told):
+            check_lens(str(path), manifest)
+
+
+def test_a_start_that_fails_ends_what_had_started(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no arm: the streamer says so, and the policy's process does not stay behind."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        settings = {"kind": "sim", "port": silent.getsockname()[1]}
+        monkeypatch.setattr(Deployment, "_arm_and_camera", lambda self: (settings, settings))
+        deployment = unstarted(arm="sim")
+        deployment.out = tmp_path
+        with pytest.raises(UserError, match="streamer: no simulated arm"):
+            deployment.__enter__()
+    for process in (deployment.streamer, deployment.policy):
+        assert process.popen.poll() is not None

@@ -206,6 +206,7 @@ class Deployment:
             raise UserError(f"bundle={config.bundle}: {error}") from error
         if config.lens is not None:
             check_lens(config.lens, self.manifest)
+        self._settings = {} if config.arm == "sim" else arm_settings(config)
         self._stack = ExitStack()
         self._switch = switch
         self.sim_port: int | None = None
@@ -270,7 +271,6 @@ class Deployment:
 
     def _arm_and_camera(self) -> tuple[dict[str, Any], dict[str, Any]]:
         config = self.config
-        settings: dict[str, Any] = {"domain": 0, "network": "lo"}
         arm: dict[str, Any]
         if config.arm == "sim":
             options = [f"{name}={value}" for name, value in vars(config.sim).items()]
@@ -281,13 +281,13 @@ class Deployment:
             self.sim_port = int(process.line()["port"])
             arm = {"kind": "sim", "port": self.sim_port}
         else:
-            settings = arm_settings(config)
-            arm = {"kind": config.arm, "settings": settings}
+            arm = {"kind": config.arm, "settings": self._settings}
         if config.camera == "auto":
             return arm, {"kind": "sim", "port": self.sim_port}
         if config.camera.startswith("topic:"):
             topic = config.camera.removeprefix("topic:")
-            network = {name: settings[name] for name in ("domain", "network")}
+            defaults = {"domain": 0, "network": "lo"}
+            network = {name: self._settings.get(name, value) for name, value in defaults.items()}
             return arm, {"kind": "ros2", "topic": topic, **network}
         camera = {"kind": "capture", "source": config.camera, "rate": config.camera_rate}
         return arm, camera
