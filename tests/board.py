@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import cv2
 import mujoco
@@ -24,6 +24,16 @@ BITS = 6  # cells of a marker, border included
 BOARD = BoardConfig(columns=6, rows=5, square=0.036, marker=0.024)
 # The board's middle before the palm, in the frame of the hand's last joint.
 HOLD = np.array([0.0, 0.0, -0.26])
+FINGERS = np.array([0.3, 0.3, 0.3])  # rad
+CAMERA = CameraConfig(
+    height=SIDE, width=SIDE, fovy=FOVY, pos=(0.06, -0.62, 0.55), lookat=(0.01, 0.05, 0.2)
+)
+LENS = Lens(
+    640,
+    480,
+    np.array([[830.0, 0.0, 325.0], [0.0, 826.0, 233.0], [0.0, 0.0, 1.0]]),
+    np.array([-0.18, 0.06, 0.0008, -0.0006, 0.0]),
+)
 
 
 @dataclass(frozen=True)
@@ -68,42 +78,42 @@ def add_board(spec: mujoco.MjSpec, hand: str) -> None:
             )
 
 
-def photograph(count: int, seed: int = 0) -> Photographs:
-    rng = np.random.default_rng(seed)
-    camera = CameraConfig(
-        height=SIDE, width=SIDE, fovy=FOVY, pos=(0.06, -0.62, 0.55), lookat=(0.01, 0.05, 0.2)
-    )
-    spec = scene.build_spec(EnvConfig(), camera)
-    add_board(spec, robot.PREFIX + "b_6")
-    model = spec.compile()
-    sim = MujocoCpuSimulation(model, 1, substeps=1, fields=(), num_threads=1)
-    caster = RayCaster(sim, camera, (), num_threads=2)
-    jaco = robot.Jaco(model, torch.device("cpu"))
-    matrix = simulated_matrix(SIDE, SIDE, FOVY)
-    lens = Lens(
-        640,
-        480,
-        np.array([[830.0, 0.0, 325.0], [0.0, 826.0, 233.0], [0.0, 0.0, 1.0]]),
-        np.array([-0.18, 0.06, 0.0008, -0.0006, 0.0]),
-    )
-    v, u = np.mgrid[0 : lens.height, 0 : lens.width].astype(np.float64)
-    points = np.stack((u, v), axis=-1).reshape(-1, 1, 2)
-    rays = cv2.undistortPoints(points, lens.matrix, lens.distortion).reshape(*u.shape, 2)
-    column = (rays[..., 0] * matrix[0, 0] + matrix[0, 2]).astype(np.float32)
-    row = (rays[..., 1] * matrix[1, 1] + matrix[1, 2]).astype(np.float32)
-    eye = np.array(camera.pos) - np.array(robot.BASE_POS)
-    pictures, angles = [], []
-    while len(pictures) < count:
-        q = facing_pose(rng, eye)
+class Studio:
+    """The simulated arm before CAMERA, seen through LENS, with or without the board in its hand."""
+
+    def __init__(self, with_board: bool):
+        spec = scene.build_spec(EnvConfig(), CAMERA)
+        if with_board:
+            add_board(spec, robot.PREFIX + "b_6")
+        self._model = spec.compile()
+        self._sim = MujocoCpuSimulation(self._model, 1, substeps=1, fields=(), num_threads=1)
+        self._caster = RayCaster(self._sim, CAMERA, (), num_threads=2)
+        self._qpos_ids = robot.Jaco(self._model, torch.device("cpu")).qpos_ids
+        matrix = simulated_matrix(SIDE, SIDE, FOVY)
+        v, u = np.mgrid[0 : LENS.height, 0 : LENS.width].astype(np.float64)
+        points = np.stack((u, v), axis=-1).reshape(-1, 1, 2)
+        rays = cv2.undistortPoints(points, LENS.matrix, LENS.distortion).reshape(*u.shape, 2)
+        self._column = (rays[..., 0] * matrix[0, 0] + matrix[0, 2]).astype(np.float32)
+        self._row = (rays[..., 1] * matrix[1, 1] + matrix[1, 2]).astype(np.float32)
+
+    def picture(self, q: np.ndarray) -> np.ndarray:
+        """q (6,) rad -> (480, 640, 3) uint8 RGB."""
+        model = self._model
         state = torch.zeros(1, model.nq + model.nv, dtype=torch.float64)
         state[0, : model.nq] = torch.from_numpy(model.qpos0)
-        state[0, jaco.qpos_ids] = torch.from_numpy(np.concatenate((q, [0.3, 0.3, 0.3])))
-        sim.reset(torch.tensor([0]), state)
-        image = caster.render(torch.tensor([0]))[0].permute(1, 2, 0).numpy()
-        grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
-        pictures.append(cv2.remap(grey, column, row, cv2.INTER_AREA))
-        angles.append(q)
-    return Photographs(pictures, np.array(angles), lens, replace(camera))
+        state[0, self._qpos_ids] = torch.from_numpy(np.concatenate((q, FINGERS)))
+        self._sim.reset(torch.tensor([0]), state)
+        image = self._caster.render(torch.tensor([0]))[0].permute(1, 2, 0).numpy()
+        return cv2.remap(np.ascontiguousarray(image), self._column, self._row, cv2.INTER_AREA)
+
+
+def photograph(count: int, seed: int = 0) -> Photographs:
+    rng = np.random.default_rng(seed)
+    studio = Studio(with_board=True)
+    eye = np.array(CAMERA.pos) - np.array(robot.BASE_POS)
+    angles = [facing_pose(rng, eye) for _ in range(count)]
+    pictures = [cv2.cvtColor(studio.picture(q), cv2.COLOR_RGB2GRAY) for q in angles]
+    return Photographs(pictures, np.array(angles), LENS, CAMERA)
 
 
 def facing_pose(rng: np.random.Generator, eye: np.ndarray) -> np.ndarray:

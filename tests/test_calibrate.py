@@ -9,7 +9,7 @@ import board
 import cv2
 import numpy as np
 import pytest
-from board import BOARD, Photographs
+from board import BOARD, FINGERS, Photographs, Studio
 
 from visuomotor.calibrate import (
     HandEye,
@@ -23,7 +23,7 @@ from visuomotor.config import CameraConfig, Config
 from visuomotor.errors import UserError
 from visuomotor.overlay import SIDE, overlay
 from visuomotor.real_camera import calibrated
-from visuomotor.runtime.lens import load_calibration
+from visuomotor.runtime.lens import load_calibration, save_calibration
 from visuomotor.runtime.preprocessing import looking_at
 
 SETTINGS = [
@@ -116,15 +116,85 @@ def test_a_run_keeps_the_place_and_not_the_file(
         train._open([f"calibration={camera_file}", f"out={tmp_path / 'run'}"])
 
 
-def test_the_simulated_arm_lies_on_the_real_one(
-    camera_file: Path, folder: Path, photographs: Photographs, tmp_path: Path
+class Overlay:
+    """Frames of an arm without a board, and what `overlay` makes of them; 0 to 255, BGR."""
+
+    def __init__(self, calibration: Path, folder: Path):
+        self.calibration, self.folder = calibration, folder
+        self.studio = Studio(with_board=False)
+
+    def photograph(self, angles: np.ndarray) -> None:
+        cv2.imwrite(str(self.folder / "real.png"), self.studio.picture(angles)[..., ::-1])
+
+    def sheet(
+        self, angles: np.ndarray, *, blend: float = 0.5, calibration: Path | None = None
+    ) -> list[np.ndarray]:
+        """Four pictures (SIDE, SIDE, 3)."""
+        out = self.folder / "overlay.png"
+        told = ",".join(str(a) for a in (*angles, *FINGERS))
+        used = self.calibration if calibration is None else calibration
+        argv = [f"calibration={used}", f"image={self.folder / 'real.png'}", f"joints=({told})"]
+        assert run_command(overlay, [*argv, f"blend={blend}", f"out={out}"]) == 0
+        sheet = cv2.imread(str(out)).astype(float)
+        assert sheet.shape == (SIDE, 4 * SIDE, 3)
+        return np.split(sheet, 4, axis=1)
+
+    def real(self, angles: np.ndarray) -> np.ndarray:
+        return self.sheet(angles, blend=0.0)[0]
+
+    def drawn(self, angles: np.ndarray, calibration: Path | None = None) -> np.ndarray:
+        return self.sheet(angles, blend=1.0, calibration=calibration)[0]
+
+
+@pytest.fixture(scope="module")
+def bench(camera_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Overlay:
+    return Overlay(camera_file, tmp_path_factory.mktemp("overlay"))
+
+
+def distance(one: np.ndarray, other: np.ndarray) -> float:
+    """Levels of 255, over all pixels."""
+    return float(np.abs(one - other).mean())
+
+
+@pytest.mark.parametrize("which", [0, 7])
+def test_the_simulated_arm_lies_on_the_real_one_and_on_no_other(
+    which: int, bench: Overlay, photographs: Photographs, tmp_path: Path
 ) -> None:
-    out = tmp_path / "overlay.png"
-    angles = ",".join(str(a) for a in photographs.angles[0])
-    argv = [f"calibration={camera_file}", f"image={folder / '00.png'}", f"joints=({angles})"]
-    assert run_command(overlay, [*argv, f"out={out}"]) == 0
-    sheet = cv2.imread(str(out))
-    assert sheet.shape == (SIDE, 4 * SIDE, 3)
+    """What is wrong is told by the same measure, so that it can fail."""
+    angles = photographs.angles[which]
+    bench.photograph(angles)
+    real, drawn = bench.real(angles), bench.drawn(angles)
+    assert distance(drawn, real) < 2.0
+    for joint, turn in enumerate(0.1 * np.eye(6)):
+        assert distance(bench.drawn(angles + turn), real) > 4.0, f"joint {joint} off by 0.1 rad"
+    assert distance(drawn[:, ::-1], real) > 4.0, "mirrored"
+    found = load_calibration(bench.calibration)
+    assert found.pos is not None and found.lookat is not None
+    for axis, aside in enumerate(0.03 * np.eye(3)):
+        for moved in (
+            found._replace(pos=found.pos + aside),
+            found._replace(lookat=found.lookat + aside),
+        ):
+            save_calibration(tmp_path / "moved.yaml", moved)
+            other = bench.drawn(angles, tmp_path / "moved.yaml")
+            assert distance(other, real) > 4.0, f"a camera 3 cm away, axis {axis}"
+
+
+def test_the_overlay_s_pictures_are_made_of_both(bench: Overlay, photographs: Photographs) -> None:
+    angles = photographs.angles[0]
+    bench.photograph(angles)
+    real, drawn = bench.real(angles), bench.drawn(angles)
+    blended, outlined, small_real, small_drawn = bench.sheet(angles, blend=0.25)
+    assert np.abs(blended - (0.75 * real + 0.25 * drawn)).max() <= 1.0
+    magenta = (outlined == (255, 0, 255)).all(axis=-1)
+    assert np.array_equal(outlined[~magenta], real[~magenta])
+    # Where lines are drawn the simulated picture changes, and nearly everywhere else it does not.
+    steps = cv2.morphologyEx(drawn.max(axis=-1), cv2.MORPH_GRADIENT, np.ones((5, 5)))
+    assert 0.002 < magenta.mean() < 0.1
+    assert np.median(steps[magenta]) > 10 * np.median(steps[~magenta])
+    for small, whole in ((small_real, real), (small_drawn, drawn)):
+        assert distance(small, whole) < 10.0
+        assert np.array_equal(small, np.kron(small[::8, ::8], np.ones((8, 8, 1)))), "64 x 64"
 
 
 # --- the mathematics ------------------------------------------------------------------------------
