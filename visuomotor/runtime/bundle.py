@@ -279,7 +279,9 @@ def _open_session(model: bytes) -> onnxruntime.InferenceSession:
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 4  # errors arrive as exceptions
+    # Errors arrive as exceptions; some are told by a logger that is no session's.
+    options.log_severity_level = 4
+    onnxruntime.set_default_logger_severity(4)
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no narrower base class
