@@ -210,6 +210,17 @@ def test_an_arm_and_a_camera_are_started_with_what_the_user_said(tmp_path: Path)
     assert camera == {"kind": "ros2", "topic": "/image", "domain": 7, "network": "eth0"}
 
 
+def test_the_guard_s_patience_is_that_of_the_camera_that_is_used() -> None:
+    assert unstarted(arm="sim", camera_rate=7.0).camera_rate == 20.0, "its own"
+    for rate in (5.0, 30.0):
+        assert unstarted(arm="sim", camera="0", camera_rate=rate).camera_rate == rate
+
+
+def test_a_camera_slower_than_the_policy_s_images_is_refused() -> None:
+    with pytest.raises(UserError, match="camera_rate=4: the policy takes 5 images a second"):
+        unstarted(arm="sim", camera="0", camera_rate=4.0)
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [

@@ -11,8 +11,6 @@ import pytest
 from visuomotor.envs import robot
 from visuomotor.runtime.arm import JointState
 from visuomotor.runtime.guard import (
-    FRAME_JITTER,
-    POLICY_PERIOD,
     Command,
     Decision,
     Guard,
@@ -28,11 +26,13 @@ RAMP = 0.25  # s that a stop from full speed may take
 
 
 class Scene:
-    """An arm that does what it is sent, a policy that decides at 20 Hz, a camera with 20 frames/s
-    and a human; each can be told to stop or to lie."""
+    """An arm that does what it is sent, a policy that decides at 20 Hz, a camera (20 frames/s) and
+    a human; each can be told to stop or to lie."""
 
-    def __init__(self) -> None:
-        self.guard = Guard(LIMITS, DT)
+    def __init__(self, camera_period: float = 0.05, late: float = 0.0) -> None:
+        """late: s that each frame comes later than the camera's clock says."""
+        self.camera_period, self.late = camera_period, late
+        self.guard = Guard(LIMITS, DT, Patience.for_camera(camera_period))
         self.ticks = 0
         self.position = START.copy()
         self.pressed: bool | None = False
@@ -41,6 +41,7 @@ class Scene:
         self.joints: JointState | None = None
         self.frame_stamp = 0.0
         self.silent: set[str] = set()
+        self.lost: set[float] = set()  # frames' numbers
         self.lie: Callable[[JointState], JointState] = lambda joints: joints
         self.decisions: list[Decision] = []
 
@@ -52,8 +53,9 @@ class Scene:
         for _ in range(round(seconds / DT)):
             if "joints" not in self.silent:
                 self.joints = self.lie(JointState(self.position.copy(), np.zeros(9), self.now))
-            if self.ticks % 5 == 0 and "camera" not in self.silent:
-                self.frame_stamp = self.now
+            sent = np.floor((self.now - self.late) / self.camera_period + 1e-6)
+            if "camera" not in self.silent and sent not in self.lost:
+                self.frame_stamp = sent * self.camera_period + self.late
             if self.ticks % 5 == 0 and "policy" not in self.silent:
                 self.command = Command(self.wanted.copy(), self.now, self.frame_stamp)
             decision = self.guard.tick(self.now, self.command, self.joints, self.pressed)
@@ -299,9 +301,48 @@ def test_nothing_arms_while_something_is_wrong_and_a_held_switch_does_not_arm_la
     scene.arm()
 
 
-def test_a_camera_s_patience_is_two_of_its_periods() -> None:
-    assert Patience.for_camera(1 / 30).frame.slow == pytest.approx(
-        2 / 30 + POLICY_PERIOD + FRAME_JITTER
-    )
-    assert Patience.for_camera(0.2).frame.slow == pytest.approx(0.4 + POLICY_PERIOD + FRAME_JITTER)
-    assert Patience.for_camera(0.2).frame.latch > 0.47
+CAMERAS = [1 / 30, 1 / 20, 1 / 5]  # s between frames; of the slowest, each is the policy's next
+
+
+@pytest.mark.parametrize("late", [0.0, 0.004, 0.013])
+@pytest.mark.parametrize("period", CAMERAS)
+def test_a_camera_that_loses_single_frames_is_not_late(period: float, late: float) -> None:
+    scene = Scene(period, late)
+    scene.arm()
+    first = int(scene.now / period) + 3
+    scene.lost = {first, first + 2, first + 5}
+    begin = scene.ticks
+    scene.run(10 * period + 0.5)
+    assert {d.state for d in scene.decisions[begin:]} == {State.RUNNING}
+
+
+@pytest.mark.parametrize("period", CAMERAS)
+def test_a_camera_that_loses_four_frames_on_end_is_late(period: float) -> None:
+    scene = Scene(period)
+    scene.arm()
+    first = int(scene.now / period) + 3
+    scene.lost = {first + i for i in range(4)}
+    begin = scene.ticks
+    scene.run(10 * period + 0.5)
+    assert State.SLOWING in {d.state for d in scene.decisions[begin:]}
+
+
+@pytest.mark.parametrize(
+    ("period", "slow", "latch"), [(1 / 30, 0.137, 0.25), (1 / 20, 0.17, 0.27), (1 / 5, 0.47, 0.57)]
+)
+def test_a_camera_that_is_gone_stops_the_arm_within_two_of_its_periods_and_a_bit(
+    period: float, slow: float, latch: float
+) -> None:
+    scene = Scene(period)
+    scene.arm()
+    while scene.frame_stamp < scene.now - DT - 1e-6:  # until a frame has just come
+        scene.run(DT)
+    scene.silent, begin = {"camera"}, scene.ticks
+    rest = scene.rest_after()
+    states = [d.state for d in scene.decisions[begin:]]
+    assert states.index(State.SLOWING) * DT == pytest.approx(slow, abs=1.5 * DT)
+    assert scene.decisions[-1].state is State.LATCHED
+    assert rest <= latch + RAMP
+    reason = scene.decisions[-1].reason
+    told = float(reason.removeprefix("the last frame is ").partition(" ms")[0])
+    assert told == pytest.approx(1000 * latch, abs=15)

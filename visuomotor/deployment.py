@@ -23,7 +23,7 @@ from visuomotor.overrides import load_yaml
 from visuomotor.runtime.arm import ArmError
 from visuomotor.runtime.arms import KINDS, settings_type
 from visuomotor.runtime.arms.sim import request
-from visuomotor.runtime.bundle import load_bundle
+from visuomotor.runtime.bundle import Contract, load_bundle
 from visuomotor.runtime.errors import BundleError, CameraError
 from visuomotor.runtime.files import MANIFEST
 from visuomotor.runtime.guard import State
@@ -41,6 +41,7 @@ ARM_SECONDS = 5.0  # until the simulated arm runs after the switch is pressed
 SILENCE = 0.5  # s without a report after which the streamer counts as gone
 MOST_OFFSET = 0.03  # m, of the camera; training moves it by a centimetre an axis
 MOST_FOVY = 2.0  # degrees
+SIM_CAMERA_RATE = 20.0  # frames/s, of arm=sim (visuomotor.sim_arm)
 LOG = "streamer.log"
 
 
@@ -138,6 +139,20 @@ def check_lens(path: str, manifest: dict[str, Any]) -> None:
         )
 
 
+def camera_rate(config: DeployConfig, contract: Contract) -> float:
+    """frames/s. Raises UserError if the policy takes images more often: it would see one picture
+    again and again, later than in training, and nothing would be late for the guard."""
+    if config.camera == "auto":
+        return SIM_CAMERA_RATE
+    wanted = contract.control_rate_hz / contract.refresh_steps
+    if config.camera_rate < 0.999 * wanted:
+        raise UserError(
+            f"camera_rate={config.camera_rate:g}: the policy takes {wanted:g} images a second; a "
+            "camera must send as many, better three times as many"
+        )
+    return config.camera_rate
+
+
 class Process:
     """A process of the runtime, and the lines of JSON that it prints."""
 
@@ -206,6 +221,7 @@ class Deployment:
             raise UserError(f"bundle={config.bundle}: {error}") from error
         if config.lens is not None:
             check_lens(config.lens, self.manifest)
+        self.camera_rate = camera_rate(config, loaded.contract)
         self._settings = {} if config.arm == "sim" else arm_settings(config)
         self._stack = ExitStack()
         self._switch = switch
@@ -236,12 +252,11 @@ class Deployment:
             self.slots[name] = Slot.create(dtype)
             self._stack.callback(self.slots[name].close)
         names = {name: slot.name for name, slot in self.slots.items()}
-        period = 1.0 / (20.0 if config.arm == "sim" else config.camera_rate)
         streamer = {
             "arm": arm,
             "slots": names,
             "log": str(self.out / LOG),
-            "camera_period": period,
+            "camera_period": 1.0 / self.camera_rate,
         }
         policy = {
             "bundle": str(self.bundle),
