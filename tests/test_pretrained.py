@@ -7,15 +7,19 @@ import json
 from pathlib import Path
 
 import pytest
+import safetensors.numpy
+import torch
 
 import visuomotor
 from visuomotor.config import Config
 from visuomotor.envs import make_env
+from visuomotor.export import PARITY_STEPS, PolicyStep, check_parity
 from visuomotor.overrides import parse_overrides
 from visuomotor.policies import make_teacher
 from visuomotor.policy_files import load_policy
 from visuomotor.predecessors import TEACHERS, carried_over, shipped_teachers
-from visuomotor.runtime.bundle import load_bundle
+from visuomotor.runtime.bundle import BundleError, load_bundle
+from visuomotor.runtime.files import GOLDEN
 from visuomotor.runtime.jaco import LIMITS
 from visuomotor.runtime.policy_loop import check_arm
 
@@ -39,6 +43,22 @@ def test_a_shipped_policy_is_whole(name: str) -> None:
     judged = json.loads((FOLDER / name / "evaluation.json").read_text())
     assert judged["episodes"] >= 200
     assert judged["sims"] == "randomized"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_onnx_runtime_and_torch_agree_over_2000_recurrent_steps(name: str) -> None:
+    """The shipped model beside the shipped weights; weights that are a little off do not pass."""
+    actor, _, _ = load_policy(name)
+    bundle = load_bundle(FOLDER / name)
+    golden = safetensors.numpy.load_file(FOLDER / name / GOLDEN)
+    step = PolicyStep(actor, torch.from_numpy(bundle.contract.velocity_limits))
+    assert PARITY_STEPS == 2000
+    error, _ = check_parity(step, bundle, golden)
+    assert 0.0 < error < 1e-5
+    with torch.no_grad():
+        step.actor.mean_head.weight[0] *= 1.001
+    with pytest.raises(BundleError, match=r"ONNX Runtime differs from torch by .* at recurrent"):
+        check_parity(step, bundle, golden)
 
 
 @pytest.mark.parametrize("name", shipped_teachers())
