@@ -25,6 +25,7 @@ from visuomotor.deployment import LOG, DeployConfig, Deployment, make_folder
 from visuomotor.errors import UserError
 from visuomotor.files import write_atomic
 from visuomotor.overrides import parse_overrides
+from visuomotor.runtime.arm_delay import SIMULATED, arm_delays
 from visuomotor.runtime.errors import BundleError
 from visuomotor.runtime.guard import State
 from visuomotor.runtime.streamer import read_log
@@ -46,7 +47,8 @@ def live_line(stream: IO[str]) -> Iterator[Any]:
 
 
 def latency(log: Path) -> dict[str, float]:
-    """ms, medians and 99th percentiles over the ticks at which a command was first sent."""
+    """ms, medians and 99th percentiles over the ticks at which a command was first sent; and of
+    the arm's own delay, as far as its motion tells it, the joints' median, least and most."""
     _, rows = read_log(log)
     running = rows[rows["state"] == State.RUNNING.value]
     first = np.append(True, np.diff(running["command_number"]) > 0)[: len(running)]
@@ -64,11 +66,17 @@ def latency(log: Path) -> dict[str, float]:
     }
     periods = np.diff(rows["time"])
     told["streamer_jitter"] = np.abs(periods - np.median(periods))
-    return {
+    measured = {
         f"{name}_ms_p{q}": round(1000 * float(np.percentile(values, q)), 3)
         for name, values in told.items()
         for q in (50, 99)
     }
+    delays = 1000 * arm_delays(rows)
+    if len(delays) > 0:
+        names = ("arm_delay_ms", "arm_delay_ms_least", "arm_delay_ms_most")
+        values = np.percentile(delays, [50, 0, 100])
+        measured |= {name: round(float(v), 3) for name, v in zip(names, values, strict=True)}
+    return measured
 
 
 def trained_delays(manifest: dict[str, Any]) -> dict[str, float]:
@@ -91,8 +99,8 @@ def trained_delays(manifest: dict[str, Any]) -> dict[str, float]:
 
 
 def beyond_training(measured: dict[str, float], trained: dict[str, float]) -> list[str]:
-    """What was later here than ever in training, a line each; what a camera and an arm add before
-    and after is not seen here.
+    """What was later here than ever in training, a line each; what a camera adds before its picture
+    arrives is not seen here.
 
     measured: as `latency` gives it, ms; trained: as `trained_delays` gives it, s.
     """
@@ -106,6 +114,15 @@ def beyond_training(measured: dict[str, float], trained: dict[str, float]) -> li
             told.append(
                 f"{name}: 99 % within {here:.0f} ms, but the policy was trained for at most "
                 f"{most:.0f} ms ({key})"
+            )
+    if "arm_delay_ms" in measured:
+        here = measured.get("decision_to_sent_ms_p50", 0.0) + measured["arm_delay_ms"]
+        most = 1000 * (trained["action_delay_s"] + SIMULATED)
+        if here > most:
+            told.append(
+                f"decision_to_motion: {here:.0f} ms, of which the arm takes about "
+                f"{measured['arm_delay_ms']:.0f}, but the policy was trained for at most "
+                f"{most:.0f} ms (action_delay_s, and {1000 * SIMULATED:.0f} of the arm)"
             )
     return told
 
