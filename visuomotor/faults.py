@@ -384,12 +384,13 @@ def faults(argv: list[str]) -> int:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in tqdm(config.chosen(), desc="faults", disable=not sys.stderr.isatty()):
-            rows.append(measure(name, config.bundle, Path(folder)))
-            rows[-1]["verdict"] = verdict(rows[-1]) or "good"
-            print(f"{name}: {rows[-1]['verdict']} ({json.dumps(rows[-1])})", flush=True)
-    facts = {"bundle": config.bundle, "cores": os.cpu_count(), "rows": rows}
-    write_atomic(out / "faults.json", (json.dumps(facts, indent=2) + "\n").encode())
-    write_atomic(out / "faults.md", table(rows).encode())
+            row = measure(name, config.bundle, Path(folder))
+            row["verdict"] = verdict(row) or "good"
+            rows.append(row)
+            print(f"{name}: {row['verdict']}; {row['state']} {row['reason']}".strip(), flush=True)
+            facts = {"bundle": config.bundle, "cores": os.cpu_count(), "rows": rows}
+            write_atomic(out / "faults.json", (json.dumps(facts, indent=2) + "\n").encode())
+            write_atomic(out / "faults.md", table(rows).encode())
     bad = [row["fault"] for row in rows if verdict(row)]
     print(f"{len(rows) - len(bad)} of {len(rows)} verdicts are good; {out}/faults.md")
     return 1 if bad else 0
