@@ -110,7 +110,7 @@ def test_a_stop_in_time_is_good_and_each_number_is_measured() -> None:
     assert row["asked_acceleration"] == pytest.approx(0.3 / 0.19 / LIMITS.acceleration[0])
     assert row["joint_overshoot_rad"] == row["workspace_overshoot_m"] == 0.0
     line = table([row]).splitlines()[2]
-    assert "| rest | 290 / 290 ms | 48 / 48 % | 20 / 20 % |" in line
+    assert "| rest | 290 / 280 ms | 48 / 48 % | 20 / 20 % |" in line
     assert line.endswith("| latched: the dead-man switch was released | good |")
 
 
