@@ -102,16 +102,12 @@ class Fault:
     program: tuple[str, ...] = ()  # what runs the runtime's processes' program; (): nothing else
 
 
-def _sim(kind: str, value: float = 1.0) -> Callable[[Deployment], Callable[[], None]]:
-    def inject(deployment: Deployment) -> Callable[[], None]:
+def _sim(kind: str, value: float = 1.0) -> Callable[[Deployment], Callable[[], Any]]:
+    def inject(deployment: Deployment) -> Callable[[], Any]:
         deployment.ask_sim({"do": "fault", "kind": kind, "value": value})
-        return lambda: _undo(deployment, kind)
+        return lambda: deployment.ask_sim({"do": "fault", "kind": kind, "value": 0.0})
 
     return inject
-
-
-def _undo(deployment: Deployment, kind: str) -> None:
-    deployment.ask_sim({"do": "fault", "kind": kind, "value": 0.0})
 
 
 def _kill_policy(deployment: Deployment) -> None:
@@ -138,7 +134,7 @@ def _set_clocks(number: signal.Signals, seconds: float) -> Callable[[Deployment]
     """The wall clocks of the runtime's processes, and the time stamps of all that the arm and the
     camera send."""
 
-    def inject(deployment: Deployment) -> Callable[[], None]:
+    def inject(deployment: Deployment) -> Callable[[], Any]:
         for process in (deployment.policy, deployment.streamer):
             process.popen.send_signal(number)
         return _sim("clock_step", seconds)(deployment)
