@@ -17,8 +17,10 @@ from visuomotor.cli import run_command
 from visuomotor.evaluate import evaluate
 from visuomotor.evaluation import Episodes, summarize
 from visuomotor.factor_effects import factor_effects
-from visuomotor.report import Reported, report_html
+from visuomotor.randomization import Factor
+from visuomotor.report import Reported, report_html, sweep_html
 from visuomotor.statistics import paired_difference
+from visuomotor.sweep import SweepPoint, SweptFactor, sweep_record
 from visuomotor.video import Clip
 
 CONFIG = small_run(episode_steps=8)
@@ -161,6 +163,36 @@ def test_a_browser_draws_plots_and_plays_clips_without_errors(page: str, tmp_pat
     assert seen["bars"] == 2 * 2 * 4  # bars with whiskers: policies, stages and success
     assert seen["points"] >= 2 * 5 + 2
     assert (seen["videos"], seen["failed"]) == (8, 0)
+
+
+@pytest.fixture(scope="module")
+def sweep_page() -> str:
+    swept = SweptFactor("damping", Factor("damping", 0.5, 2.0, 1.0, distribution="log_uniform"))
+    holds = [SweepPoint(0.25, 50, 20), SweepPoint(1.0, 50, 50), SweepPoint(2.0, 50, 48)]
+    curves = {"first": holds, "a <second>": [replace(point, successes=0) for point in holds]}
+    facts = {"task": "lifting", "seed": 7, "git_commit": "0a1b", "acts_through": "torch"}
+    records = [{**facts, **sweep_record(swept, points)} for points in curves.values()]
+    return sweep_html(swept, curves, records, ["hidden: 3", "hidden: 4"])
+
+
+def test_a_sweep_tells_what_it_comes_to_and_where_it_was_measured(sweep_page: str) -> None:
+    page = sweep_page
+    assert "<h1>lifting, damping alone, 50 episodes a value, seed 7</h1>" in page
+    told = [html.unescape(text) for text in re.findall("<pre>(.*?)</pre>", page, re.DOTALL)]
+    assert "success stays at 90 % or more from 1 to 2 (the end of the grid)" in told[0]
+    assert "0.25   40.0 %" in told[0] and "below 90 % even at 1" in told[1]
+    commit = "git_commit: 0a1b\nacts_through: torch"
+    assert told[2:] == [commit, "hidden: 3", commit, "hidden: 4"]
+    assert "<second>" not in page.replace("a &lt;second&gt;", "")
+
+
+def test_a_browser_draws_a_sweep_without_errors(sweep_page: str, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(sweep_page)
+    with browser(tmp_path) as chromium:
+        chromium.open(path.as_uri())
+        chromium.wait('document.querySelectorAll(".scatterlayer .point").length == 6')
+        assert chromium.errors == []
 
 
 def test_the_command_writes_a_report_with_both_kinds_of_clips(tmp_path: Path) -> None:

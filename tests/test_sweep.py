@@ -137,7 +137,9 @@ def test_a_sweep_is_kept_as_table_record_and_picture(
     before = {entry.name for entry in run.iterdir()}
     arguments = [f"policy={run},{run}", "sims=sweep:friction", "values=2,0.5", "episodes=2"]
     assert run_command(evaluate, [*arguments, "device=cpu", f"out={out}"]) == 0
-    assert {entry.name for entry in out.iterdir()} == {"run", "run-2", "sweep.png"}
+    assert {entry.name for entry in out.iterdir()} == {
+        *("run", "run-2", "sweep.png", "report.html")
+    }
     record = json.loads((out / "run/sweep.json").read_text())
     assert (record["factor"], record["trained_from"], record["trained_to"]) == (
         *("prop_friction", 0.7, 1.3),
@@ -148,6 +150,11 @@ def test_a_sweep_is_kept_as_table_record_and_picture(
         rows = list(csv.DictReader(file))
     assert [(row["value"], row["episodes"]) for row in rows] == [("0.5", "2"), ("2.0", "2")]
     assert cv2.imread(str(out / "sweep.png")).std() > 5
+    page = (out / "report.html").read_text()
+    assert "lifting, prop_friction alone, 2 episodes a value, seed 0" in page
+    assert '"x":[0.5,2.0]' in page  # its plot
+    assert page.count("success is below 90 % even at 1") == 2  # each policy's certificate
+    assert page.count("episode_steps: 4") == 2  # settings
     said = capsys.readouterr().out
     assert "beyond training" in said and "success is below 90 % even at 1" in said
     assert {entry.name for entry in run.iterdir()} == before

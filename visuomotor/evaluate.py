@@ -302,6 +302,7 @@ def _sweep(
         values = _values(options.values, swept, probe.episode_steps)
     folder = _folder(options, loaded, labels, configs[0].task)
     curves: dict[str, list[SweepPoint]] = {label: [] for label in labels}
+    records, settings = [], []
     for name, label, one, config in zip(names, labels, loaded, configs, strict=True):
         place = folder / label if len(labels) > 1 else folder
         place.mkdir(parents=True, exist_ok=True)
@@ -319,8 +320,14 @@ def _sweep(
             write_atomic(place / "episodes.csv", table.encode())
             write_atomic(place / "sweep.csv", sweep_csv(points).encode())
             write_json(place / "sweep.json", record)
+        records.append(record)
+        settings.append(to_yaml(env.config))
         print(sweep_text(label, swept, points))
     write_atomic(folder / "sweep.png", sweep_png(swept, curves))
+    if options.report:
+        from visuomotor.report import sweep_html  # Plotly takes a while to import
+
+        write_atomic(folder / REPORT, sweep_html(swept, curves, records, settings).encode())
     print(f"{options.episodes} episodes each, seed {options.seed}; written to {folder}")
     return 0
 

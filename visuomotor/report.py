@@ -1,4 +1,4 @@
-"""`report.html`: one file that opens offline, with all that an evaluation tells.
+"""`report.html`: one file that opens offline, with all that an evaluation or a sweep tells.
 
 Plots are Plotly's, whose script is part of the file; clips are films inside it. Reads outcomes and
 runs no policy.
@@ -11,7 +11,7 @@ import csv
 import html
 import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import plotly.offline
 from visuomotor.evaluation import Episodes
 from visuomotor.factor_effects import Effect
 from visuomotor.statistics import PairedDifference, wilson_interval
+from visuomotor.sweep import HOLDS, SweepPoint, SweptFactor, sweep_text
 from visuomotor.video import Clip, write_video
 
 PLOTTED = 10  # factors
@@ -82,6 +83,39 @@ def report_html(policies: Sequence[Reported], differences: Sequence[PairedDiffer
         parts.append(f"<h2>Settings of {html.escape(policy.label)}</h2>")
         parts.append(f"<pre>{html.escape(_facts(policy.summary))}</pre>")
         parts.append(f"<pre>{html.escape(policy.settings)}</pre>")
+    return _page(title, parts)
+
+
+def sweep_html(
+    swept: SweptFactor,
+    curves: Mapping[str, list[SweepPoint]],
+    records: Sequence[dict[str, Any]],
+    settings: Sequence[str],
+) -> str:
+    """Of one factor over a grid.
+
+    curves: by policy. records: of each policy's sweep.json; settings: of its config.yaml.
+    """
+    facts = records[0]
+    episodes = f"{facts['points'][0]['episodes']} episodes a value, seed {facts['seed']}"
+    title = f"{facts['task']}, {swept.name} alone, {episodes}"
+    texts = (sweep_text(label, swept, points) for label, points in curves.items())
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        '<p class="note">All other factors are nominal, and every value meets the same start '
+        "states. Shaded: trained with. Dotted: what is asked for. Whiskers are 95 % intervals "
+        "(Wilson).</p>",
+        _plot(_sweep(swept, curves)),
+        *(f"<pre>{html.escape(text)}</pre>" for text in texts),
+    ]
+    for label, record, told in zip(curves, records, settings, strict=True):
+        parts.append(f"<h2>Settings of {html.escape(label)}</h2>")
+        parts.append(f"<pre>{html.escape(_facts(record))}</pre>")
+        parts.append(f"<pre>{html.escape(told)}</pre>")
+    return _page(title, parts)
+
+
+def _page(title: str, parts: Sequence[str]) -> str:
     script = plotly.offline.get_plotlyjs()
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}'
@@ -206,6 +240,32 @@ def _factors(policy: Reported) -> go.Figure:
         showlegend=False,
         height=380,
         updatemenus=[{"buttons": buttons, "x": 1.0, "xanchor": "right", "y": 1.16}],
+    )
+    return figure
+
+
+def _sweep(swept: SweptFactor, curves: Mapping[str, list[SweepPoint]]) -> go.Figure:
+    figure, factor = go.Figure(), swept.factor
+    for index, (label, points) in enumerate(curves.items()):
+        rates = [100 * point.rate for point in points]
+        figure.add_scatter(
+            x=[point.value for point in points],
+            y=rates,
+            error_y=_whiskers(rates, [point.interval for point in points]),
+            name=label,
+            mode="lines+markers",
+            line_color=COLOURS[index % len(COLOURS)],
+            customdata=[[point.successes, point.episodes] for point in points],
+            hovertemplate="%{x:.4g}: %{y:.1f} %, %{customdata[0]} of %{customdata[1]}"
+            "<extra></extra>",
+        )
+    figure.add_vrect(x0=factor.low, x1=factor.high, fillcolor="#ddd", opacity=0.4, line_width=0)
+    figure.add_hline(y=100 * HOLDS, line_dash="dot", line_color="#888")
+    if factor.distribution == "log_uniform":
+        values = sorted({point.value for points in curves.values() for point in points})
+        figure.update_xaxes(type="log", tickvals=values, ticktext=[f"{v:.3g}" for v in values])
+    figure.update_layout(
+        xaxis_title=swept.name, yaxis_title="success, %", yaxis_range=[0, 103], height=400
     )
     return figure
 
