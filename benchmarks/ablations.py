@@ -68,6 +68,7 @@ def settings(phase: str, steps: int, teacher: str) -> list[str]:
         "algorithm=distill",
         f"distill.teacher_run={teacher}",
         f"distill.dagger_steps={steps}",
+        "distill.finetune_steps=0",
     ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training import DISTILL, RIL, SMALL
+from tests.training import RIL, SMALL, STUDENT
 from visuomotor.average import average, mean_weights
 from visuomotor.cli import run_command
 from visuomotor.errors import UserError
@@ -33,8 +33,7 @@ def test_the_mean_is_a_policy_to_judge_and_to_train_on_from(
         torch.testing.assert_close(value, (one[name] + other[name]) / 2)
     assert load_policy(str(mean))[2]["mean_of"] == [str(first), str(second)]
 
-    student = [s for s in DISTILL if not s.startswith("distill.finetune_steps")]
-    begin = [*SMALL, *student, demonstrations, f"start_from={mean}"]
+    begin = [*SMALL, *STUDENT, demonstrations, f"start_from={mean}"]
     assert train([*begin, f"out={tmp_path / 'next'}"]) == 0
     with pytest.raises(UserError, match="start_from="):
         train([f"resume={mean}"])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.runs import small_run, write_run
-from tests.training import DISTILL, ITERATION, RIL, SMALL, metrics, stop_at
+from tests.training import DISTILL, ITERATION, RIL, SMALL, STUDENT, metrics, stop_at
 from visuomotor import predecessors
 from visuomotor.checkpoint import load_checkpoint
 from visuomotor.cli import run_command
@@ -29,7 +29,8 @@ from visuomotor.train import Run, train
 def test_the_teacher_of_one_run_serves_another_as_a_run_and_as_shipped(
     demonstrations: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = [*SMALL, "algorithm=distill", f"distill.dagger_steps={2 * ITERATION}"]
+    settings = [*SMALL, "algorithm=distill", "distill.finetune_steps=0"]
+    settings.append(f"distill.dagger_steps={2 * ITERATION}")
     first, second = tmp_path / "first", tmp_path / "second"
     teacher = f"distill.teacher.total_steps={2 * ITERATION}"
     assert train([*settings, teacher, demonstrations, f"out={first}"]) == 0
@@ -57,7 +58,8 @@ def test_a_run_of_a_teacher_alone_serves_another_once_it_is_finished(
     alone, student = tmp_path / "alone", tmp_path / "student"
     settings = [*SMALL, "algorithm=distill", demonstrations]
     teacher = [f"distill.teacher.total_steps={3 * ITERATION}", "distill.dagger_steps=0"]
-    reuse = [f"distill.dagger_steps={ITERATION}", f"distill.teacher_run={alone}", f"out={student}"]
+    reuse = [f"distill.dagger_steps={ITERATION}", "distill.finetune_steps=0"]
+    reuse += [f"distill.teacher_run={alone}", f"out={student}"]
     with monkeypatch.context() as patch:
         stop_at(patch, 1, signal.SIGTERM)
         assert train([*settings, *teacher, f"out={alone}"]) == 143
@@ -99,8 +101,7 @@ def test_a_finished_student_is_finetuned_alone_and_sees_as_before(
     demonstrations: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    student = [s for s in DISTILL if not s.startswith("distill.finetune_steps")]
-    assert train([*SMALL, *student, demonstrations, f"out={first}"]) == 0
+    assert train([*SMALL, *STUDENT, demonstrations, f"out={first}"]) == 0
     (before, _, _) = load_checkpoint(first / "checkpoints")
     began: list[dict[str, torch.Tensor]] = []
     original = Run.start_phase

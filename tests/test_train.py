@@ -19,7 +19,7 @@ from tests import learning
 from tests.training import DISTILL, ITERATION, REHEARSED, RIL, SMALL, metrics, stop_at
 from visuomotor.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from visuomotor.cli import run_command
-from visuomotor.config import Config
+from visuomotor.config import FINETUNE_STEPS, Config, DistillConfig
 from visuomotor.demonstrate import collect
 from visuomotor.demonstrations import Demonstrations, save_demonstrations
 from visuomotor.distillation import Distillation
@@ -278,6 +278,22 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(
     assert len(metrics(tmp_path / "run")) == 4
 
 
+@pytest.mark.parametrize(
+    ("given", "steps"),
+    [
+        ({}, FINETUNE_STEPS),
+        ({"dagger_steps": 0}, 0),  # a teacher alone has no student to go on with
+        ({"finetune_steps": 0}, 0),
+        ({"dagger_steps": 0, "finetune_steps": 9}, 9),
+    ],
+    ids=str,
+)
+def test_a_student_is_finetuned_unless_it_is_said_otherwise(
+    given: dict[str, int], steps: int
+) -> None:
+    assert DistillConfig(**given).finetuning == steps
+
+
 def test_a_teacher_that_succeeds_is_done(
     demonstrations: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,8 +301,12 @@ def test_a_teacher_that_succeeds_is_done(
         Reinforcement, "settled_success", lambda self: 0.9 * (self.env_steps >= 2 * ITERATION)
     )
     for name, enough, iterations in (("done", "0.9", 2), ("not", "0.91", 3), ("off", "null", 3)):
-        settings = [*SMALL, *DISTILL[:2], f"distill.dagger_steps={ITERATION}", demonstrations]
-        settings += [f"distill.teacher.enough_success={enough}", f"out={tmp_path / name}"]
+        settings = [*SMALL, *DISTILL[:2], "distill.finetune_steps=0", demonstrations]
+        settings += [
+            f"distill.dagger_steps={ITERATION}",
+            f"distill.teacher.enough_success={enough}",
+            f"out={tmp_path / name}",
+        ]
         assert train(settings) == 0
         phases = [row["phase"] for row in metrics(tmp_path / name)]
         assert phases == ["teacher"] * iterations + ["dagger"]

@@ -54,6 +54,7 @@ DISTILL = (
     f"distill.dagger_steps={4 * ITERATION}",
     f"distill.finetune_steps={3 * ITERATION}",
 )
+STUDENT = (*DISTILL[:-1], "distill.finetune_steps=0")  # which is not finetuned
 # With a teacher that goes on learning, and a vision of its own.
 REHEARSED = (
     *DISTILL,

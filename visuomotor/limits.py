@@ -380,13 +380,13 @@ def _contradictions(config: Config) -> Iterable[tuple[str, bool, str]]:
     yield (
         f"distill.finetune_steps={distill.finetune_steps} with distill.dagger_steps=0 has no "
         "student to go on with",
-        no_student and distill.finetune_steps > 0 and config.start_from is None,
+        no_student and distill.finetuning > 0 and config.start_from is None,
         "valid: distill.dagger_steps above 0, or start_from a run, a bundle or a shipped policy",
     )
     yield (
         f"distill.teacher_run={distill.teacher_run} with distill.dagger_steps=0 and "
         "distill.finetune_steps=0 leaves nothing to train",
-        no_student and distill.finetune_steps == 0 and distill.teacher_run is not None,
+        no_student and distill.finetuning == 0 and distill.teacher_run is not None,
         "valid: either of the two above 0",
     )
     substeps = env.control_dt / env.physics_dt

@@ -121,7 +121,7 @@ class Run:
             "ril": total - start,
             "teacher": distill.teacher.total_steps,
             "dagger": distill.dagger_steps,
-            "finetune": distill.finetune_steps,
+            "finetune": distill.finetuning,
         }[phase]
 
     def start_phase(self, phase: str, *, resuming: bool = False) -> None:
