@@ -61,7 +61,12 @@ def summary(name: str, points: list[Point]) -> str:
 
 def main() -> None:
     out = next(a.removeprefix("out=") for a in sys.argv[1:] if a.startswith("out="))
-    runs = [read(Path(a)) for a in sys.argv[1:] if not a.startswith("out=")]
+    folders = [Path(a) for a in sys.argv[1:] if not a.startswith("out=")]
+    runs = [read(folder) for folder in folders]
+    names = [name for name, _ in runs]
+    for index, folder in enumerate(folders):
+        if names.count(names[index]) > 1:  # what they are told apart by
+            runs[index] = (f"{folder.name}: {names[index]}", runs[index][1])
     with Path(f"{out}.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("run", "phase", "env_steps", "minutes", "success_rate"))

@@ -173,7 +173,7 @@ class PPOConfig:
     max_learning_rate: float = 1e-3
     min_learning_rate: float = 3e-6
     critic_learning_rate: float = 1e-3
-    target_kl: float = 0.005  # the step size adapts towards it; 0: fixed
+    target_kl: float = 0.01  # the step size adapts towards it; 0: fixed
     anneal_fraction: float = 0.33  # last share of the run over which the step size falls to 0
     final_noise: float = 0.5  # share of the policy's deviation that is left at the end of the run
     noise_anneal_fraction: float = 0.5  # last share of the run over which it falls to that
