@@ -210,7 +210,8 @@ class CloningConfig:
     # The same of a pixel actor, whose labels are the clone's and cover all of its own states: 0.5
     # held lifting at the clone's 70 %, 0.05 let it reach 90 % after 75,000 steps of reinforcement.
     label_weight: float = 0.05
-    final_label_weight: float = 0.0
+    # In the end: with 0 stacking rose to 82 % and fell back to 70, with 0.01 it ended with 84.
+    final_label_weight: float = 0.01
     label_decay_steps: int = 300_000  # env steps
 
 
