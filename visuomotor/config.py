@@ -300,7 +300,7 @@ class RunConfig:
 @dataclass(frozen=True)
 class Config:
     task: str = "stacking"
-    algorithm: str = "ril"  # ril: PPO + GAIL from pixels; distill: state teacher, then DAgger
+    algorithm: str = "ril"  # ril: PPO + GAIL from pixels; distill: state teacher, DAgger, PPO
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     num_envs: int = 128
