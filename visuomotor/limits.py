@@ -385,7 +385,7 @@ def _contradictions(config: Config) -> Iterable[tuple[str, bool, str]]:
     )
     yield (
         f"distill.teacher_run={distill.teacher_run} with distill.dagger_steps=0 and "
-        "distill.finetune_steps=0 leaves nothing to train",
+        f"distill.finetune_steps={distill.finetuning} leaves nothing to train",
         no_student and distill.finetuning == 0 and distill.teacher_run is not None,
         "valid: either of the two above 0",
     )

@@ -79,10 +79,7 @@ def report_html(policies: Sequence[Reported], differences: Sequence[PairedDiffer
         if policy.clips:
             parts.append(f"<h2>Episodes of {html.escape(policy.label)}</h2>")
             parts.append(f'<div class="clips">{"".join(map(_clip, policy.clips))}</div>')
-    for policy in policies:
-        parts.append(f"<h2>Settings of {html.escape(policy.label)}</h2>")
-        parts.append(f"<pre>{html.escape(_facts(policy.summary))}</pre>")
-        parts.append(f"<pre>{html.escape(policy.settings)}</pre>")
+    parts += [_settings(policy.label, policy.summary, policy.settings) for policy in policies]
     return _page(title, parts)
 
 
@@ -108,10 +105,7 @@ def sweep_html(
         _plot(_sweep(swept, curves)),
         *(f"<pre>{html.escape(text)}</pre>" for text in texts),
     ]
-    for label, record, told in zip(curves, records, settings, strict=True):
-        parts.append(f"<h2>Settings of {html.escape(label)}</h2>")
-        parts.append(f"<pre>{html.escape(_facts(record))}</pre>")
-        parts.append(f"<pre>{html.escape(told)}</pre>")
+    parts += map(_settings, curves, records, settings)
     return _page(title, parts)
 
 
@@ -148,6 +142,11 @@ def _table(policies: Sequence[Reported], differences: Sequence[PairedDifference]
 
 def _row(label: str, cells: Sequence[str]) -> str:
     return f"<tr><td>{html.escape(label)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def _settings(label: str, summary: dict[str, Any], settings: str) -> str:
+    texts = "".join(f"<pre>{html.escape(text)}</pre>" for text in (_facts(summary), settings))
+    return f"<h2>Settings of {html.escape(label)}</h2>{texts}"
 
 
 def _facts(summary: dict[str, Any]) -> str:
