@@ -258,7 +258,8 @@ def _sweep(swept: SweptFactor, curves: Mapping[str, list[SweepPoint]]) -> go.Fig
             hovertemplate="%{x:.4g}: %{y:.1f} %, %{customdata[0]} of %{customdata[1]}"
             "<extra></extra>",
         )
-    figure.add_vrect(x0=factor.low, x1=factor.high, fillcolor="#ddd", opacity=0.4, line_width=0)
+    trained = {"fillcolor": "#ddd", "opacity": 0.4, "line_width": 0, "layer": "below"}
+    figure.add_vrect(x0=factor.low, x1=factor.high, **trained)
     figure.add_hline(y=100 * HOLDS, line_dash="dot", line_color="#888")
     if factor.distribution == "log_uniform":
         values = sorted({point.value for points in curves.values() for point in points})
