@@ -1,7 +1,7 @@
 """Averages the weights of policies: `python -m visuomotor.average policies=a,b out=runs/mean`.
 
 For policies that come from one another, or from one ancestor: their mean can do better than any of
-them ("model soups", Wortsman et al. 2022; clearing_blocks in docs/results.md).
+them ("model soups", Wortsman et al. 2022; clearing_blocks in docs/findings.md).
 Of policies that were trained apart the mean is no policy. Writes a run folder, to be evaluated,
 exported, or trained on from (`start_from=`); which it does better by, `evaluate` has to say.
 """

@@ -202,7 +202,7 @@ class CloningConfig:
     learning_rate: float = 1e-3
     # Whether a clone sees how fast arm and props move. One that does goes on with what it is doing,
     # and stands still where it is held up: after 0.2 M steps stacking's student had 30 % with, 63 %
-    # without; but pouring's learned more with: docs/results.md, "Teachers that repeated their own
+    # without; but pouring's learned more with: docs/findings.md, "Teachers that repeated their own
     # pace".
     sees_velocities: bool = False
     weight: float = 0.2  # of a teacher's cloning term in the loss at the start of the run ...
@@ -277,7 +277,7 @@ class DistillConfig:
     finetune_noise: float = 0.3
     # Of the teacher's labels, which hold the student to what it does well. Without them, at half
     # the noise, clearing_blocks' fell from 91 to 64 % within 0.12 M steps; with them it held for
-    # 0.24 M and then fell as well (docs/results.md).
+    # 0.24 M and then fell as well (docs/findings.md).
     finetune_label_weight: float = 0.01
 
     @property

@@ -127,7 +127,7 @@ class _Mapped(nn.Module):
 # What the policy reads of an image: the CNN's features, what the heads make of them, or both.
 READS = ("both", "located", "features")
 
-# How well each finds a block in appearances that it has not seen: docs/results.md.
+# How well each finds a block in appearances that it has not seen: docs/findings.md.
 ENCODERS = {"compact": _compact, "keypoints": _keypoints, "flat": _flat}
 # Those that need a View: channels of their first convolution and of the others.
 MAPPED = {"maps": (16, 48), "wide_maps": (24, 64)}
