@@ -75,6 +75,10 @@ def test_a_factor_of_ones_own_is_drawn_applied_and_told(registry):
             {"bounds": (0.0, 2.0), "distribution": "log_uniform"},
             r"bounds=\(0.0, 2.0\); a log_uniform range is above 0",
         ),
+        (
+            {"bounds": (0.2, 1.7), "distribution": "integer"},
+            r"bounds=\(0.2, 1.7\), neutral=1.0; an integer range is of whole numbers",
+        ),
     ],
 )
 def test_a_factor_that_makes_no_sense_is_refused(registry, settings, told):
@@ -92,6 +96,18 @@ def test_a_name_is_taken_once(registry):
     register_factor("hue", **mine)(_table_friction)
     with pytest.raises(UserError, match="'hue' is there already"):
         make_env(CONFIG, num_envs=1, render=False)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ends"),
+    [(1.1, 1.4, (1.4, 1.8)), (0.6, 0.9, (0.2, 0.6)), (1.0, 1.4, (1.4, 1.8))],
+)
+def test_beyond_a_range_that_leaves_neutral_out_is_never_within_it(
+    low: float, high: float, ends: tuple[float, float]
+) -> None:
+    drawn = [beyond(Factor("gain", low, high, 1.0), u / 10) for u in range(10)]
+    assert min(drawn) >= ends[0] - 1e-9 and max(drawn) <= ends[1] + 1e-9
+    assert max(drawn) - min(drawn) > 0.8 * (ends[1] - ends[0])
 
 
 def test_beyond_is_past_the_range_and_within_what_a_world_can_have() -> None:

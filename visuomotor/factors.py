@@ -17,6 +17,22 @@ from torch import Tensor
 from visuomotor.errors import UserError
 
 DISTRIBUTIONS = ("uniform", "log_uniform", "integer")
+# Of the package's groups; a scale or a share has none.
+UNITS = {
+    "camera_pos": "m",
+    "camera_rotation": "degrees",
+    "camera_fovy": "degrees",
+    "num_lights": "lights",
+    "light_pos": "m",
+    "light_direction": "degrees",
+    "texture": "texture's number",
+    "hue": "turns",
+    "pixel_noise": "of 255",
+    "gravity_tilt": "degrees",
+    "camera_delay": "control steps",
+    "action_delay": "control steps",
+    "proprio_noise": "rad, rad/s",
+}
 _Apply = TypeVar("_Apply", bound=Callable[[mujoco.MjModel, Tensor, Tensor], None])
 
 
@@ -28,6 +44,7 @@ class Factor:
     ends of the range are neutral + s * (end - neutral) (for log_uniform in the logarithm; for
     integer the nearest whole number), so that strength 0 gives `neutral` exactly.
     least, most: what a world can have; no sweep and no held-out world goes beyond.
+    unit: for axes and tables; empty: a scale, a share or a probability.
     """
 
     name: str
@@ -37,6 +54,7 @@ class Factor:
     distribution: str = "uniform"
     least: float = -math.inf
     most: float = math.inf
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,6 +67,7 @@ class OwnFactor:
     high: float
     neutral: float
     distribution: str
+    unit: str
     field: str
     apply: Callable[[mujoco.MjModel, Tensor, Tensor], None]
 
@@ -64,6 +83,7 @@ def register_factor(
     neutral: float,
     distribution: str = "uniform",
     parts: tuple[str, ...] = (),
+    unit: str = "",
 ) -> Callable[[_Apply], _Apply]:
     """Decorator that makes a function a factor of every environment that is built from then on.
 
@@ -76,8 +96,8 @@ def register_factor(
         def table_friction(model, field, values):
             field[:, model.geom("table").id, 0] *= values[:, 0]
 
-    field: of the MjModel, or "opt.gravity". Raises UserError where the name is taken, or a range
-    does not hold the neutral value.
+    field: of the MjModel, or "opt.gravity". unit: for axes and tables. Raises UserError where the
+    name is taken, or a range does not hold the neutral value or does not suit the distribution.
     """
     if not bounds[0] <= neutral <= bounds[1]:
         raise UserError(f"factor '{group}': bounds={bounds} do not hold neutral={neutral}")
@@ -87,12 +107,17 @@ def register_factor(
         )
     if distribution == "log_uniform" and bounds[0] <= 0.0:
         raise UserError(f"factor '{group}': bounds={bounds}; a log_uniform range is above 0")
+    if distribution == "integer" and any(end != int(end) for end in (*bounds, neutral)):
+        raise UserError(
+            f"factor '{group}': bounds={bounds}, neutral={neutral}; an integer range is of whole "
+            "numbers"
+        )
 
     def add(function: _Apply) -> _Apply:
         present = OWN.get(group)
         if present is not None and present.apply.__qualname__ != function.__qualname__:
             raise UserError(f"a factor '{group}' is registered already; give yours another name")
-        own = OwnFactor(group, parts, *bounds, neutral, distribution, field, function)
+        own = OwnFactor(group, parts, *bounds, neutral, distribution, unit, field, function)
         OWN[group] = own
         return function
 
@@ -131,15 +156,17 @@ class Distributions:
 
 
 def beyond(factor: Factor, uniform: float) -> float:
-    """uniform in [0, 1) -> a value outside of the range, as far as a world can have it; neutral
-    where there is no range. Whole numbers: one more than the highest."""
+    """uniform in [0, 1) -> a value outside of the range: on a side where the range leaves the
+    neutral value, from its end to twice as far, as far as a world can have it; neutral where there
+    is no range. Whole numbers: one more than the highest."""
     if factor.distribution == "integer":
         return min(factor.high + 1.0, factor.most)
     logarithmic = factor.distribution == "log_uniform"
     low, centre, high = (
         float(np.log(v)) if logarithmic else v for v in (factor.low, factor.neutral, factor.high)
     )
-    reaches = [end - centre for end in (low, high) if end != centre]
+    # An end on the other end's side of neutral has the range itself beyond it.
+    reaches = [reach for reach in (min(low - centre, 0.0), max(high - centre, 0.0)) if reach != 0.0]
     if not reaches:
         return factor.neutral
     side = min(int(uniform * len(reaches)), len(reaches) - 1)
