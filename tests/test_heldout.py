@@ -164,6 +164,20 @@ def test_several_rays_a_pixel_are_their_mean() -> None:
     torch.testing.assert_close(one.float(), mean, atol=0.5, rtol=0.0)
 
 
+def test_antialiasing_averages_sixteen_rays_a_pixel() -> None:
+    env, plain = (
+        _env(*names, render=True, num_envs=2) for names in (("antialiasing",), ("camera",))
+    )
+    assert env.camera is not None and plain.camera is not None
+    assert isinstance(plain.camera.caster, RayCaster)
+    larger = replace(CONFIG.camera, height=4 * CONFIG.camera.height, width=4 * CONFIG.camera.width)
+    ids = torch.tensor([0, 1])
+    seen = env.camera.caster.render(ids).float()
+    many = RayCaster(env.sim, larger, env.sim.fields).render(ids).float()
+    mean = many.view(2, 3, CONFIG.camera.height, 4, CONFIG.camera.width, 4).mean(dim=(3, 5))
+    torch.testing.assert_close(seen, mean, atol=0.5, rtol=0.0)
+
+
 def test_physics_has_half_the_timestep_and_another_solver(trained: VisuomotorEnv) -> None:
     model, ours = _env("physics", num_envs=2).sim.model, trained.sim.model
     assert model.opt.timestep == ours.opt.timestep / 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import cv2
 import mujoco
@@ -29,10 +30,12 @@ class Change:
 
     beyond: groups of factors that are drawn outside of their training range, from its ends to twice
     as far from the neutral value; delays are one step longer than the longest.
+    samples: rays of a pixel, along each side, where the ray-caster draws.
     """
 
     tells: str
     beyond: tuple[str, ...] = ()
+    samples: int = 1
     config: Callable[[Config], Config] | None = None
     spec: Callable[[mujoco.MjSpec], None] | None = None
 
@@ -119,6 +122,9 @@ CHANGES: dict[str, Change] = {
         "shadows and four rays a pixel",
         config=_shadows,
     ),
+    "antialiasing": Change(
+        "an image of 256x256 averaged down, as a real camera's is: smooth edges", samples=4
+    ),
     "textures": Change("rings, bricks, dots and cracks on all surfaces", spec=_other_textures),
     "distractors": Change("four objects around the workspace", spec=_distractors),
     "camera": Change(
@@ -178,7 +184,10 @@ class HeldOut:
     @property
     def make_caster(self) -> MakeCaster:
         """What draws."""
-        return RayCaster if self.renderer is None else RENDERERS[self.renderer]
+        if self.renderer is not None:
+            return RENDERERS[self.renderer]
+        samples = max((change.samples for change in self._changes), default=1)
+        return RayCaster if samples == 1 else partial(Supersampled, samples=samples)
 
     @property
     def beyond(self) -> tuple[str, ...]:
