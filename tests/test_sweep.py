@@ -6,19 +6,30 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
+import visuomotor.evaluate
 from tests.runs import CPU, assert_refused, small_run, write_run
 from visuomotor.cli import run_command
 from visuomotor.errors import UserError
 from visuomotor.evaluate import evaluate
-from visuomotor.evaluation import evaluation_env
+from visuomotor.evaluation import evaluation_env, run_episodes
 from visuomotor.randomization import Factor, Randomizer
-from visuomotor.sweep import SweepPoint, grid, holding_range, swept_factor
+from visuomotor.sweep import (
+    SweepPoint,
+    SweptFactor,
+    given_values,
+    grid,
+    holding_range,
+    sweep_record,
+    sweep_text,
+    swept_factor,
+)
 
 CONFIG = small_run(episode_steps=4)
 
@@ -55,6 +66,10 @@ def test_grids_reach_beyond_training_on_both_sides() -> None:
     assert one_sided[0] == 0.0 and one_sided[-1] == 0.02
     assert grid(Factor("camera_delay", 0, 2, 0, "integer")) == [0, 1, 2, 3, 4]
     assert grid(Factor("num_lights", 1, 3, 3, "integer", 1, 3)) == [1, 2, 3]
+    # The neutral value is among them, to the last digit and where training leaves it out.
+    assert grid(Factor("camera_delay", 2, 3, 0, "integer", 0)) == [0, 1, 2, 3, 4, 5]
+    assert grid(Factor("num_lights", 1, 2, 3, "integer", 1, 3)) == [1, 2, 3]
+    assert 0.12345678 in grid(Factor("own", 0.1, 0.2, 0.12345678, "log_uniform"))
     # As far as a world can go.
     assert grid(Factor("drop", 0.0, 0.8, 0.0, least=0.0, most=1.0))[-1] == 1.0
     assert grid(Factor("friction", 0.4, 1.6, 1.0, least=0.0))[0] == 0.0
@@ -74,6 +89,27 @@ def test_the_range_that_holds_has_no_gap_and_holds_the_neutral_value() -> None:
     many = [SweepPoint(float(value), 200, successes) for value, successes in enumerate((190, 182))]
     assert holding_range(many, neutral=0.0) == (0.0, 1.0)
     assert holding_range(many, neutral=0.0, certain=True) == (0.0, 0.0)
+
+
+def test_nothing_is_certified_around_a_neutral_value_that_was_not_measured() -> None:
+    swept = SweptFactor("mass", Factor("mass", 0.5, 2.0, 1.0, "log_uniform"))
+    around = [SweepPoint(0.2, 200, 200), SweepPoint(5.0, 200, 200)]
+    for certain in (False, True):
+        assert holding_range(around, neutral=1.0, certain=certain) is None
+    assert sweep_record(swept, around)["holding_range"] is None
+    told = sweep_text("policy", swept, around)
+    assert told.endswith("no range: 1 was not measured") and "90 %" not in told
+    assert given_values("5,0.2", swept, 100) == [0.2, 1.0, 5.0]
+
+
+def test_a_sweep_that_is_not_complete_has_no_range() -> None:
+    swept = SweptFactor("mass", Factor("mass", 0.5, 2.0, 1.0, "log_uniform"))
+    points = [SweepPoint(1.0, 200, 200), SweepPoint(2.0, 200, 200)]
+    part, whole = (sweep_record(swept, points, complete) for complete in (False, True))
+    ranges = ("complete", "holding_range", "certain_range")
+    assert [part[name] for name in ranges] == [False, None, None]
+    assert [whole[name] for name in ranges] == [True, (1.0, 2.0), (1.0, 2.0)]
+    assert part["points"] == whole["points"]
 
 
 def test_a_pinned_factor_has_its_value_everywhere_and_the_others_are_as_they_were() -> None:
@@ -144,20 +180,48 @@ def test_a_sweep_is_kept_as_table_record_and_picture(
     assert (record["factor"], record["trained_from"], record["trained_to"]) == (
         *("prop_friction", 0.7, 1.3),
     )
-    assert [point["value"] for point in record["points"]] == [0.5, 2.0]
+    assert [point["value"] for point in record["points"]] == [0.5, 1.0, 2.0]  # the neutral one too
+    assert record["complete"]
     assert record["holding_range"] is None  # an untrained policy holds nowhere
     with (out / "run-2/sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["value"], row["episodes"]) for row in rows] == [("0.5", "2"), ("2.0", "2")]
+    assert [row["value"] for row in rows] == ["0.5", "1.0", "2.0"]
+    assert [row["episodes"] for row in rows] == ["2", "2", "2"]
     assert cv2.imread(str(out / "sweep.png")).std() > 5
     page = (out / "report.html").read_text()
     assert "lifting, prop_friction alone, 2 episodes a value, seed 0" in page
-    assert '"x":[0.5,2.0]' in page  # its plot
+    assert '"x":[0.5,1.0,2.0]' in page  # its plot
     assert page.count("success is below 90 % even at 1") == 2  # each policy's certificate
     assert page.count("episode_steps: 4") == 2  # settings
     said = capsys.readouterr().out
     assert "beyond training" in said and "success is below 90 % even at 1" in said
     assert {entry.name for entry in run.iterdir()} == before
+
+
+@pytest.mark.parametrize("done", [0, 2, 4])
+def test_a_sweep_that_is_cut_short_keeps_what_it_measured_and_claims_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: int
+) -> None:
+    """done: values; each of two policies has three."""
+    calls = iter(range(9))
+
+    def cut(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == done:
+            raise KeyboardInterrupt
+        return run_episodes(*arguments, **options)
+
+    monkeypatch.setattr(visuomotor.evaluate, "run_episodes", cut)
+    given = [f"policy={run},{run}", "sims=sweep:friction", "values=2,0.5", "episodes=1"]
+    with pytest.raises(KeyboardInterrupt):
+        evaluate([*given, "device=cpu", f"out={tmp_path}"])
+    labels = {0: [], 2: ["run"], 4: ["run", "run-2"]}[done]
+    assert {entry.name for entry in tmp_path.iterdir()} == set(labels)
+    for label, measured in zip(labels, {2: [2], 4: [3, 1]}.get(done, []), strict=True):
+        record = json.loads((tmp_path / label / "sweep.json").read_text())
+        assert record["complete"] == (measured == 3)
+        assert record["holding_range"] is None and record["certain_range"] is None
+        assert len(record["points"]) == measured
+        assert len((tmp_path / label / "sweep.csv").read_text().splitlines()) == 1 + measured
 
 
 @pytest.mark.parametrize(

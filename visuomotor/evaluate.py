@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -43,7 +42,7 @@ from visuomotor.evaluation import (
     write_json,
 )
 from visuomotor.factor_effects import effects_csv, told
-from visuomotor.heldout import DELAYS, HeldOut, HeldOutOptions, held_out
+from visuomotor.heldout import HeldOut, HeldOutOptions, held_out
 from visuomotor.overrides import parse_overrides, to_yaml
 from visuomotor.policy_files import LoadedPolicy, load_evaluated_policy, training_curve
 from visuomotor.real_camera import calibrated
@@ -51,7 +50,7 @@ from visuomotor.runtime.files import EVALUATION
 from visuomotor.sweep import (
     PREFIX,
     SweepPoint,
-    SweptFactor,
+    given_values,
     grid,
     sweep_csv,
     sweep_png,
@@ -73,7 +72,8 @@ class EvaluateConfig:
     # sweep:<factor>: that one varies and the others are nominal.
     sims: str = "randomized"
     heldout: HeldOutOptions = field(default_factory=HeldOutOptions)
-    values: str | None = None  # of a swept factor, with commas between; None: beyond its range
+    # Of a swept factor, with commas between, and its neutral one is added; None: beyond its range.
+    values: str | None = None
     episodes: int = 200
     seed: int = 0
     # Folder for evaluation.json, episodes.csv and video. None: evaluations/<sims>-seed<seed> in a
@@ -299,13 +299,12 @@ def _sweep(
     if options.values is None:
         values = grid(swept.factor)
     else:
-        values = _values(options.values, swept, probe.episode_steps)
+        values = given_values(options.values, swept, probe.episode_steps)
     folder = _folder(options, loaded, labels, configs[0].task)
     curves: dict[str, list[SweepPoint]] = {label: [] for label in labels}
     records, settings = [], []
     for name, label, one, config in zip(names, labels, loaded, configs, strict=True):
         place = folder / label if len(labels) > 1 else folder
-        place.mkdir(parents=True, exist_ok=True)
         table, points = "", curves[label]
         for value in values:
             env = _world(config, options, device, pinned={swept.name: value})
@@ -316,7 +315,9 @@ def _sweep(
             table += rows if table == "" else rows.partition("\n")[2]
             facts = {"task": config.task, "policy": name, "seed": options.seed}
             facts |= {"episode_steps": env.episode_steps, **_how(one, env, None, device)}
-            record = {**facts, **sweep_record(swept, points), **measured_by()}
+            complete = len(points) == len(values)
+            record = {**facts, **sweep_record(swept, points, complete), **measured_by()}
+            place.mkdir(parents=True, exist_ok=True)
             write_atomic(place / "episodes.csv", table.encode())
             write_atomic(place / "sweep.csv", sweep_csv(points).encode())
             write_json(place / "sweep.json", record)
@@ -330,37 +331,6 @@ def _sweep(
         write_atomic(folder / REPORT, sweep_html(swept, curves, records, settings).encode())
     print(f"{options.episodes} episodes each, seed {options.seed}; written to {folder}")
     return 0
-
-
-def _values(text: str, swept: SweptFactor, episode_steps: int) -> list[float]:
-    """`values=` as numbers in order. Raises UserError for what no world can have."""
-    whole = swept.factor.distribution == "integer"
-    kind = "whole numbers from 0 on" if whole else "numbers"
-    if swept.factor.least == 0.0 and not whole:
-        kind = "numbers from 0 on"
-    scales = swept.factor.neutral == 1.0
-    if scales:
-        kind = "numbers above 0: the factor is a scale"
-    try:
-        values = sorted({float(part) for part in text.split(",")})
-    except ValueError:
-        values = []
-    good = values and all(math.isfinite(value) for value in values)
-    if whole:
-        good = good and all(value >= 0 and value == int(value) for value in values)
-    if scales:
-        good = good and values[0] > 0.0
-    least, most = swept.factor.least, swept.factor.most
-    if swept.name in DELAYS:  # beyond that nothing would come
-        most = min(most, episode_steps - 1)
-    if whole and most < math.inf:
-        kind = f"whole numbers from {least:g} to {most:g}"
-    elif most < math.inf:
-        kind = f"numbers from {least:g} to {most:g}"
-    good = good and least <= values[0] and values[-1] <= most
-    if not good:
-        raise UserError(f"values={text} for {swept.name}; give {kind}, with commas between")
-    return values
 
 
 def _folder(

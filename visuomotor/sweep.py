@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from visuomotor.errors import UserError, did_you_mean
+from visuomotor.heldout import DELAYS
 from visuomotor.randomization import Factor, Randomizer
 from visuomotor.statistics import wilson_interval
 
@@ -63,7 +65,8 @@ def swept_factor(randomizer: Randomizer, name: str) -> SweptFactor:
 
 
 def grid(factor: Factor) -> list[float]:
-    """Values from BEYOND times the training range below the neutral value to as far above it.
+    """Values from BEYOND times the training range below the neutral value to as far above it, in
+    order; the neutral one exactly, the others to six digits.
 
     Raises UserError where the factor has no range in training, and nothing to go beyond.
     """
@@ -76,7 +79,8 @@ def grid(factor: Factor) -> list[float]:
             f"values={factor.neutral:g},{factor.neutral + 1:g}"
         )
     if factor.distribution == "integer":
-        return [float(v) for v in np.arange(low, min(high + 2, factor.most) + 1)]
+        last = max(min(high + 2, factor.most), centre)
+        return [float(v) for v in np.arange(min(low, centre), last + 1)]
     values = {low, centre, high}
     for end in (low, high):
         values |= set(np.linspace(centre, centre + BEYOND * (end - centre), POINTS // 2 + 1))
@@ -85,23 +89,58 @@ def grid(factor: Factor) -> list[float]:
     spread = np.exp(spread) if logarithmic else spread
     # Where a world cannot go as far, to where it can.
     spread = np.unique(spread.clip(factor.least, factor.most))
-    return [float(f"{v:.6g}") for v in spread]
+    rounded = {float(f"{v:.6g}") for v in spread} - {float(f"{factor.neutral:.6g}")}
+    return sorted({*rounded, float(factor.neutral)})
+
+
+def given_values(text: str, swept: SweptFactor, episode_steps: int) -> list[float]:
+    """`values=` as numbers in order, with the neutral one among them: ranges are around it.
+
+    Raises UserError for what no world can have.
+    """
+    whole = swept.factor.distribution == "integer"
+    kind = "whole numbers from 0 on" if whole else "numbers"
+    if swept.factor.least == 0.0 and not whole:
+        kind = "numbers from 0 on"
+    scales = swept.factor.neutral == 1.0
+    if scales:
+        kind = "numbers above 0: the factor is a scale"
+    try:
+        values = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        values = []
+    good = values and all(math.isfinite(value) for value in values)
+    if whole:
+        good = good and all(value >= 0 and value == int(value) for value in values)
+    if scales:
+        good = good and values[0] > 0.0
+    least, most = swept.factor.least, swept.factor.most
+    if swept.name in DELAYS:  # beyond that nothing would come
+        most = min(most, episode_steps - 1)
+    if whole and most < math.inf:
+        kind = f"whole numbers from {least:g} to {most:g}"
+    elif most < math.inf:
+        kind = f"numbers from {least:g} to {most:g}"
+    good = good and least <= values[0] and values[-1] <= most
+    if not good:
+        raise UserError(f"values={text} for {swept.name}; give {kind}, with commas between")
+    return sorted({*values, float(swept.factor.neutral)})
 
 
 def holding_range(
     points: list[SweepPoint], neutral: float, certain: bool = False
 ) -> tuple[float, float] | None:
     """The values around the neutral one, without a gap, at which success is HOLDS or more; None if
-    it is not even there.
+    it is not even there, or was not measured there.
 
     certain: at which the lower end of its 95 % interval is.
     """
     ordered = sorted(points, key=lambda point: point.value)
     holds = [(p.interval[0] if certain else p.rate) >= HOLDS for p in ordered]
-    middle = int(np.argmin([abs(point.value - neutral) for point in ordered]))
-    if not holds[middle]:
+    values = [point.value for point in ordered]
+    if neutral not in values or not holds[values.index(neutral)]:
         return None
-    low = high = middle
+    low = high = values.index(neutral)
     while low > 0 and holds[low - 1]:
         low -= 1
     while high < len(ordered) - 1 and holds[high + 1]:
@@ -109,17 +148,27 @@ def holding_range(
     return ordered[low].value, ordered[high].value
 
 
-def sweep_record(swept: SweptFactor, points: list[SweepPoint]) -> dict[str, Any]:
-    """What `sweep.json` says beside the facts of the evaluation."""
+def sweep_record(
+    swept: SweptFactor, points: list[SweepPoint], complete: bool = True
+) -> dict[str, Any]:
+    """What `sweep.json` says beside the facts of the evaluation.
+
+    complete: every value is measured; before, there are no ranges.
+    """
     factor = swept.factor
+    holds, surely = (
+        holding_range(points, factor.neutral, certain) if complete else None
+        for certain in (False, True)
+    )
     return {
         "factor": swept.name,
         "trained_from": factor.low,
         "trained_to": factor.high,
         "neutral": factor.neutral,
         "holds_at": HOLDS,
-        "holding_range": holding_range(points, factor.neutral),
-        "certain_range": holding_range(points, factor.neutral, certain=True),
+        "complete": complete,
+        "holding_range": holds,
+        "certain_range": surely,
         "points": [
             {
                 "value": point.value,
@@ -146,7 +195,7 @@ def sweep_csv(points: list[SweepPoint]) -> str:
 
 
 def sweep_text(label: str, swept: SweptFactor, points: list[SweepPoint]) -> str:
-    """A line for each value, and what they come to."""
+    """A line for each value, and what they come to; no range without the neutral value."""
     factor = swept.factor
     lines = [f"{label}, {swept.name} (trained from {factor.low:g} to {factor.high:g}):"]
     for point in points:
@@ -157,6 +206,8 @@ def sweep_text(label: str, swept: SweptFactor, points: list[SweepPoint]) -> str:
             f"{100 * low:.1f} to {100 * high:.1f}{inside}"
         )
     values = [point.value for point in points]
+    if factor.neutral not in values:
+        return "\n".join([*lines, f"  no range: {factor.neutral:g} was not measured"])
     for told, certain in (("success", False), ("the lower end of its interval", True)):
         holds = holding_range(points, factor.neutral, certain)
         if holds is None:
