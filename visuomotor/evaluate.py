@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from visuomotor.cache import check_writable
 from visuomotor.checkpoint import write_atomic
 from visuomotor.cli import resolve_device, run_command
 from visuomotor.clips import WIDE, Seen
@@ -41,6 +40,16 @@ from visuomotor.evaluation import (
     write_evaluation,
     write_json,
 )
+from visuomotor.evaluation_folder import (
+    COMPARISON,
+    EPISODES,
+    FACTORS,
+    REPORT,
+    SWEEP,
+    SWEEP_PLOT,
+    SWEEP_TABLE,
+    EvaluationFolder,
+)
 from visuomotor.factor_effects import effects_csv, told
 from visuomotor.heldout import HeldOut, HeldOutOptions, held_out
 from visuomotor.overrides import parse_overrides, to_yaml
@@ -58,10 +67,9 @@ from visuomotor.sweep import (
     sweep_text,
     swept_factor,
 )
-from visuomotor.video import FILM, Clip
+from visuomotor.video import Clip
 
 SIMS = ("nominal", "randomized", "heldout")
-REPORT = "report.html"
 OnStep = Callable[[int, Observation], None]
 
 
@@ -304,7 +312,6 @@ def _sweep(
     curves: dict[str, list[SweepPoint]] = {label: [] for label in labels}
     records, settings = [], []
     for name, label, one, config in zip(names, labels, loaded, configs, strict=True):
-        place = folder / label if len(labels) > 1 else folder
         table, points = "", curves[label]
         for value in values:
             env = _world(config, options, device, pinned={swept.name: value})
@@ -316,26 +323,27 @@ def _sweep(
             facts = {"task": config.task, "policy": name, "seed": options.seed}
             facts |= {"episode_steps": env.episode_steps, **_how(one, env, None, device)}
             complete = len(points) == len(values)
-            record = {**facts, **sweep_record(swept, points, complete), **measured_by()}
-            place.mkdir(parents=True, exist_ok=True)
-            write_atomic(place / "episodes.csv", table.encode())
-            write_atomic(place / "sweep.csv", sweep_csv(points).encode())
-            write_json(place / "sweep.json", record)
-        records.append(record)
+            facts |= {**sweep_record(swept, points, complete), **folder.facts, **measured_by()}
+            place = folder.of(label)
+            write_atomic(place / EPISODES, table.encode())
+            write_atomic(place / SWEEP_TABLE, sweep_csv(points).encode())
+            write_json(place / SWEEP, facts)
+        records.append(facts)
         settings.append(to_yaml(env.config))
         print(sweep_text(label, swept, points))
-    write_atomic(folder / "sweep.png", sweep_png(swept, curves))
+    write_atomic(folder.path / SWEEP_PLOT, sweep_png(swept, curves))
     if options.report:
         from visuomotor.report import sweep_html  # Plotly takes a while to import
 
-        write_atomic(folder / REPORT, sweep_html(swept, curves, records, settings).encode())
-    print(f"{options.episodes} episodes each, seed {options.seed}; written to {folder}")
+        page = sweep_html(swept, curves, records, settings)
+        write_atomic(folder.path / REPORT, page.encode())
+    print(f"{options.episodes} episodes each, seed {options.seed}; written to {folder.path}")
     return 0
 
 
 def _folder(
     options: EvaluateConfig, loaded: list[LoadedPolicy], labels: list[str], task: str
-) -> Path:
+) -> EvaluationFolder:
     """Where everything is written. Raises UserError, before any work, where it cannot be."""
     changes = "" if options.heldout.only is None else f"-{options.heldout.only}"
     worlds = f"{options.sims}{changes}".replace(":", "-").replace("/", "-").replace(",", "-")
@@ -349,17 +357,13 @@ def _folder(
         folder = run / "evaluations" / stem
     else:
         folder = Path("evaluations") / f"{labels[0]}-{stem}"
-    check_writable(folder / EVALUATION, "give a folder that can be written: out=...")
-    return folder
+    return EvaluationFolder(folder, labels)
 
 
 def _write(judged: Judged, folder: Path, rate: float) -> None:
     """The numbers first; a film that cannot be made costs nothing but itself."""
     outcome = judged.outcome
-    folder.mkdir(parents=True, exist_ok=True)
-    for older in (*FILM, REPORT):  # of other episodes
-        (folder / older).unlink(missing_ok=True)
-    write_atomic(folder / "factors.csv", effects_csv(outcome.effects).encode())
+    write_atomic(folder / FACTORS, effects_csv(outcome.effects).encode())
     write_evaluation(folder, outcome.episodes, outcome.summary)
     if judged.film is not None:
         try:
@@ -419,19 +423,19 @@ def evaluate(argv: list[str]) -> int:
     judged = []
     for name, label, one, config in zip(names, labels, loaded, configs, strict=True):
         judged.append(_judge(name, label, one, config, options, device))
-        place = folder / label if len(names) > 1 else folder
-        _write(judged[-1], place, rate)
         summary = judged[-1].outcome.summary
+        summary |= folder.facts
+        _write(judged[-1], folder.of(label), rate)
         # Of several, all are judged in the first one's worlds.
         alone = len(names) == 1 and options.out is None
         if alone and one.run is not None and _backs(summary, one.run / EVALUATION):
             write_json(one.run / EVALUATION, summary)
     outcomes = [one.outcome for one in judged]
     if len(judged) > 1:
-        write_json(folder / "comparison.json", comparison(outcomes))
+        write_json(folder.path / COMPARISON, comparison(outcomes))
     if options.report:
-        _report(folder, judged, curves)
-    written = f"; written to {folder}"
+        _report(folder.path, judged, curves)
+    written = f"; written to {folder.path}"
     if len(judged) > 1:
         print(f"{task} {options.sims} seed={options.seed}, {options.episodes} episodes{written}")
         print(table(outcomes))

@@ -180,6 +180,11 @@ def find_policy(policy: str) -> Path:
     )
 
 
+def is_policys_folder(folder: Path) -> bool:
+    """Whether it is a run's or a bundle's, be it a damaged one."""
+    return any((folder / name).exists() for name in (CONFIG, CHECKPOINTS, MANIFEST))
+
+
 def curve_csv(metrics: Path) -> str:
     """metrics.jsonl -> the table of CURVE_COLUMNS, one row an update; cells may be empty.
 
