@@ -104,14 +104,14 @@ def test_runs_bundles_and_shipped_policies_meet_the_same_episodes(
     assert differ and differ <= set(OUTCOMES)  # they act, each in its own way
 
 
-def test_several_policies_without_a_folder_are_kept_by_task_and_seed(
+def test_several_policies_without_a_folder_are_kept_by_their_names_and_seed(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = _names(run)
     monkeypatch.chdir(tmp_path)
     arguments = [f"policy={run},{run}", "episodes=1", *BARE, "device=cpu", "seed=2"]
     assert run_command(evaluate, arguments) == 0
-    assert _names(tmp_path / "evaluations" / "lifting-randomized-seed2") == {
+    assert _names(tmp_path / "evaluations" / "run+run-2-randomized-seed2") == {
         *("run", "run-2", "comparison.json")
     }
     assert _names(run) == before

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import visuomotor.evaluate
+import visuomotor.heldout
 from tests.runs import assert_refused, small_run, write_run
 from visuomotor.cli import run_command
 from visuomotor.evaluate import evaluate
 from visuomotor.evaluation import run_episodes
-from visuomotor.evaluation_folder import BESIDE, FILES, clear
+from visuomotor.evaluation_folder import BESIDE, FILES, clear, shortened
 from visuomotor.policy_files import PRETRAINED
+from visuomotor.runtime.lens import Calibration, save_calibration
+from visuomotor.runtime.preprocessing import Lens
 
 CONFIG = small_run(episode_steps=3)
 BARE = ("episodes=1", "video=false", "report=false", "device=cpu")
@@ -148,3 +153,91 @@ def test_the_folder_of_a_run_or_a_bundle_is_no_place_for_an_evaluation(
     steps = "episode_steps=3"
     assert_refused(capsys, evaluate, [f"policy={policy}", *sims, steps, f"out={out}"], told)
     assert _contents(runs) == before and (tmp_path / "a").read_text() == "mine"
+
+
+# --- without out= -------------------------------------------------------------------------------
+
+
+def _written_to(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The folder of a command, which does no work."""
+    found: list[str] = []
+
+    class Stop(Exception):
+        pass
+
+    def note(path: Path, labels: list[str]) -> None:
+        found.append(str(path))
+        raise Stop
+
+    monkeypatch.setattr(visuomotor.evaluate, "EvaluationFolder", note)
+    with pytest.raises(Stop):
+        evaluate([*argv, "device=cpu", "report=false"])
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ([], "randomized-seed0"),
+        (["sims=nominal", "seed=3"], "nominal-seed3"),
+        (["strength=1"], "randomized-seed0"),
+        (["strength=0.5"], "randomized-seed0-strength0.5"),
+        (["strength=0"], "randomized-seed0-strength0"),
+        (["episode_steps=3"], "randomized-seed0"),  # as trained
+        (["episode_steps=300"], "randomized-seed0-300steps"),
+        (["sims=heldout"], "heldout-seed0"),
+        (["sims=heldout", "heldout.renderer=rays"], "heldout-seed0-rays"),
+        (["sims=heldout", "heldout.renderer=classic"], "heldout-seed0"),  # as auto
+        (["sims=heldout", "heldout.only=camera, shadows"], "heldout-shadows-camera-seed0"),
+        (["sims=heldout", "heldout.only=shadows,camera,camera"], "heldout-shadows-camera-seed0"),
+        (["sims=sweep:friction"], "sweep-friction-seed0"),
+        (["sims=sweep:camera_pos/y", "episode_steps=4"], "sweep-camera_pos-y-seed0-4steps"),
+        (["sims=sweep:friction", "values=2,0.5"], "sweep-friction-seed0-values0.5_1_2"),
+        (["sims=sweep:friction", "values=0.5, 1,2"], "sweep-friction-seed0-values0.5_1_2"),
+        (
+            ["strength=0.25", "episode_steps=7", "seed=2"],
+            "randomized-seed2-strength0.25-7steps",
+        ),
+    ],
+)
+def test_a_folder_is_named_by_what_makes_its_worlds(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], name: str
+) -> None:
+    monkeypatch.setattr(visuomotor.heldout, "available", lambda: True)
+    found = _written_to([f"policy={runs / 'a'}", *arguments], monkeypatch)
+    assert found == str(runs / "a" / "evaluations" / name)
+
+
+def test_every_calibration_has_a_folder_of_its_own(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrix = np.array([[60.0, 0.0, 32.0], [0.0, 60.0, 32.0], [0.0, 0.0, 1.0]])
+    lens = Lens(64, 64, matrix, np.zeros(5), np.eye(3))
+    folders = []
+    for number, height in enumerate((0.5, 0.6, 0.5)):
+        pos, lookat = np.array([0.0, -0.6, height]), np.array([0.0, 0.0, 0.1])
+        path = tmp_path / f"{number}.yaml"
+        save_calibration(path, Calibration(lens, {}, pos, lookat, 50.0))
+        argv = [f"policy={runs / 'a'}", f"calibration={path}"]
+        folders.append(Path(_written_to(argv, monkeypatch)).name)
+    assert folders[0] == folders[2] != folders[1]  # the place counts, not the file
+    assert all(re.fullmatch("randomized-seed0-calibrated-[0-9a-f]{8}", name) for name in folders)
+
+
+def test_policies_side_by_side_are_named_together(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(*names: str) -> str:
+        policies = ",".join(name if name == "lifting" else str(runs / name) for name in names)
+        return _written_to([f"policy={policies}", "episode_steps=3"], monkeypatch)
+
+    assert found("a", "b") == "evaluations/a+b-randomized-seed0"
+    assert found("a", "a", "lifting") == "evaluations/a+a-2+lifting-randomized-seed0"
+    assert found("lifting") == "evaluations/lifting-randomized-seed0-3steps"
+
+
+def test_long_names_are_cut_and_stay_apart() -> None:
+    names = ["+".join(f"policy{i}" for i in range(last)) for last in (20, 21)]
+    short = [shortened(name) for name in names]
+    assert short[0] != short[1] and {len(name) for name in short} == {80}
+    assert short[0].startswith("policy0+policy1+") and shortened("a+b") == "a+b"

@@ -253,7 +253,7 @@ def test_the_evaluation_names_what_was_changed(run: Path, tmp_path: Path) -> Non
     for extra, names in (
         ([], list(CHANGES)),
         (["heldout.only=camera, latency"], None),
-        (["heldout.only=physics,distractors,physics,distractors"], ["physics", "distractors"]),
+        (["heldout.only=physics,distractors,physics,distractors"], ["distractors", "physics"]),
     ):
         arguments = [
             f"policy={run}",

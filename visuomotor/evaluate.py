@@ -25,7 +25,7 @@ from visuomotor.cli import resolve_device, run_command
 from visuomotor.clips import WIDE, Seen
 from visuomotor.comparison import Outcome, compare, comparison, table
 from visuomotor.config import Config, EnvConfig
-from visuomotor.envs import Observation, VisuomotorEnv
+from visuomotor.envs import Observation, VisuomotorEnv, make_task
 from visuomotor.errors import UserError
 from visuomotor.evaluation import (
     MAX_WORLDS,
@@ -49,9 +49,10 @@ from visuomotor.evaluation_folder import (
     SWEEP_PLOT,
     SWEEP_TABLE,
     EvaluationFolder,
+    shortened,
 )
 from visuomotor.factor_effects import effects_csv, told
-from visuomotor.heldout import HeldOut, HeldOutOptions, held_out
+from visuomotor.heldout import CHANGES, HeldOut, HeldOutOptions, held_out
 from visuomotor.overrides import parse_overrides, to_yaml
 from visuomotor.policy_files import LoadedPolicy, load_evaluated_policy, training_curve
 from visuomotor.real_camera import calibrated
@@ -86,7 +87,7 @@ class EvaluateConfig:
     seed: int = 0
     # Folder for evaluation.json, episodes.csv and video. None: evaluations/<sims>-seed<seed> in a
     # run's folder; else, from here, evaluations/<policy>-<sims>-seed<seed>, of several policies
-    # evaluations/<task>-<sims>-seed<seed>.
+    # evaluations/<policy>+<policy>-<sims>-seed<seed>. What else is not as by default stands behind.
     out: str | None = None
     device: str = "auto"
     strength: float | None = None  # of sims=randomized; None: 1
@@ -304,11 +305,11 @@ def _sweep(
     labels = _labels(names)
     probe = _world(configs[0], options, device, num_envs=1, render=False)
     swept = swept_factor(probe.randomizer, options.sims.removeprefix(PREFIX))
-    if options.values is None:
-        values = grid(swept.factor)
-    else:
-        values = given_values(options.values, swept, probe.episode_steps)
-    folder = _folder(options, loaded, labels, configs[0].task)
+    given = None
+    if options.values is not None:
+        given = given_values(options.values, swept, probe.episode_steps)
+    values = grid(swept.factor) if given is None else given
+    folder = _folder(options, loaded, labels, configs[0], given)
     curves: dict[str, list[SweepPoint]] = {label: [] for label in labels}
     records, settings = [], []
     for name, label, one, config in zip(names, labels, loaded, configs, strict=True):
@@ -342,22 +343,55 @@ def _sweep(
 
 
 def _folder(
-    options: EvaluateConfig, loaded: list[LoadedPolicy], labels: list[str], task: str
+    options: EvaluateConfig,
+    loaded: list[LoadedPolicy],
+    labels: list[str],
+    config: Config,
+    values: list[float] | None = None,
 ) -> EvaluationFolder:
-    """Where everything is written. Raises UserError, before any work, where it cannot be."""
-    changes = "" if options.heldout.only is None else f"-{options.heldout.only}"
-    worlds = f"{options.sims}{changes}".replace(":", "-").replace("/", "-").replace(",", "-")
-    stem = f"{worlds}-seed{options.seed}"
+    """Where everything is written. Raises UserError, before any work, where it cannot be.
+
+    config: of the worlds. values: of a sweep, where a user gave them.
+    """
     run = loaded[0].run
+    stem = _stem(options, loaded[0].config, config, values)
     if options.out is not None:
         folder = Path(options.out)
-    elif len(loaded) > 1:
-        folder = Path("evaluations") / f"{task}-{stem}"
-    elif run is not None:
+    elif len(loaded) == 1 and run is not None:
         folder = run / "evaluations" / stem
     else:
-        folder = Path("evaluations") / f"{labels[0]}-{stem}"
+        folder = Path("evaluations") / f"{shortened('+'.join(labels))}-{stem}"
     return EvaluationFolder(folder, labels)
+
+
+def _stem(
+    options: EvaluateConfig, trained: Config, judged: Config, values: list[float] | None
+) -> str:
+    """Of a folder's name what is behind the policy: sims, seed, and what is not as by default."""
+    parts = [options.sims.replace(":", "-").replace("/", "-")]
+    held = held_out(options.sims, options.heldout)
+    if held is not None and held.names != tuple(CHANGES):
+        parts += held.names
+    parts.append(f"seed{options.seed}")
+    if values is not None:
+        parts.append(shortened("values" + "_".join(map(_plain, values)), 40))
+    if options.strength is not None and options.strength != 1.0:
+        parts.append(f"strength{_plain(options.strength)}")
+    usual = held_out(options.sims, replace(options.heldout, renderer="auto"))
+    if held is not None and held != usual:
+        parts.append(str(held.renderer))
+    steps, own = judged.env.episode_steps, make_task(judged.task).episode_steps
+    if (steps or own) != (trained.env.episode_steps or own):
+        parts.append(f"{steps}steps")
+    if options.calibration is not None:
+        place = repr((judged.camera.pos, judged.camera.lookat, judged.camera.fovy))
+        parts.append(f"calibrated-{hashlib.sha256(place.encode()).hexdigest()[:8]}")
+    return "-".join(parts)
+
+
+def _plain(number: float) -> str:
+    """In full, and whole numbers without a point."""
+    return repr(number).removesuffix(".0")
 
 
 def _write(judged: Judged, folder: Path, rate: float) -> None:
@@ -419,7 +453,7 @@ def evaluate(argv: list[str]) -> int:
     curves = [training_curve(name) for name in names] if options.report else []
     labels, task = _labels(names), configs[0].task
     rate = 1.0 / configs[0].env.control_dt
-    folder = _folder(options, loaded, labels, task)
+    folder = _folder(options, loaded, labels, configs[0])
     judged = []
     for name, label, one, config in zip(names, labels, loaded, configs, strict=True):
         judged.append(_judge(name, label, one, config, options, device))

@@ -5,6 +5,7 @@ Knows files by their names and removes none that an evaluation does not write.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,6 +70,13 @@ class EvaluationFolder:
 
     def _place(self, label: str) -> Path:
         return self.path / label if len(self._labels) > 1 else self.path
+
+
+def shortened(name: str, most: int = 80) -> str:
+    """A name of at most so many characters; where it is cut, a digest tells it from others."""
+    if len(name) <= most:
+        return name
+    return f"{name[: most - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def clear(folder: Path) -> None:

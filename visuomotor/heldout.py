@@ -158,6 +158,7 @@ RENDERERS: dict[str, MakeCaster] = {"classic": ClassicRenderer, "rays": Supersam
 class HeldOut:
     """What is changed, put together.
 
+    names: in the order of CHANGES.
     renderer: of RENDERERS, where `shadows` are among it; None: the ray-caster, with shadows.
     """
 
@@ -214,13 +215,14 @@ def held_out(sims: str, options: HeldOutOptions) -> HeldOut | None:
         return None
     names = tuple(CHANGES)
     if options.only is not None:
-        names = tuple(dict.fromkeys(name.strip() for name in options.only.split(",")))
-    for name in names:
-        if name not in CHANGES:
-            hint = did_you_mean(name, CHANGES, most=1)
-            raise UserError(
-                f"heldout.only: there is no change '{name}'{hint}; valid: {', '.join(CHANGES)}"
-            )
+        asked = [name.strip() for name in options.only.split(",")]
+        for name in asked:
+            if name not in CHANGES:
+                hint = did_you_mean(name, CHANGES, most=1)
+                raise UserError(
+                    f"heldout.only: there is no change '{name}'{hint}; valid: {', '.join(CHANGES)}"
+                )
+        names = tuple(name for name in CHANGES if name in asked)
     return HeldOut(names, _renderer(options.renderer) if "shadows" in names else None)
 
 
