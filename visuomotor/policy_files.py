@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,7 +156,7 @@ def training_curve(policy: str) -> str | None:
     folder = find_policy(policy)
     if _is_bundle(folder):
         _, files = _read_bundle(folder)
-        return files[CURVE].decode() if CURVE in files else None
+        return _bundle_curve(folder / CURVE, files[CURVE]) if CURVE in files else None
     metrics = folder / "metrics.jsonl"
     return curve_csv(metrics) if metrics.is_file() else None
 
@@ -188,18 +189,70 @@ def is_policys_folder(folder: Path) -> bool:
 def curve_csv(metrics: Path) -> str:
     """metrics.jsonl -> the table of CURVE_COLUMNS, one row an update; cells may be empty.
 
-    Raises UserError naming the first line that cannot be read.
+    A last line that is only half written is left out: the run goes on, or was killed. Raises
+    UserError naming the first line that cannot be read, or whose numbers are none.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CURVE_COLUMNS)
-    for number, line in enumerate(metrics.read_text().splitlines(), start=1):
+    for number, line in enumerate(metrics.read_bytes().splitlines(keepends=True), start=1):
         try:
-            row = json.loads(line)
-        except ValueError as error:
+            row = json.loads(line.decode())
+        except (ValueError, RecursionError) as error:
+            if not line.endswith((b"\n", b"\r")):
+                break
             raise UserError(f"{metrics}, line {number}: {error}") from error
-        writer.writerow([row.get(column, "") for column in CURVE_COLUMNS])
+        if not isinstance(row, dict):
+            raise UserError(f"{metrics}, line {number}: expected an object, got {line!r:.60}")
+        cells = {column: row.get(column) for column in CURVE_COLUMNS}
+        _check_row(cells, f"{metrics}, line {number}")
+        writer.writerow(cells.values())
     return out.getvalue()
+
+
+def _bundle_curve(path: Path, content: bytes) -> str:
+    """Of a bundle's curve.csv. Raises UserError as `curve_csv`."""
+    try:
+        text = content.decode()
+        for number, row in enumerate(csv.DictReader(io.StringIO(text), strict=True), start=2):
+            cells: dict[str, Any] = {column: row.get(column) for column in CURVE_COLUMNS}
+            for name, cell in cells.items():
+                if name != "phase":
+                    cells[name] = None if cell in ("", None) else _number(cell)
+            _check_row(cells, f"{path}, line {number}")
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is no table: {error}") from error
+    return text
+
+
+def _number(cell: str) -> float | str:
+    """As far as it is one."""
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
+
+
+def _check_row(cells: dict[str, Any], place: str) -> None:
+    """Raises UserError unless `phase` is a word and all else a finite number, or empty; what is
+    drawn is drawn over env_steps."""
+    for name, value in cells.items():
+        if value is None and name != "env_steps":
+            continue
+        if name == "phase":
+            if not isinstance(value, str):
+                raise UserError(f"{place}: phase: expected a word, got {value!r:.60}")
+        elif not _is_finite(value):
+            raise UserError(f"{place}: {name}: expected a finite number, got {value!r:.60}")
+
+
+def _is_finite(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        return False
 
 
 # --- run folders ---------------------------------------------------------------------------------
