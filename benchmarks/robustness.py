@@ -127,7 +127,12 @@ def measure(job: Job) -> tuple[int, float]:
 
 
 def _held_out(change: str, renderer: str) -> HeldOut:
-    held = held_out("heldout", HeldOutOptions(None if change == ALL else change, renderer))
+    chosen = HeldOutOptions(change)
+    if change == ALL:
+        chosen = HeldOutOptions(None, renderer)
+    elif change == "shadows":  # alone of all changes it is drawn in a way of its own
+        chosen = HeldOutOptions(change, renderer)
+    held = held_out("heldout", chosen)
     assert held is not None
     return held
 

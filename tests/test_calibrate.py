@@ -345,7 +345,7 @@ def test_a_board_of_another_kind_is_told(
         (["calibration=x"], "one of image="),
         (["calibration=x", "image=y"], "one of joints="),
         (["calibration=x", "image=y", "joints=(1,2)"], "6 or 9"),
-        (["calibration=x", "image=y", "joints=(0,0,0,0,0,0)"], "lens=x is no file"),
+        (["calibration=x", "image=y", "joints=(0,0,0,0,0,0)"], "calibration=x is no file"),
     ],
 )
 def test_an_overlay_that_cannot_be_is_one_line(

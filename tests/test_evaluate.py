@@ -523,6 +523,8 @@ def _refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["policy=RUN,SLOWER"], r"control_dt=0.05, .*LOWER at control_dt=0.1.* one by one"),
         (["policy=RUN", "episodes=0"], r"episodes=0; at least 1"),
         (["policy=RUN", "episodes=-3"], r"episodes=-3; at least 1"),
+        (["policy=RUN", "episodes=1e12"], r"episodes=1000000000000; at most 1000000 are valid"),
+        (["policy=RUN", "calibration=no.yaml"], r"calibration=no.yaml is no file; make one"),
         (["policy=RUN", "episodes=many"], r"episodes=many is not valid; valid: a whole number"),
         (["policy=RUN", "seed=-1"], r"seed=-1; valid: from 0"),
         (["policy=RUN", "strength=1.5"], r"strength=1.5; valid: 0 to 1"),

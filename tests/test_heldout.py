@@ -277,6 +277,16 @@ def test_the_evaluation_names_what_was_changed(run: Path, tmp_path: Path) -> Non
         ("evaluate", ["heldout.renderer=rays"], r"heldout.renderer= draws held-out .*sims=heldout"),
         ("evaluate", ["sims=heldout", "strength=0.5"], r"strength= has no place with sims=heldout"),
         ("evaluate", ["sims=heldout", "heldout.renderer=x"], r"renderer=x .*auto, classic, rays"),
+        (
+            "evaluate",
+            ["sims=heldout", "heldout.only=camera", "heldout.renderer=x"],
+            r"renderer=x is unknown; valid: auto, classic, rays",
+        ),
+        (
+            "evaluate",
+            ["sims=heldout", "heldout.only=camera, props", "heldout.renderer=classic"],
+            r"renderer=classic draws shadows, which .*only=camera, props leaves out; add shadows",
+        ),
         ("train", ["sims=heldout"], r"sims=heldout: held-out worlds are for evaluation only"),
         ("train", ["camera.shadows=true"], r"shadows are held out, .*appearance.shade="),
         ("train", ["heldout.only=camera"], r"held-out worlds are for evaluation only; no run may"),

@@ -49,6 +49,15 @@ def test_every_policy_meets_each_change_alone_and_all(run: Path) -> None:
     assert robustness.plan(Options(policies=str(run), episodes=0, sweep_episodes=0)) == ([], [])
 
 
+def test_a_renderer_is_chosen_for_shadows_alone(run: Path) -> None:
+    asked = Options(str(run), "camera,shadows,all", renderer="rays", sweep_episodes=0)
+    jobs, _ = robustness.plan(asked)
+    drawn = {
+        job.change: robustness._held_out(job.change, job.renderer).renderer for job in jobs[1:]
+    }
+    assert drawn == {"camera": None, "shadows": "rays", "all": "rays"}
+
+
 def test_by_default_all_shipped_policies_are_judged() -> None:
     jobs, _ = robustness.plan(Options(sweep_episodes=0))
     assert list(dict.fromkeys(job.policy for job in jobs)) == shipped_names()

@@ -77,6 +77,23 @@ def test_grids_reach_beyond_training_on_both_sides() -> None:
         grid(Factor("hue", 0.0, 0.0, 0.0))
 
 
+def test_values_are_of_worlds_that_can_be_simulated() -> None:
+    def refused(factor: Factor, text: str) -> str:
+        with pytest.raises(UserError) as caught:
+            given_values(text, SweptFactor("own", factor), 100)
+        return str(caught.value)
+
+    scale = Factor("own", 0.2, 0.4, 0.3, "log_uniform")
+    assert "give numbers from 0.0003 to 300: the factor is a scale" in refused(scale, "-1")
+    place = Factor("own", -0.01, 0.02, 0.0)
+    assert "give numbers from -20 to 20, with" in refused(place, "21")
+    still = Factor("own", 0.0, 0.0, 0.0)
+    assert "give numbers from -1000 to 1000, with" in refused(still, "1e4")
+    count = Factor("own", 1, 3, 3, "integer")
+    assert "give whole numbers from 0 to 3000, with" in refused(count, "0.5")
+    assert given_values("0, 3000", SweptFactor("own", count), 100) == [0, 3, 3000]
+
+
 def test_the_range_that_holds_has_no_gap_and_holds_the_neutral_value() -> None:
     def points(*successes: int) -> list[SweepPoint]:
         return [SweepPoint(float(value), 10, count) for value, count in enumerate(successes)]
@@ -228,13 +245,21 @@ def test_a_sweep_that_is_cut_short_keeps_what_it_measured_and_claims_nothing(
     ("arguments", "told"),
     [
         (["sims=sweep:frction"], r"no factor 'frction' \(did you mean .*friction"),
-        (["sims=sweep:friction", "values=0,1"], r"values=0,1 for prop_friction; give numbers abov"),
-        (["sims=sweep:friction", "values=a"], r"values=a for prop_friction; give numbers above 0"),
+        (
+            ["sims=sweep:friction", "values=0,1"],
+            r"values=0,1 for prop_friction; give numbers from 0.001 to 1000: the factor is a scale",
+        ),
+        (["sims=sweep:friction", "values=a"], r"values=a for prop_friction; give numbers from 0"),
+        (["sims=sweep:friction", "values=1e308"], r"from 0.001 to 1000: the factor is a scale"),
+        (["sims=sweep:mass", "values=1e-308"], r"from 0.001 to 1000: the factor is a scale"),
+        (["sims=sweep:friction", "values=inf"], r"values=inf for prop_friction; give numbers"),
+        (["sims=sweep:camera_pos/x", "values=1e308"], r"1e308 for camera_pos/x; give numbers from"),
+        (["sims=sweep:camera_delay", "values=inf"], r"give whole numbers from 0 to 3, with"),
         (["sims=sweep:friction", "values=nan"], r"values=nan for prop_friction"),
         (["sims=sweep:camera_delay", "values=1.5"], r"give whole numbers from 0 to 3, with"),
         (["sims=sweep:action_delay", "values=4"], r"give whole numbers from 0 to 3, with"),  # steps
         (["sims=sweep:texture/table", "values=99"], r"give whole numbers from 0 to 8"),
-        (["sims=sweep:pixel_noise", "values=-1"], r"for pixel_noise; give numbers from 0 on"),
+        (["sims=sweep:pixel_noise", "values=-1"], r"for pixel_noise; give numbers from 0 to"),
         (["sims=sweep:action_drop", "values=1.5"], r"for action_drop; give numbers from 0 to 1"),
         (["sims=sweep:camera_fovy", "values=-40"], r"give numbers from -29 to 149"),
         (["sims=sweep:friction", "strength=1"], r"strength= has no place in a sweep"),

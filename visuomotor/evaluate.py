@@ -71,6 +71,9 @@ from visuomotor.sweep import (
 from visuomotor.video import Clip
 
 SIMS = ("nominal", "randomized", "heldout")
+MAX_EPISODES = (
+    1_000_000  # their outcomes are held in memory; an interval of 0.1 points takes so many
+)
 OnStep = Callable[[int, Observation], None]
 
 
@@ -129,6 +132,8 @@ def _check(options: EvaluateConfig) -> list[str]:
         raise UserError("strength= has no place in a sweep: all other factors are nominal")
     if options.episodes < 1:
         raise UserError(f"episodes={options.episodes}; at least 1 is needed")
+    if options.episodes > MAX_EPISODES:
+        raise UserError(f"episodes={options.episodes}; at most {MAX_EPISODES} are valid")
     if options.seed < 0:
         raise UserError(f"seed={options.seed}; valid: from 0")
     if options.episode_steps is not None and options.episode_steps < 1:

@@ -206,31 +206,44 @@ class HeldOutOptions:
 
 def held_out(sims: str, options: HeldOutOptions) -> HeldOut | None:
     """None: `sims` is not held out. Raises UserError for a change or renderer that is not there,
-    and for a choice among those where nothing is held out."""
+    and for a choice among those where it has no effect."""
     if sims != "heldout":
         if options.only is not None:
             raise UserError("heldout.only= chooses among held-out changes; give sims=heldout")
         if options.renderer != "auto":
             raise UserError("heldout.renderer= draws held-out worlds; give sims=heldout")
         return None
-    names = tuple(CHANGES)
-    if options.only is not None:
-        asked = [name.strip() for name in options.only.split(",")]
-        for name in asked:
-            if name not in CHANGES:
-                hint = did_you_mean(name, CHANGES, most=1)
-                raise UserError(
-                    f"heldout.only: there is no change '{name}'{hint}; valid: {', '.join(CHANGES)}"
-                )
-        names = tuple(name for name in CHANGES if name in asked)
-    return HeldOut(names, _renderer(options.renderer) if "shadows" in names else None)
+    names = _names(options.only)
+    renderer = options.renderer
+    if renderer != "auto" and renderer not in RENDERERS:
+        valid = ", ".join(("auto", *RENDERERS))
+        raise UserError(f"heldout.renderer={renderer} is unknown; valid: {valid}")
+    if "shadows" in names:
+        return HeldOut(names, _renderer(renderer))
+    if renderer != "auto":
+        raise UserError(
+            f"heldout.renderer={renderer} draws shadows, which heldout.only={options.only} leaves "
+            "out; add shadows there, or leave heldout.renderer= away"
+        )
+    return HeldOut(names)
+
+
+def _names(only: str | None) -> tuple[str, ...]:
+    """Of `heldout.only`, in the order of CHANGES."""
+    if only is None:
+        return tuple(CHANGES)
+    asked = [name.strip() for name in only.split(",")]
+    for name in asked:
+        if name not in CHANGES:
+            hint = did_you_mean(name, CHANGES, most=1)
+            raise UserError(
+                f"heldout.only: there is no change '{name}'{hint}; valid: {', '.join(CHANGES)}"
+            )
+    return tuple(name for name in CHANGES if name in asked)
 
 
 def _renderer(asked: str) -> str:
     """-> one of RENDERERS."""
-    if asked != "auto" and asked not in RENDERERS:
-        valid = ", ".join(("auto", *RENDERERS))
-        raise UserError(f"heldout.renderer={asked} is unknown; valid: {valid}")
     if asked == "rays":
         return asked
     if available():

@@ -13,7 +13,7 @@ from visuomotor.runtime.lens import Calibration, load_calibration
 def read_calibration(path: str) -> Calibration:
     """Raises UserError if the file is none of visuomotor.calibrate, or knows no place."""
     try:
-        calibration = load_calibration(path)
+        calibration = load_calibration(path, key="calibration")
     except CameraError as error:
         raise UserError(str(error)) from error
     if calibration.pos is None:

@@ -25,6 +25,8 @@ PREFIX = "sweep:"  # of `sims`
 BEYOND = 2.0  # times the training range, on either side of the neutral value
 POINTS = 9  # of a grid, about; always with the neutral value and the ends of the training range
 HOLDS = 0.9  # success, at least
+# Times the neutral value of a scale, either way; of other factors times the training range.
+FURTHEST = 1000.0
 
 
 @dataclass(frozen=True)
@@ -96,35 +98,43 @@ def grid(factor: Factor) -> list[float]:
 def given_values(text: str, swept: SweptFactor, episode_steps: int) -> list[float]:
     """`values=` as numbers in order, with the neutral one among them: ranges are around it.
 
-    Raises UserError for what no world can have.
+    Raises UserError for what no world can have, or none that is worth a look: see `_limits`.
     """
-    whole = swept.factor.distribution == "integer"
-    kind = "whole numbers from 0 on" if whole else "numbers"
-    if swept.factor.least == 0.0 and not whole:
-        kind = "numbers from 0 on"
-    scales = swept.factor.neutral == 1.0
-    if scales:
-        kind = "numbers above 0: the factor is a scale"
-    try:
-        values = sorted({float(part) for part in text.split(",")})
-    except ValueError:
-        values = []
-    good = values and all(math.isfinite(value) for value in values)
-    if whole:
-        good = good and all(value >= 0 and value == int(value) for value in values)
-    if scales:
-        good = good and values[0] > 0.0
-    least, most = swept.factor.least, swept.factor.most
+    factor = swept.factor
+    whole = factor.distribution == "integer"
+    least, most = _limits(factor)
     if swept.name in DELAYS:  # beyond that nothing would come
         most = min(most, episode_steps - 1)
-    if whole and most < math.inf:
-        kind = f"whole numbers from {least:g} to {most:g}"
-    elif most < math.inf:
-        kind = f"numbers from {least:g} to {most:g}"
-    good = good and least <= values[0] and values[-1] <= most
-    if not good:
-        raise UserError(f"values={text} for {swept.name}; give {kind}, with commas between")
-    return sorted({*values, float(swept.factor.neutral)})
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = [math.nan]
+    if not all(least <= v <= most and (v == int(v) or not whole) for v in values):
+        kind = "whole numbers" if whole else "numbers"
+        why = ": the factor is a scale" if _is_scale(factor) else ""
+        raise UserError(
+            f"values={text} for {swept.name}; give {kind} from {least:g} to {most:g}{why}, with "
+            "commas between"
+        )
+    return sorted({*values, float(factor.neutral)})
+
+
+def _limits(factor: Factor) -> tuple[float, float]:
+    """What a world can have, and no further than FURTHEST times what is known of the factor: where
+    physics or pixels overflow, nothing is measured."""
+    if _is_scale(factor):
+        least, most = factor.neutral / FURTHEST, factor.neutral * FURTHEST
+    else:
+        known = [abs(v) for v in (factor.neutral, factor.low, factor.high) if v != 0.0]
+        most = FURTHEST * max(known, default=1.0)
+        least = 0.0 if factor.distribution == "integer" else -most
+    return max(least, factor.least), min(most, factor.most)
+
+
+def _is_scale(factor: Factor) -> bool:
+    if factor.distribution == "integer":
+        return False
+    return factor.distribution == "log_uniform" or factor.neutral == 1.0
 
 
 def holding_range(

@@ -32,11 +32,12 @@ def load_lens(path: Path | str) -> Lens:
     return load_calibration(path).lens
 
 
-def load_calibration(path: Path | str) -> Calibration:
+def load_calibration(path: Path | str, key: str = "lens") -> Calibration:
     """Raises CameraError, with the entry that is wrong. OpenCV reads the file: the arm's side needs
-    no YAML package."""
+    no YAML package. key: the setting that names the file."""
+    told = f"{key}={path}"
     if not Path(path).is_file():
-        raise CameraError(f"lens={path} is no file; make one: python -m visuomotor.calibrate")
+        raise CameraError(f"{told} is no file; make one: python -m visuomotor.calibrate")
     try:
         storage = cv2.FileStorage(str(path), cv2.FileStorage_READ)
         nodes = {name: storage.getNode(name) for name in _SCALARS + _MATRICES}
@@ -48,23 +49,23 @@ def load_calibration(path: Path | str) -> Calibration:
         facts = {name: quality.getNode(name).real() for name in names}
         storage.release()
     except (cv2.error, SystemError) as error:
-        raise CameraError(f"lens={path} is no calibration: {error}") from error
+        raise CameraError(f"{told} is no calibration: {error}") from error
 
     def matrix(name: str, *shapes: tuple[int, ...]) -> np.ndarray:
         value = matrices.get(name)
         if value is None or value.shape not in shapes or not np.isfinite(value).all():
-            raise CameraError(f"lens={path}: {name}: expected finite numbers of shape {shapes}")
+            raise CameraError(f"{told}: {name}: expected finite numbers of shape {shapes}")
         return np.asarray(value, dtype=np.float64)
 
     for name in ("image_width", "image_height"):
         if not 1 <= numbers.get(name, 0) <= MAX_SIDE:
-            raise CameraError(f"lens={path}: {name}: expected 1 to {MAX_SIDE} pixels")
+            raise CameraError(f"{told}: {name}: expected 1 to {MAX_SIDE} pixels")
     pinhole = matrix("camera_matrix", (3, 3))
     if not pinhole[0, 0] > 0.0 or not pinhole[1, 1] > 0.0:
-        raise CameraError(f"lens={path}: camera_matrix: expected positive focal lengths")
+        raise CameraError(f"{told}: camera_matrix: expected positive focal lengths")
     turn = matrix("rectification", (3, 3)) if "rectification" in matrices else np.eye(3)
     if not np.allclose(turn @ turn.T, np.eye(3), atol=1e-6):
-        raise CameraError(f"lens={path}: rectification: expected a rotation")
+        raise CameraError(f"{told}: rectification: expected a rotation")
     lens = Lens(
         int(numbers["image_width"]),
         int(numbers["image_height"]),
@@ -76,7 +77,7 @@ def load_calibration(path: Path | str) -> Calibration:
         return Calibration(lens, facts)
     fovy = numbers.get("fovy_deg", 0.0)
     if not 1.0 <= fovy <= 120.0:
-        raise CameraError(f"lens={path}: fovy_deg: expected 1 to 120")
+        raise CameraError(f"{told}: fovy_deg: expected 1 to 120")
     pos, lookat = (matrix(name, (1, 3)).ravel() for name in ("camera_pos", "lookat"))
     return Calibration(lens, facts, pos, lookat, fovy)
 
