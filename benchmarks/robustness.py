@@ -284,7 +284,7 @@ def _certificates(sweeps: list[Sweep], rows: dict[Job, Row]) -> list[str]:
     lines = [
         f"Where success stays at {100 * HOLDS:.0f} % or more while one factor varies and the "
         f"others are nominal, {done[0].jobs[0].episodes} episodes a value; and where the lower end "
-        "of its 95 % interval does. An end of the grid is marked by *.",
+        "of its 95 % interval, of each value by itself, does. An end of the grid is marked by *.",
         "",
         "| policy | factor | grid | trained | holds | certain |",
         "|---" * 6 + "|",

@@ -119,6 +119,17 @@ def test_nothing_is_certified_around_a_neutral_value_that_was_not_measured() -> 
     assert given_values("5,0.2", swept, 100) == [0.2, 1.0, 5.0]
 
 
+def test_what_is_certain_is_told_with_what_its_interval_is_of() -> None:
+    swept = SweptFactor("mass", Factor("mass", 0.5, 2.0, 1.0, "log_uniform"))
+    points = [SweepPoint(value, 200, count) for value, count in ((0.5, 182), (1.0, 200), (2.0, 9))]
+    held, certain = sweep_text("policy", swept, points).splitlines()[-2:]
+    assert held == "  success stays at 90 % or more from 0.5 (the end of the grid) to 1"
+    assert certain.startswith(
+        "  the lower end of its 95 % interval, which is of each value by itself"
+    )
+    assert certain.endswith("stays at 90 % or more from 1 to 1")
+
+
 def test_a_sweep_that_is_not_complete_has_no_range() -> None:
     swept = SweptFactor("mass", Factor("mass", 0.5, 2.0, 1.0, "log_uniform"))
     points = [SweepPoint(1.0, 200, 200), SweepPoint(2.0, 200, 200)]

@@ -143,7 +143,8 @@ def holding_range(
     """The values around the neutral one, without a gap, at which success is HOLDS or more; None if
     it is not even there, or was not measured there.
 
-    certain: at which the lower end of its 95 % interval is.
+    certain: at which the lower end of its 95 % interval is. That interval is of each value by
+    itself: that all of a range's values hold at once is less certain than 95 %.
     """
     ordered = sorted(points, key=lambda point: point.value)
     holds = [(p.interval[0] if certain else p.rate) >= HOLDS for p in ordered]
@@ -163,7 +164,8 @@ def sweep_record(
 ) -> dict[str, Any]:
     """What `sweep.json` says beside the facts of the evaluation.
 
-    complete: every value is measured; before, there are no ranges.
+    complete: every value is measured; before, there are no ranges. certain_range: where the lower
+    end of the 95 % interval holds, an interval of each value by itself, not of all at once.
     """
     factor = swept.factor
     holds, surely = (
@@ -218,7 +220,8 @@ def sweep_text(label: str, swept: SweptFactor, points: list[SweepPoint]) -> str:
     values = [point.value for point in points]
     if factor.neutral not in values:
         return "\n".join([*lines, f"  no range: {factor.neutral:g} was not measured"])
-    for told, certain in (("success", False), ("the lower end of its interval", True)):
+    lower = "the lower end of its 95 % interval, which is of each value by itself,"
+    for told, certain in (("success", False), (lower, True)):
         holds = holding_range(points, factor.neutral, certain)
         if holds is None:
             lines.append(f"  {told} is below {100 * HOLDS:.0f} % even at {factor.neutral:g}")
