@@ -73,7 +73,9 @@ RULES = {
         ("safetensors.torch",),
     ),
     "who deploys needs no torch and no simulator": Rule(
-        ("deploy", "deployment"), ("cli", "errors", "files", "overrides", "runtime"), ("numpy",)
+        ("deploy", "deployment"),
+        ("cli", "config", "errors", "files", "limits", "overrides", "runtime"),
+        ("numpy",),
     ),
 }
 

@@ -15,22 +15,34 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from visuomotor.cli import run_command
+from visuomotor.config import CameraConfig, Config
 from visuomotor.deploy import deploy, live_line, run_arm
-from visuomotor.deployment import PRETRAINED, DeployConfig, Deployment, Process, check_lens
-from visuomotor.envs import robot
+from visuomotor.deployment import (
+    PRETRAINED,
+    DeployConfig,
+    Deployment,
+    Process,
+    check_lens,
+    simulated_camera,
+)
+from visuomotor.envs import VisuomotorEnv, robot
 from visuomotor.errors import UserError
+from visuomotor.evaluation import evaluation_env
+from visuomotor.overrides import parse_overrides
 from visuomotor.runtime.arms.sim import CAMERA_HELLO, JOINT_HELLO, encode_frame, encode_joints
 from visuomotor.runtime.cameras import Capture
-from visuomotor.runtime.errors import CameraError
-from visuomotor.runtime.files import read_bundle
+from visuomotor.runtime.errors import BundleError, CameraError
+from visuomotor.runtime.files import MANIFEST, read_bundle, seal_manifest
 from visuomotor.runtime.guard import State
 from visuomotor.runtime.jaco import LIMITS
 from visuomotor.runtime.lens import Calibration, save_calibration
 from visuomotor.runtime.preprocessing import Lens, simulated_matrix
 from visuomotor.runtime.processes import make_camera
 from visuomotor.runtime.streamer import read_log
+from visuomotor.sim_arm import SimArmConfig, make_world
 
 START = np.array(robot.START_QPOS, dtype=float)
 
@@ -208,6 +220,62 @@ def test_an_arm_and_a_camera_are_started_with_what_the_user_said(tmp_path: Path)
     assert camera == {"kind": "capture", "source": "2", "rate": 15.0}
     _, camera = unstarted(**common, camera="topic:/image")._arm_and_camera()
     assert camera == {"kind": "ros2", "topic": "/image", "domain": 7, "network": "eth0"}
+
+
+ELSEWHERE = CameraConfig(pos=(0.1, -0.6, 0.7), lookat=(0.0, 0.05, 0.1), fovy=36.0)
+
+
+def picture(env: VisuomotorEnv) -> np.ndarray:
+    """(H, W, 3) uint8 at the start of an episode."""
+    pixels = env.restart(torch.tensor([3])).pixels
+    assert pixels is not None
+    return pixels[0].permute(1, 2, 0).numpy()
+
+
+def test_the_simulated_arm_s_camera_is_that_of_the_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, files = read_bundle(PRETRAINED / "lifting")
+    manifest["camera"] |= {
+        "pos_w_m": list(ELSEWHERE.pos),
+        "lookat_w_m": list(ELSEWHERE.lookat),
+        "fovy_deg": ELSEWHERE.fovy,
+    }
+    for name, content in (files | {MANIFEST: seal_manifest(manifest, files)}).items():
+        (tmp_path / name).write_bytes(content)
+    said: list[str] = []
+
+    class Told:
+        def __init__(self, name: str, arguments: list[str]):
+            said.extend(arguments)
+
+        line = staticmethod(lambda: {"port": 1})
+        end = staticmethod(list)
+
+    monkeypatch.setattr("visuomotor.deployment.Process", Told)
+    deployment = Deployment(DeployConfig(bundle=str(tmp_path), arm="sim"), Path("unused"))
+    deployment._arm_and_camera()
+    assert said[0] == "visuomotor.sim_arm"
+    seen = picture(make_world(parse_overrides(said[1:], SimArmConfig)))
+    config = Config(task="lifting", camera=ELSEWHERE)
+    device = torch.device("cpu")
+    there = evaluation_env(config, num_envs=1, seed=0, strength=0.0, device=device)
+    assert (seen == picture(there)).all()
+    assert (seen != picture(make_world(SimArmConfig()))).any()
+
+
+def test_a_bundle_s_camera_is_taken_whole_or_refused(manifest: dict[str, Any]) -> None:
+    assert simulated_camera(manifest) == CameraConfig()
+    camera = manifest["camera"] | {"height": 80, "width": 96}
+    assert simulated_camera({"camera": camera}) == CameraConfig(height=80, width=96)
+    for wrong, told in (
+        ({"pos_w_m": None}, "pos_w_m and lookat_w_m of three numbers each"),
+        ({"lookat_w_m": [0.0, 0.1]}, "three numbers each"),
+        ({"pos_w_m": [0.0, 0.1, 11.0]}, "valid: from -10 up to 10"),
+        ({"height": 148, "width": 148}, "147x147 pixels, not 148x148"),
+    ):
+        with pytest.raises(BundleError, match=told):
+            simulated_camera({"camera": camera | wrong})
 
 
 def test_the_guard_s_patience_is_that_of_the_camera_that_is_used() -> None:

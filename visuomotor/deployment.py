@@ -18,11 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from visuomotor.config import CameraConfig
 from visuomotor.errors import UserError
+from visuomotor.limits import show, validate
 from visuomotor.overrides import load_yaml
 from visuomotor.runtime.arm import ArmError
 from visuomotor.runtime.arms import KINDS, settings_type
-from visuomotor.runtime.arms.sim import request
+from visuomotor.runtime.arms.sim import refused_size, request
 from visuomotor.runtime.bundle import Contract, load_bundle
 from visuomotor.runtime.errors import BundleError, CameraError
 from visuomotor.runtime.files import MANIFEST
@@ -139,6 +141,30 @@ def check_lens(path: str, manifest: dict[str, Any]) -> None:
         )
 
 
+def simulated_camera(manifest: dict[str, Any]) -> CameraConfig:
+    """policy.json -> the camera that the policy was trained with; how often it takes an image is
+    the policy's own affair.
+
+    Raises BundleError if it does not say, or of an image that arm=sim cannot send.
+    """
+    told = manifest["camera"]
+    try:
+        x, y, z = map(float, told["pos_w_m"])
+        u, v, w = map(float, told["lookat_w_m"])
+        camera = CameraConfig(
+            told["height"], told["width"], (x, y, z), (u, v, w), float(told["fovy_deg"])
+        )
+        validate(camera)
+    except (KeyError, TypeError, ValueError, UserError) as error:
+        raise BundleError(
+            "policy.json: camera: expected height, width, fovy_deg, and pos_w_m and lookat_w_m of "
+            f"three numbers each ({error}); export the policy again"
+        ) from error
+    if refused := refused_size(camera.height, camera.width):
+        raise BundleError(f"policy.json: camera: {refused}")
+    return camera
+
+
 def camera_rate(config: DeployConfig, contract: Contract) -> float:
     """frames/s. Raises UserError if the policy takes images more often: it would see one picture
     again and again, later than in training, and nothing would be late for the guard."""
@@ -217,6 +243,7 @@ class Deployment:
         self.contract, self.manifest = loaded.contract, loaded.manifest
         try:
             check_arm(loaded, LIMITS.joint_names)
+            self._sim_camera = simulated_camera(self.manifest) if config.arm == "sim" else None
         except BundleError as error:
             raise UserError(f"bundle={config.bundle}: {error}") from error
         if config.lens is not None:
@@ -289,6 +316,9 @@ class Deployment:
         arm: dict[str, Any]
         if config.arm == "sim":
             options = [f"{name}={value}" for name, value in vars(config.sim).items()]
+            assert self._sim_camera is not None
+            seen = asdict(self._sim_camera)
+            options += [f"camera.{name}={show(value)}" for name, value in seen.items()]
             arguments = ["visuomotor.sim_arm", f"task={self.contract.task}", *options]
             process = Process("sim_arm", arguments)
             self._stack.callback(process.end)

@@ -25,10 +25,11 @@ import numpy as np
 import torch
 
 from visuomotor.cli import StopSignal, run_command
-from visuomotor.config import Config
+from visuomotor.config import CameraConfig, Config
 from visuomotor.envs import VisuomotorEnv, robot
 from visuomotor.errors import UserError
 from visuomotor.evaluation import evaluation_env
+from visuomotor.limits import validate
 from visuomotor.overrides import parse_overrides
 from visuomotor.runtime.arms.sim import (
     CAMERA_HELLO,
@@ -36,6 +37,7 @@ from visuomotor.runtime.arms.sim import (
     decode_velocity,
     encode_frame,
     encode_joints,
+    refused_size,
 )
 from visuomotor.runtime.streamer import keep_awake
 
@@ -78,6 +80,8 @@ class SimArmConfig:
     joint_noise: float = 0.002  # rad and rad/s, standard deviation
     drop: float = 0.0  # share of messages that are lost, both ways
     priority: int = 0  # of SCHED_FIFO, where allowed: an arm is not late when a computer is busy
+    # As the policy was trained with; how often it sends is camera_rate's, not camera.period's.
+    camera: CameraConfig = field(default_factory=CameraConfig)
 
     def validate(self) -> None:
         for name in ("command_delay", "command_jitter", "camera_delay", "joint_noise"):
@@ -95,19 +99,25 @@ class SimArmConfig:
             raise UserError(f"priority={self.priority}: expected 0 to 99")
         if not 0 <= self.port <= 65535:
             raise UserError(f"port={self.port}: expected 0 to 65535")
+        if refused := refused_size(self.camera.height, self.camera.width):
+            raise UserError(f"camera.height, camera.width: {refused}")
 
 
 def make_world(config: SimArmConfig) -> VisuomotorEnv:
-    """One world of the task at the clock's rate; delays and drops are this module's."""
+    """One world of the task at the clock's rate; delays and drops are this module's.
+
+    Raises UserError if the camera cannot be.
+    """
     settings = Config(task=config.task)
     randomization = settings.randomization
     latency = replace(randomization.latency, enabled=False)
     settings = replace(
         settings,
         env=replace(settings.env, control_dt=TICK, num_threads=1, episode_steps=2**31),
-        camera=replace(settings.camera, period=round(1.0 / (TICK * config.camera_rate))),
+        camera=replace(config.camera, period=round(1.0 / (TICK * config.camera_rate))),
         randomization=replace(randomization, latency=latency),
     )
+    validate(settings)
     return evaluation_env(
         settings,
         num_envs=1,

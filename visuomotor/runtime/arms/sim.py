@@ -21,6 +21,7 @@ JOINT_HELLO, CAMERA_HELLO = b"joints?", b"frames?"
 HELLO_PERIOD = 1.0  # s
 PATIENCE = 5.0  # s that `connect` waits for a first answer
 MAX_MESSAGE = 65536
+MAX_DATAGRAM = 65507  # bytes, of UDP over IPv4
 _VELOCITY = b"V"
 _FRAME = struct.Struct("<cHHd")
 
@@ -49,8 +50,19 @@ def encode_joints(
 
 
 def encode_frame(stamp: float, image: np.ndarray) -> bytes:
-    """image (H, W, 3) uint8 RGB, at most what a datagram holds."""
+    """image (H, W, 3) uint8 RGB, of a size that `refused_size` does not refuse."""
     return _FRAME.pack(b"F", *image.shape[:2], stamp) + image.tobytes()
+
+
+def refused_size(height: int, width: int) -> str:
+    """Why images of this size [pixels] cannot be sent; empty: they can."""
+    if _FRAME.size + 3 * height * width <= MAX_DATAGRAM:
+        return ""
+    most = int(((MAX_DATAGRAM - _FRAME.size) / 3) ** 0.5)
+    return (
+        f"the simulated arm sends an image in one datagram, which holds {most}x{most} pixels, "
+        f"not {width}x{height}"
+    )
 
 
 def decode_frame(message: bytes) -> np.ndarray | None:
