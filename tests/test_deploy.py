@@ -32,7 +32,7 @@ from visuomotor.runtime.files import MANIFEST, read_bundle, seal_manifest
 from visuomotor.runtime.guard import State
 from visuomotor.runtime.jaco import LIMITS
 from visuomotor.runtime.slots import Slot
-from visuomotor.runtime.streamer import SWITCH, read_log
+from visuomotor.runtime.streamer import SWITCH, TIME_UP, read_log
 from visuomotor.runtime.switches import ByHand, Confirmation, SwitchError, make_switch
 
 ROOT = Path(__file__).parents[1]
@@ -157,9 +157,9 @@ def test_the_switch_is_told_in_the_background_and_let_go_at_the_end() -> None:
                 pass
             assert int(slot.read()[1]["pressed"]) == int(down)
         # The time is up while the human still holds it: no press for a new start, and no release.
-        for down, told in ((True, -1), (True, -1), (False, 0), (True, 1)):
+        for down, told in ((True, TIME_UP), (True, TIME_UP), (False, 0), (True, 1)):
             switch.down = down
-            confirmation.let_go = confirmation.let_go or told == -1
+            confirmation.ending = TIME_UP if told == TIME_UP else confirmation.ending
             count = slot.read()[0]
             while slot.read()[0] < count + 2:
                 pass
@@ -188,6 +188,7 @@ def test_an_episode_on_the_simulated_arm_is_run_and_logged(
     result = json.loads((out / "deployment.json").read_text())
     assert result["episodes"] == 1
     assert result["task"] == "lifting"
+    assert result["rows"][0]["stopped"], "by the time, or by what was late on this machine"
     _, rows = read_log(out / "streamer.log")
     assert len(rows) > 50
     sent, latched = rows["sent"], rows["state"] == State.LATCHED.value

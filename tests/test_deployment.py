@@ -36,12 +36,12 @@ from visuomotor.runtime.arms.sim import CAMERA_HELLO, JOINT_HELLO, encode_frame,
 from visuomotor.runtime.cameras import Capture
 from visuomotor.runtime.errors import BundleError, CameraError
 from visuomotor.runtime.files import MANIFEST, read_bundle, seal_manifest
-from visuomotor.runtime.guard import State
+from visuomotor.runtime.guard import RELEASED, State
 from visuomotor.runtime.jaco import LIMITS
 from visuomotor.runtime.lens import Calibration, save_calibration
 from visuomotor.runtime.preprocessing import Lens, simulated_matrix
 from visuomotor.runtime.processes import make_camera
-from visuomotor.runtime.streamer import read_log
+from visuomotor.runtime.streamer import ASKED, ENDINGS, TIME_UP, read_log
 from visuomotor.sim_arm import SimArmConfig, make_world
 
 START = np.array(robot.START_QPOS, dtype=float)
@@ -129,9 +129,10 @@ class Played(Deployment):
         """holds: s, from when until when the human holds the switch."""
         self.config = DeployConfig(bundle="-", arm="ros2", camera="0", episodes=len(holds))
         self.contract = SimpleNamespace(episode_s=5.0)  # type: ignore[assignment]
-        self.confirmation = SimpleNamespace(let_go=False)  # type: ignore[assignment]
+        self.confirmation = SimpleNamespace(ending=None)  # type: ignore[assignment]
         self.now, self.holds = 0.0, holds
         self.running = self.released = False
+        self.why = "not armed yet"
         self.spans: list[list[float]] = []  # s, from when until when the arm ran
         monkeypatch.setattr("visuomotor.deployment.time.monotonic", lambda: self.now)
         monkeypatch.setattr("visuomotor.deployment.time.sleep", self._pass)
@@ -146,19 +147,21 @@ class Played(Deployment):
     def state(self) -> State:
         held = any(begin <= self.now < end for begin, end in self.holds)
         told = self.confirmation
-        told.let_go = told.let_go and held  # as `Confirmation` does
-        pressed = held and not told.let_go
+        if not held:
+            told.ending = None  # as `Confirmation` does
+        pressed = held and told.ending is None
         if pressed and self.released and not self.running:
             self.running, self.released = True, False
             self.spans.append([self.now, np.nan])
         elif self.running and not pressed:
             self.running, self.spans[-1][1] = False, self.now
+            self.why = RELEASED if told.ending is None else ENDINGS[told.ending]
         self.released = self.released or not held
         return State.RUNNING if self.running else State.LATCHED
 
     @property
     def reason(self) -> str:
-        return "the dead-man switch was released"
+        return self.why
 
 
 class Never:
@@ -173,7 +176,7 @@ def test_an_episode_ends_when_its_time_is_up_or_the_human_lets_go(
     rows = run_arm(deployment, Never())  # type: ignore[arg-type]
     assert deployment.spans[0] == pytest.approx([1.0, 6.0], abs=0.05)
     assert deployment.spans[1] == pytest.approx([12.0, 14.0], abs=0.05)
-    assert rows == [{"episode": i, "stopped": deployment.reason} for i in range(2)]
+    assert [row["stopped"] for row in rows] == [ENDINGS[TIME_UP], RELEASED]
     told = capsys.readouterr().err
     assert "hold the switch to start" in told
     assert "episode 2: running for 5 s" in told
@@ -186,7 +189,7 @@ def test_a_human_who_asks_to_stop_gets_no_further_episode(monkeypatch: pytest.Mo
         requested = property(lambda self: deployment.now > 5.5)
 
     rows = run_arm(deployment, AfterTheFirst())  # type: ignore[arg-type]
-    assert len(rows) == 2, "the one that was running is on record"
+    assert [row["stopped"] for row in rows] == [RELEASED, ENDINGS[ASKED]]
     assert deployment.spans[1] == pytest.approx([5.0, 5.5], abs=0.1)
     assert deployment.state is State.LATCHED
 

@@ -11,6 +11,8 @@ import pytest
 from visuomotor.envs import robot
 from visuomotor.runtime.arm import JointState
 from visuomotor.runtime.guard import (
+    RELEASED,
+    UNKNOWN,
     Command,
     Decision,
     Guard,
@@ -99,7 +101,7 @@ def test_letting_go_brings_the_arm_to_rest_and_latches_until_pressed_anew() -> N
     scene.pressed = False
     assert scene.rest_after() <= RAMP
     assert scene.decisions[-1].state is State.LATCHED
-    assert "released" in scene.decisions[-1].reason
+    assert scene.decisions[-1].reason == RELEASED
     scene.arm()
     assert scene.decisions[-1].armed == 2
 
@@ -109,6 +111,7 @@ def test_a_switch_of_which_nobody_knows_stops_the_arm_and_arms_nothing_when_it_i
     scene.arm()
     scene.pressed = None
     assert scene.rest_after() <= RAMP
+    assert scene.decisions[-1].reason == UNKNOWN, "that is no release"
     scene.pressed = True  # held all the time
     assert scene.run(1.0).state is State.LATCHED
     assert not any(d.velocity.any() for d in scene.decisions[-100:])

@@ -12,10 +12,18 @@ import pytest
 from tests.failing import Failing
 from visuomotor.envs import robot
 from visuomotor.runtime.arm import JointState
-from visuomotor.runtime.guard import State
+from visuomotor.runtime.guard import UNKNOWN, State
 from visuomotor.runtime.jaco import LIMITS
-from visuomotor.runtime.slots import Slot, command_type, report_type, state_of
-from visuomotor.runtime.streamer import SWITCH, Streamer, read_log, run_streamer
+from visuomotor.runtime.slots import Slot, command_type, report_type, state_of, untext
+from visuomotor.runtime.streamer import (
+    ASKED,
+    ENDINGS,
+    SWITCH,
+    TIME_UP,
+    Streamer,
+    read_log,
+    run_streamer,
+)
 
 START = np.array(robot.START_QPOS, dtype=float)
 
@@ -95,6 +103,7 @@ def test_the_streamer_sends_what_is_commanded_and_logs_it(bench: Bench, tmp_path
     assert bench.run(50) is State.RUNNING
     assert bench.arm.sent[-1] == pytest.approx(0.2)
     bench.streamer.leave()
+    assert bench.streamer.guard.reason == "the streamer was asked to end"
     assert bench.arm.stopped
     assert not bench.arm.sent[-1].any()
     names, rows = read_log(tmp_path / "streamer.log")
@@ -116,10 +125,31 @@ def test_a_switch_that_is_no_longer_confirmed_is_a_switch_let_go(bench: Bench) -
         bench.now += 0.01
         bench.streamer.tick()
     assert bench.streamer.guard.state is State.LATCHED
+    assert bench.streamer.guard.reason == UNKNOWN
     assert not bench.arm.sent[-1].any()
     bench.pressed = True  # it is back, and was held all the time
     assert bench.run(100) is State.LATCHED
     assert not np.any(bench.arm.sent[-100:])
+
+
+@pytest.mark.parametrize("ending", [TIME_UP, ASKED])
+def test_an_episode_that_ends_says_why_and_the_switch_that_is_still_held_starts_none(
+    bench: Bench, ending: int
+) -> None:
+    bench.run(20)
+    bench.pressed = 1
+    assert bench.run(50) is State.RUNNING
+    bench.pressed = ending
+    assert bench.run(60) is State.LATCHED
+    report = bench.slots[1].read()[1]
+    assert report is not None
+    assert untext(report["reason"]) == ENDINGS[ending]
+    bench.pressed = 1  # without a release
+    assert bench.run(50) is State.LATCHED
+    bench.pressed = 0
+    bench.run(20)
+    bench.pressed = 1
+    assert bench.run(20) is State.RUNNING
 
 
 @pytest.mark.parametrize(

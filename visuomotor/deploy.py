@@ -28,7 +28,7 @@ from visuomotor.overrides import parse_overrides
 from visuomotor.runtime.arm_delay import SIMULATED, arm_delays
 from visuomotor.runtime.errors import BundleError
 from visuomotor.runtime.guard import State
-from visuomotor.runtime.streamer import read_log
+from visuomotor.runtime.streamer import ASKED, ENDINGS, TIME_UP, read_log
 
 RESULT = "deployment.json"
 
@@ -141,7 +141,7 @@ def run_sim(deployment: Deployment, stop: StopSignal) -> list[dict[str, Any]]:
                 if deployment.wait(State.LATCHED, 0.02):
                     break
             ran = deployment.state is State.RUNNING
-            reason = "" if ran else deployment.reason
+            reason = ENDINGS[TIME_UP] if ran else deployment.reason
             score = deployment.ask_sim({"do": "score"})
             deployment.release()
             if stop.requested:
@@ -155,7 +155,8 @@ def run_sim(deployment: Deployment, stop: StopSignal) -> list[dict[str, Any]]:
                 }
             )
             successes = sum(row["success"] for row in rows)
-            show(f"episode {episode + 1} of {config.episodes}: {successes} successes {reason}")
+            told = "" if ran else f"; {reason}"
+            show(f"episode {episode + 1} of {config.episodes}: {successes} successes{told}")
     return rows
 
 
@@ -175,7 +176,7 @@ def run_arm(deployment: Deployment, stop: StopSignal) -> list[dict[str, Any]]:
                 if deployment.wait(State.LATCHED, 0.02):
                     break
             else:
-                deployment.end_episode()
+                deployment.end_episode(ASKED if stop.requested else TIME_UP)
             rows.append({"episode": len(rows), "stopped": deployment.reason})
     return rows
 

@@ -394,9 +394,12 @@ class Deployment:
         self.switch.down = False
         return self.wait(State.LATCHED, ARM_SECONDS)
 
-    def end_episode(self) -> None:
-        """The time is up: the arm comes to rest, and the human's next press is the next start."""
-        self.confirmation.let_go = True
+    def end_episode(self, ending: int) -> None:
+        """The arm comes to rest, and the human's next press is the next start.
+
+        ending: of streamer.ENDINGS.
+        """
+        self.confirmation.ending = ending
         self.wait(State.LATCHED, ARM_SECONDS)
 
     @property

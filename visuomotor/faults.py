@@ -290,7 +290,7 @@ FAULTS: dict[str, Fault] = {
         because="last (frame|joint state) is",
     ),
     "switch-unknown": Fault(
-        "nobody confirms the held switch for 0.5 s", _unconfirmed, because="switch was released"
+        "nobody confirms the held switch for 0.5 s", _unconfirmed, because="nobody tells whether"
     ),
     "clock-ahead": Fault(
         "wall clocks and time stamps jump an hour ahead",

@@ -5,7 +5,7 @@ hours in a moment and a step of the wall clock changes nothing.
 
     LATCHED --a human presses the dead-man switch, all is well--> RUNNING
     RUNNING --something is late--> SLOWING --it is back--> RUNNING
-    RUNNING, SLOWING --late for too long, wrong, or the switch is released--> STOPPING
+    RUNNING, SLOWING --late for too long, wrong, or the switch not known to be held--> STOPPING
     STOPPING --the arm rests--> LATCHED: nothing but zeros is sent
 
 A press counts only after a release that was seen while latched.
@@ -31,6 +31,8 @@ OUTSIDE = 0.2  # rad beyond a joint's limit that is no position of this arm
 # fingers on a block may not, and are not asked.
 FROZEN_WAY = 0.03
 JUMP_SPEED = 2.0  # times its velocity limit: what an arm that is pushed may do
+RELEASED = "the dead-man switch was released"
+UNKNOWN = "nobody tells whether the dead-man switch is held"
 
 
 class State(Enum):
@@ -123,8 +125,8 @@ class Guard:
             self._latched(pressed, wrong or (reason if late else ""))
         elif wrong or not pressed or late == 2:
             if self.state is not State.STOPPING:
-                why = wrong or (reason if late == 2 else "the dead-man switch was released")
-                self.state, self.reason = State.STOPPING, why
+                let_go = UNKNOWN if pressed is None else RELEASED
+                self.state, self.reason = State.STOPPING, wrong or (reason if late == 2 else let_go)
         elif self.state is not State.STOPPING:
             self.state = State.SLOWING if late else State.RUNNING
             self.reason = reason if late else ""

@@ -32,7 +32,10 @@ LOG_ROWS = 6000  # kept while the disk stalls: a minute, 2 MB
 LOG_CLOSE = 2.0  # s that the disk is given for the last rows
 MOST_LATE = 0.05  # s that a tick may come late before the streamer no longer trusts itself
 
-# What the human's side tells: 1 pressed, 0 released, -1 not to be known.
+# What the human's side tells: 1 pressed, 0 released, or why the episode ends. Then nobody asks
+# whether the switch is held: that is no release, after which a press would arm.
+TIME_UP, ASKED = -1, -2
+ENDINGS = {TIME_UP: "the time is up", ASKED: "deploy was asked to end"}
 SWITCH = np.dtype([("pressed", "<i1"), ("stamp", "<f8")])
 
 
@@ -162,6 +165,8 @@ class Streamer:
         if late > MOST_LATE:
             self.guard.fail(f"the streamer itself was held up for {1000 * late:.0f} ms")
         self._last_tick = now
+        if leaving:
+            self.guard.fail("the streamer was asked to end")
         decision = self.guard.tick(now, command, joints, None if leaving else self._pressed(now))
         self._send(decision.velocity)
         report = self._value
@@ -192,11 +197,14 @@ class Streamer:
         self._sends += 1
 
     def _pressed(self, now: float) -> bool | None:
-        """Only what is fresh is known."""
+        """Only what is fresh is known; an episode that is to end stops the arm here."""
         _, switch = self._switch.read()
         if switch is None or not -SWITCH_AGE < now - float(switch["stamp"]) < SWITCH_AGE:
             return None
-        return {1: True, 0: False}.get(int(switch["pressed"]))
+        told = int(switch["pressed"])
+        if told in ENDINGS:
+            self.guard.fail(ENDINGS[told])
+        return {1: True, 0: False}.get(told)
 
     def leave(self) -> None:
         """Brings the arm to rest and ends the connection, whatever else fails. Raises nothing: what

@@ -148,9 +148,9 @@ class Confirmation:
 
     def __init__(self, switch: Switch, slot: Slot):
         self.switch = switch
-        # True: told as not to be known until the human has really let go: what is held down is no
-        # press for a new start.
-        self.let_go = False
+        # Of streamer.ENDINGS: told in the switch's place until the human has really let go, as what
+        # is held down is no press for a new start. None: no episode is to end.
+        self.ending: int | None = None
         self.paused = False  # for tests: nothing is told
         self._slot = slot
         self._stop = threading.Event()
@@ -163,8 +163,10 @@ class Confirmation:
             if self.paused:
                 continue
             pressed = self.switch.pressed()
-            self.let_go = self.let_go and pressed
-            value["pressed"] = -1 if self.let_go else int(pressed)
+            if not pressed:
+                self.ending = None
+            ending = self.ending
+            value["pressed"] = int(pressed) if ending is None else ending
             value["stamp"] = time.monotonic()
             self._slot.write(value)
 
