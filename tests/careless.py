@@ -21,9 +21,13 @@ def read_stamps(arm: SimArm) -> JointState | None:
     assert arm._subscription is not None
     for message in arm._subscription.messages():
         told = json.loads(message)
-        values = in_order(told["name"], LIMITS.joint_names, told["position"], told["velocity"])
-        if values is not None:
-            arm._state = JointState(values[0], values[1], told["stamp"])
+        position, velocity = in_order(
+            told["name"],
+            LIMITS.joint_names,
+            position=told["position"],
+            velocity=told["velocity"],
+        )
+        arm._state = JointState(position, velocity, told["stamp"])
     return arm._state
 
 

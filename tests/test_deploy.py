@@ -140,10 +140,24 @@ def test_an_arm_that_is_gone_is_no_error_and_a_computer_that_cannot_send_is(
 
 
 def test_joints_are_put_in_order_by_name() -> None:
-    assert in_order(["b", "x", "a"], ("a", "b"), [1.0, 9.0, 2.0])[0].tolist() == [2.0, 1.0]
-    assert in_order(["a"], ("a", "b"), [1.0]) is None
-    assert in_order(["a", "a", "b"], ("a", "b"), [1.0, 2.0, 3.0]) is None
-    assert in_order(["a", "b"], ("a", "b"), [1.0]) is None
+    (found,) = in_order(["b", "x", "a"], ("a", "b"), position=[1.0, 9.0, 2.0])
+    assert found.tolist() == [2.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("names", "position", "velocity", "told"),
+    [
+        ("xb", [1.0, 2.0], [1.0, 2.0], "a, c missing among the names x, b"),
+        ("aabc", [1.0] * 4, [1.0] * 4, "a stands twice"),
+        ("abc", [1.0] * 3, [], "3 names, but 0 numbers of velocity"),
+        ("", [1.0] * 3, [1.0] * 3, "0 names, but 3 numbers of position"),
+    ],
+)
+def test_joints_that_cannot_be_put_in_order_say_why(
+    names: str, position: list[float], velocity: list[float], told: str
+) -> None:
+    with pytest.raises(ValueError, match=told):
+        in_order(list(names), ("a", "b", "c"), position=position, velocity=velocity)
 
 
 def test_the_switch_is_told_in_the_background_and_let_go_at_the_end() -> None:

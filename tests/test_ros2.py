@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -334,8 +334,43 @@ def test_a_state_that_lacks_a_joint_is_no_state(monkeypatch: pytest.MonkeyPatch)
 def test_an_arm_that_is_not_there_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("visuomotor.runtime.arms.ros2.PATIENCE", 0.1)
     arm = Ros2Arm(Ros2Settings(domain=DOMAIN, joint_states="/nobody"))
-    with pytest.raises(ArmError, match="/nobody"):
+    with pytest.raises(ArmError, match="no joint state came on /nobody"):
         arm.connect()
+
+
+@pytest.mark.parametrize(
+    ("lacks", "told"),
+    [
+        ({"velocity": []}, "the last had 9 names, but 0 numbers of velocity; each must hold"),
+        ({"joints": 6}, "the last had j2n6s300_joint_finger_1, j2n6s300_joint_finger_2, j2n6s300"),
+    ],
+)
+def test_joint_states_that_are_of_no_use_are_told_from_none(
+    lacks: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many drivers leave velocities out; grippers often tell their joints in messages of their
+    own."""
+    count = lacks.get("joints", 9)
+    position, velocity = [0.1] * count, lacks.get("velocity", [0.0] * count)
+    names = list(KINOVA_JOINTS[:count])
+    message = JointStateMessage(Header(Time(0, 0), ""), names, position, velocity, [])
+    arm = Ros2Arm(Ros2Settings(domain=DOMAIN, joint_states="/lacking", command="/f/commands"))
+    monkeypatch.setattr("visuomotor.runtime.arms.ros2.PATIENCE", 0.0)
+    monkeypatch.setattr("visuomotor.runtime.arms.ros2.DataReader", Told)
+    monkeypatch.setattr(Told, "messages", [message])
+    with pytest.raises(ArmError, match=told):
+        arm.connect()
+
+
+class Told:
+    """A reader to whom the same is told again and again."""
+
+    messages: ClassVar[list[JointStateMessage]] = []
+
+    def __init__(self, *_: Any, **__: Any): ...
+
+    def take(self, N: int) -> list[JointStateMessage]:
+        return self.messages
 
 
 @pytest.mark.parametrize("encoding", ["rgb8", "bgr8"])

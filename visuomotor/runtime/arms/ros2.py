@@ -90,6 +90,7 @@ class Ros2Arm:
         self._signs = np.array(self.settings.signs)
         self._offsets = np.array(self.settings.offsets)
         self._state: JointState | None = None
+        self._refused = ""  # why the last joint state that was of no use was not
         self._believed: JointState | None = None
         self._heard = 0.0  # s, stamp of the last state with numbers, believed or not
         self._goal: np.ndarray | None = None  # (A,) rad: where a trajectory should be by now
@@ -110,12 +111,21 @@ class Ros2Arm:
         deadline = time.monotonic() + PATIENCE
         while self.read() is None:
             if time.monotonic() > deadline:
-                raise ArmError(
-                    f"no joint state with {', '.join(settings.joint_names)} came on "
-                    f"{settings.joint_states} (domain {settings.domain}, network "
-                    f"{settings.network}) within {PATIENCE:.0f} s"
-                )
+                raise ArmError(self._nothing_came())
             time.sleep(0.01)
+
+    def _nothing_came(self) -> str:
+        settings = self.settings
+        where = (
+            f"on {settings.joint_states} (domain {settings.domain}, network {settings.network}) "
+            f"within {PATIENCE:.0f} s"
+        )
+        if not self._refused:
+            return f"no joint state came {where}"
+        return (
+            f"no joint state of use came {where}: the last had {self._refused}; each must hold "
+            "position and velocity of all joint_names (docs/real_arm.md, step 3)"
+        )
 
     def _open_writer(self) -> None:
         member, settings = self._member.participant, self.settings
@@ -128,16 +138,21 @@ class Ros2Arm:
         for message in self._reader.take(N=16):
             if not isinstance(message, JointStateMessage):
                 continue  # that a writer left is told in the same way
-            values = in_order(
-                message.name, self.settings.joint_names, message.position, message.velocity
-            )
-            if values is not None:
-                position, velocity = values
-                self._state = JointState(
-                    self._signs * position + self._offsets,
-                    self._signs * velocity,
-                    stamp=time.monotonic(),
+            try:
+                position, velocity = in_order(
+                    message.name,
+                    self.settings.joint_names,
+                    position=message.position,
+                    velocity=message.velocity,
                 )
+            except ValueError as error:
+                self._refused = str(error)
+                continue
+            self._state = JointState(
+                self._signs * position + self._offsets,
+                self._signs * velocity,
+                stamp=time.monotonic(),
+            )
         return self._state
 
     def send(self, velocity: np.ndarray) -> None:

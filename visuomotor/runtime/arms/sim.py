@@ -75,18 +75,23 @@ def decode_frame(message: bytes) -> np.ndarray | None:
     return np.frombuffer(message, np.uint8, offset=_FRAME.size).reshape(height, width, 3).copy()
 
 
-def in_order(
-    names: list[str], wanted: tuple[str, ...], *values: list[float]
-) -> list[np.ndarray] | None:
-    """Values by name -> in the order wanted, each (A,); None if a joint is missing or doubled, or
-    lengths differ. Further joints are left out."""
-    if len(set(names)) != len(names) or any(len(v) != len(names) for v in values):
-        return None
+def in_order(names: list[str], wanted: tuple[str, ...], **values: list[float]) -> list[np.ndarray]:
+    """Values by name -> in the order wanted, each (A,). Further joints are left out.
+
+    Raises ValueError if a joint is missing or doubled, or there are not as many values as names.
+    """
+    for what, told in values.items():
+        if len(told) != len(names):
+            raise ValueError(f"{len(names)} names, but {len(told)} numbers of {what}")
     place = {name: i for i, name in enumerate(names)}
-    if any(name not in place for name in wanted):
-        return None
+    if len(place) != len(names):
+        doubled = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{doubled} stands twice among the names")
+    missing = [name for name in wanted if name not in place]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} missing among the names {', '.join(names)}")
     index = [place[name] for name in wanted]
-    return [np.array(v, dtype=np.float64)[index] for v in values]
+    return [np.array(told, dtype=np.float64)[index] for told in values.values()]
 
 
 def request(port: int, message: dict[str, Any], timeout: float = 5.0) -> dict[str, Any]:
@@ -162,14 +167,16 @@ class SimArm:
         for message in self._subscription.messages():
             try:
                 told = json.loads(message)
-                values = in_order(
-                    told["name"], LIMITS.joint_names, told["position"], told["velocity"]
+                position, velocity = in_order(
+                    told["name"],
+                    LIMITS.joint_names,
+                    position=told["position"],
+                    velocity=told["velocity"],
                 )
             except (ValueError, KeyError, TypeError):
                 continue
-            if values is not None:
-                # When it came, by our own clock: the sender's may be stepped.
-                self._state = JointState(values[0], values[1], time.monotonic())
+            # When it came, by our own clock: the sender's may be stepped.
+            self._state = JointState(position, velocity, time.monotonic())
         return self._state
 
     def send(self, velocity: np.ndarray) -> None:
