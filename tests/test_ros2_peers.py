@@ -17,8 +17,9 @@ import pytest
 
 pytest.importorskip("cyclonedds", reason='cyclonedds is missing: pip install "visuomotor[ros2]"')
 
+from tests.dds_arm import DdsArm
 from visuomotor.runtime.arms.dds import _configuration
-from visuomotor.runtime.arms.ros2 import Ros2Arm, Ros2Settings
+from visuomotor.runtime.arms.ros2 import KINOVA_JOINTS, Ros2Arm, Ros2Settings
 
 SOURCE = Path(__file__).parent / "fastdds" / "driver.cpp"
 HEADER = Path("/usr/include/fastdds/dds/domain/DomainParticipant.hpp")
@@ -81,19 +82,28 @@ def test_a_driver_on_fast_dds_is_read_and_commanded(
     arm.stop()
 
 
+@pytest.mark.parametrize(
+    ("mode", "shown"),
+    [("velocity", ("0.0625",)), ("trajectory", ("0.0625", KINOVA_JOINTS[8], "time_from_start"))],
+)
 def test_cyclone_s_own_tool_reads_what_is_sent(
-    driver: Path, started: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+    mode: str,
+    shown: tuple[str, ...],
+    started: list[subprocess.Popen[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tool = Path(sys.executable).with_name("cyclonedds")
     if not tool.is_file():
         pytest.skip("the cyclonedds command is missing")
     monkeypatch.setattr("visuomotor.runtime.arms.ros2.PATIENCE", PATIENCE)
-    joints = [str(driver), "94", "rt/unused", "120"]
-    started.append(subprocess.Popen(joints, stdout=subprocess.DEVNULL, text=True))
-    arm = Ros2Arm(Ros2Settings(domain=94, command="/tool/commands"))
-    arm.connect()
+    peer = DdsArm(94)
+    arm = Ros2Arm(Ros2Settings(domain=94, command=f"/tool/{mode}", mode=mode))
+    try:
+        arm.connect()
+    finally:
+        peer.close()
     options = ["--suppress-progress-bar", "--color", "none", "--runtime", "3s"]
-    command = [str(tool), "subscribe", "--domain-id", "94", *options, "rt/tool/commands"]
+    command = [str(tool), "subscribe", "--domain-id", "94", *options, f"rt/tool/{mode}"]
     environment = os.environ | {"CYCLONEDDS_URI": _configuration("lo"), "PYTHONUNBUFFERED": "1"}
     started.append(
         subprocess.Popen(
@@ -105,10 +115,14 @@ def test_cyclone_s_own_tool_reads_what_is_sent(
             env=environment,
         )
     )
-    told = Lines(started[1])
+    told = Lines(started[0])
     deadline = time.monotonic() + PATIENCE
-    while not any("0.0625" in line for line in told.lines) and time.monotonic() < deadline:
+
+    def lacking() -> list[str]:
+        return [text for text in shown if not any(text in line for line in told.lines)]
+
+    while lacking() and time.monotonic() < deadline:
         arm.send(VELOCITY)
         time.sleep(0.02)
-    assert any("0.0625" in line for line in told.lines), "".join(told.lines[-20:])
+    assert not lacking(), "".join(told.lines[-20:])
     arm.stop()
