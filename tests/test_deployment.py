@@ -21,6 +21,7 @@ from visuomotor.cli import run_command
 from visuomotor.config import CameraConfig, Config
 from visuomotor.deploy import deploy, live_line, run_arm
 from visuomotor.deployment import (
+    LOG,
     PRETRAINED,
     DeployConfig,
     Deployment,
@@ -394,3 +395,20 @@ def test_a_start_that_fails_ends_what_had_started(
             deployment.__enter__()
     for process in (deployment.streamer, deployment.policy):
         assert process.popen.poll() is not None
+
+
+def test_a_log_that_cannot_be_begun_is_one_line_of_the_start(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / LOG).symlink_to("/dev/full")
+    peer = Peer()
+    settings = {"kind": "sim", "port": peer.port}
+    monkeypatch.setattr(Deployment, "_arm_and_camera", lambda self: (settings, settings))
+    deployment = unstarted(arm="sim")
+    deployment.out = tmp_path
+    try:
+        with pytest.raises(UserError, match=r"streamer: .*cannot be written: No space left"):
+            deployment.__enter__()
+    finally:
+        peer.close()
+    assert capfd.readouterr().err == ""

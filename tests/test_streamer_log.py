@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from visuomotor.runtime import streamer
+from visuomotor.runtime.errors import LogError
 from visuomotor.runtime.jaco import LIMITS
 from visuomotor.runtime.streamer import LOG_PERIOD, Log, read_log
 
@@ -75,6 +76,15 @@ def test_a_disk_that_never_answers_does_not_hold_up_the_end(
     log.close()
     assert "lacks its last rows" in capsys.readouterr().err
     disk.let_go.set()
+
+
+def test_a_log_that_cannot_be_begun_is_one_clear_error(tmp_path: Path) -> None:
+    for path, told in (
+        (Path("/dev/full"), "/dev/full cannot be written: No space left on device"),
+        (tmp_path / "nowhere" / "log", "log cannot be written: No such file or directory"),
+    ):
+        with pytest.raises(LogError, match=told):
+            Log(path, LIMITS.joint_names)
 
 
 def test_a_log_is_read_up_to_the_last_second_before_its_process_was_killed(tmp_path: Path) -> None:

@@ -12,5 +12,9 @@ class BundleError(Exception):
         super().__init__(line if len(line) <= MAX_MESSAGE else line[: MAX_MESSAGE - 3] + "...")
 
 
+class LogError(Exception):
+    """A log that cannot be begun; one line that says why."""
+
+
 class CameraError(Exception):
     """A camera, or a calibration of one, that is not there; one line that says what to do."""

@@ -20,7 +20,7 @@ import numpy as np
 from visuomotor.runtime.arm import ArmError
 from visuomotor.runtime.arms import make_arm
 from visuomotor.runtime.clock import run_at
-from visuomotor.runtime.errors import BundleError, CameraError
+from visuomotor.runtime.errors import BundleError, CameraError, LogError
 from visuomotor.runtime.guard import Patience
 from visuomotor.runtime.slots import Slot, command_type, report_type
 from visuomotor.runtime.streamer import SWITCH, Streamer, keep_awake, run_streamer
@@ -131,7 +131,7 @@ def main(argv: list[str]) -> int:
     stop = _Stop()
     try:
         {"streamer": streamer_process, "policy": policy_process}[role](settings, stop)
-    except (ArmError, BundleError, CameraError) as error:
+    except (ArmError, BundleError, CameraError, LogError) as error:
         print(json.dumps({"error": str(error)}), flush=True)
         return 2
     return 0

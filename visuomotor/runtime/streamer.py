@@ -14,12 +14,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
 from visuomotor.runtime.arm import Arm
 from visuomotor.runtime.clock import run_at
+from visuomotor.runtime.errors import LogError
 from visuomotor.runtime.guard import Guard, Patience, State
 from visuomotor.runtime.slots import Slot, report_type, text, to_command
 
@@ -67,10 +69,16 @@ class Log:
     """
 
     def __init__(self, path: Path, joint_names: tuple[str, ...]):
+        """Raises LogError if it cannot be begun: on a disk that is full, for instance."""
         header = {"format": "visuomotor-log", "version": 1, "joints": list(joint_names)}
-        # Unbuffered: what was written is not lost when this process is killed.
-        self._file = open(path, "wb", buffering=0)  # noqa: SIM115  (closed by the thread)
-        self._file.write(json.dumps(header).encode() + b"\n")
+        with ExitStack() as unless_begun:
+            try:
+                # Unbuffered: what was written is not lost when this process is killed.
+                self._file = unless_begun.enter_context(open(path, "wb", buffering=0))
+                self._file.write(json.dumps(header).encode() + b"\n")
+            except OSError as error:
+                raise LogError(f"{path} cannot be written: {error.strerror}") from error
+            unless_begun.pop_all()  # the thread closes it
         self.row = np.zeros((), log_type(len(joint_names)))
         self.broken = ""  # why nothing more is written
         self.lost = 0  # rows left out
