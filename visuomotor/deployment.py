@@ -71,7 +71,7 @@ class DeployConfig:
     episodes: int = 1  # starts by a human; of arm=sim by itself
     episode_seconds: float | None = None  # None: as long as in training
     arm_config: str | None = None  # YAML: topics and names of arm=ros2 and arm=jaco2
-    out: str | None = None  # folder for the log; None: deployments/<task>-<time>
+    out: str | None = None  # folder for the log; None: deployments/<bundle>-<time>
     sim: SimOptions = field(default_factory=SimOptions)
 
     def validate(self) -> None:
