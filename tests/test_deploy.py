@@ -17,6 +17,7 @@ from tests.failing import Failing
 from visuomotor.cli import run_command
 from visuomotor.deploy import beyond_training, deploy, trained_delays
 from visuomotor.deployment import PRETRAINED, Deployment
+from visuomotor.factors import Distributions, Factor
 from visuomotor.runtime.arms import KINDS
 from visuomotor.runtime.arms.sim import (
     JOINT_HELLO,
@@ -28,6 +29,7 @@ from visuomotor.runtime.arms.sim import (
     encode_velocity,
     in_order,
 )
+from visuomotor.runtime.errors import BundleError
 from visuomotor.runtime.files import MANIFEST, read_bundle, seal_manifest
 from visuomotor.runtime.guard import State
 from visuomotor.runtime.jaco import LIMITS
@@ -241,10 +243,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 
 
 TRAINED = {"trained": True, "camera_delay_s": [0.0, 0.1], "action_delay_s": [0.0, 0.05]}
+SAID = {"latency": TRAINED, "randomization": {"strength": 1.0}, "control": {"period_s": 0.05}}
 
 
 def test_what_was_later_than_in_training_is_told_and_nothing_else() -> None:
-    trained = trained_delays({"latency": TRAINED})
+    trained = trained_delays(SAID)
     on_time = {"frame_to_decision_ms_p99": 100.0, "decision_to_sent_ms_p99": 11.0}
     assert beyond_training(on_time, trained) == []
     assert beyond_training({}, trained) == [], "nothing ran, so nothing was late"
@@ -264,6 +267,26 @@ def test_a_policy_that_was_trained_without_delays_was_trained_for_none() -> None
     told = beyond_training(late, trained)
     assert len(told) == 2
     assert all("trained for at most 0 ms" in line for line in told)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.8, 0.6, 0.4, 0.2])
+def test_the_longest_trained_delay_is_the_longest_that_training_draws(strength: float) -> None:
+    factors = Distributions(
+        [
+            Factor("camera_delay", 0.0, 2.0, 0.0, "integer"),
+            Factor("action_delay", 0.0, 1.0, 0.0, "integer"),
+        ],
+        [True, True],
+    )
+    drawn = factors.values(np.full(2, 0.999), strength)
+    trained = trained_delays(SAID | {"randomization": {"strength": strength}})
+    assert list(trained.values()) == pytest.approx(0.05 * drawn)
+
+
+@pytest.mark.parametrize("strength", [None, "much"])
+def test_a_bundle_that_does_not_tell_how_much_was_drawn_is_refused(strength: object) -> None:
+    with pytest.raises(BundleError, match=r"beside randomization\.strength"):
+        trained_delays(SAID | {"randomization": {"strength": strength}})
 
 
 @pytest.mark.parametrize("latency", [None, {}, {"trained": True, "camera_delay_s": [0.0]}, "none"])

@@ -80,7 +80,8 @@ def latency(log: Path) -> dict[str, float]:
 
 
 def trained_delays(manifest: dict[str, Any]) -> dict[str, float]:
-    """policy.json -> s, the longest `camera_delay_s` and `action_delay_s` that training had.
+    """policy.json -> s, the longest `camera_delay_s` and `action_delay_s` that training had: those
+    of full strength, less at less, in whole control steps as they were drawn (factors.py).
 
     Raises BundleError if it does not say.
     """
@@ -90,11 +91,15 @@ def trained_delays(manifest: dict[str, Any]) -> dict[str, float]:
     if told.get("trained") is False:
         return dict.fromkeys(names, 0.0)
     try:
-        return {name: float(told[name][1]) for name in names}
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+        strength = float(manifest["randomization"]["strength"])
+        step = float(manifest["control"]["period_s"])
+        full = {name: round(float(told[name][1]) / step) for name in names}
+        return {name: step * round(strength * steps) for name, steps in full.items()}
+    except (KeyError, IndexError, TypeError, ValueError, ArithmeticError) as error:
         raise BundleError(
             f"policy.json: latency: expected {' and '.join(names)}, each [least, most] in s, "
-            f"received {latency!r}; export the policy again"
+            f"received {latency!r}, beside randomization.strength and control.period_s; export the "
+            "policy again"
         ) from error
 
 
