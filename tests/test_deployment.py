@@ -8,6 +8,7 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -88,12 +89,13 @@ def test_a_policy_that_dies_ends_the_deployment_after_the_arm_came_to_rest(
         until = time.monotonic() + 20.0
         requested = property(lambda self: time.monotonic() > self.until)
 
-    def run(deployment: Deployment, stop: object) -> list[dict[str, object]]:
+    def run(deployment: Deployment, stop: object) -> Iterator[dict[str, object]]:
+        yield {"episode": 0, "success": True}
         assert deployment.press()
         deployment.policy.popen.kill()
         while deployment.state is not State.LATCHED:
             time.sleep(0.01)
-        return run_arm(deployment, Enough())  # type: ignore[arg-type]
+        yield from run_arm(deployment, Enough())  # type: ignore[arg-type]
 
     peer = Peer()
     settings = {"kind": "sim", "port": peer.port}
@@ -105,6 +107,9 @@ def test_a_policy_that_dies_ends_the_deployment_after_the_arm_came_to_rest(
     finally:
         peer.close()
     assert "error: policy: killed by signal 9" in capfd.readouterr().err
+    result = json.loads((out / "deployment.json").read_text())
+    assert result["error"] == "policy: killed by signal 9"
+    assert result["rows"] == [{"episode": 0, "success": True}], "what there was until then"
     _, rows = read_log(out / "streamer.log")
     assert rows["sent"].any()
     assert not rows["sent"][-1].any()
@@ -174,7 +179,7 @@ def test_an_episode_ends_when_its_time_is_up_or_the_human_lets_go(
 ) -> None:
     """The first is held through its end, which is no press for the next; the second is short."""
     deployment = Played(monkeypatch, [(1.0, 9.0), (12.0, 14.0)])
-    rows = run_arm(deployment, Never())  # type: ignore[arg-type]
+    rows = list(run_arm(deployment, Never()))  # type: ignore[arg-type]
     assert deployment.spans[0] == pytest.approx([1.0, 6.0], abs=0.05)
     assert deployment.spans[1] == pytest.approx([12.0, 14.0], abs=0.05)
     assert [row["stopped"] for row in rows] == [ENDINGS[TIME_UP], RELEASED]
@@ -189,7 +194,7 @@ def test_a_human_who_asks_to_stop_gets_no_further_episode(monkeypatch: pytest.Mo
     class AfterTheFirst:
         requested = property(lambda self: deployment.now > 5.5)
 
-    rows = run_arm(deployment, AfterTheFirst())  # type: ignore[arg-type]
+    rows = list(run_arm(deployment, AfterTheFirst()))  # type: ignore[arg-type]
     assert [row["stopped"] for row in rows] == [RELEASED, ENDINGS[ASKED]]
     assert deployment.spans[1] == pytest.approx([5.0, 5.5], abs=0.1)
     assert deployment.state is State.LATCHED

@@ -132,10 +132,10 @@ def beyond_training(measured: dict[str, float], trained: dict[str, float]) -> li
     return told
 
 
-def run_sim(deployment: Deployment, stop: StopSignal) -> list[dict[str, Any]]:
+def run_sim(deployment: Deployment, stop: StopSignal) -> Iterator[dict[str, Any]]:
     """Episodes on the simulated arm, one after the other; success is judged at their end."""
     config, seconds = deployment.config, deployment.episode_seconds
-    rows: list[dict[str, Any]] = []
+    successes = 0
     assert deployment.sim_port is not None
     with live_line(sys.stderr) as show:
         for episode in range(config.episodes):
@@ -151,39 +151,37 @@ def run_sim(deployment: Deployment, stop: StopSignal) -> list[dict[str, Any]]:
             deployment.release()
             if stop.requested:
                 break
-            rows.append(
-                {
-                    "episode": episode,
-                    "success": bool(score["success"]) and ran,
-                    "stage": score["stage"],
-                    "stopped": reason,
-                }
-            )
-            successes = sum(row["success"] for row in rows)
+            success = bool(score["success"]) and ran
+            successes += success
             told = "" if ran else f"; {reason}"
             show(f"episode {episode + 1} of {config.episodes}: {successes} successes{told}")
-    return rows
+            yield {
+                "episode": episode,
+                "success": success,
+                "stage": score["stage"],
+                "stopped": reason,
+            }
 
 
-def run_arm(deployment: Deployment, stop: StopSignal) -> list[dict[str, Any]]:
+def run_arm(deployment: Deployment, stop: StopSignal) -> Iterator[dict[str, Any]]:
     """Episodes on a real arm: each begins when the human presses the switch and ends when the time
     is up (the arm then stops) or the human lets go."""
     config, seconds = deployment.config, deployment.episode_seconds
-    rows: list[dict[str, Any]] = []
+    episode = 0
     with live_line(sys.stderr) as show:
-        while len(rows) < config.episodes and not stop.requested:
+        while episode < config.episodes and not stop.requested:
             show(f"latched: {deployment.reason}; hold the switch to start")
             if not deployment.wait(State.RUNNING, 0.5):
                 continue
-            show(f"episode {len(rows) + 1}: running for {seconds:.0f} s")
+            show(f"episode {episode + 1}: running for {seconds:.0f} s")
             deadline = time.monotonic() + seconds
             while time.monotonic() < deadline and not stop.requested:
                 if deployment.wait(State.LATCHED, 0.02):
                     break
             else:
                 deployment.end_episode(ASKED if stop.requested else TIME_UP)
-            rows.append({"episode": len(rows), "stopped": deployment.reason})
-    return rows
+            yield {"episode": episode, "stopped": deployment.reason}
+            episode += 1
 
 
 def deploy(argv: list[str]) -> int:
@@ -198,8 +196,14 @@ def deploy(argv: list[str]) -> int:
     make_folder(out)
     # A terminal that is closed is no reason to leave the arm alone.
     signal.signal(signal.SIGHUP, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
+    rows: list[dict[str, Any]] = []
+    failure: UserError | None = None
     with StopSignal(notice=b"\nbringing the arm to rest\n") as stop, deployment:
-        rows = (run_sim if config.arm == "sim" else run_arm)(deployment, stop)
+        try:
+            for row in (run_sim if config.arm == "sim" else run_arm)(deployment, stop):
+                rows.append(row)
+        except UserError as error:
+            failure = error  # of a process that died; what was run until then is kept
     measured = latency(out / LOG)
     for note in deployment.notes:  # the last line of the policy's process
         measured |= {name: round(v, 3) for name, v in note.items() if name.startswith("policy_ms")}
@@ -213,10 +217,13 @@ def deploy(argv: list[str]) -> int:
         "trained_for": deployment.manifest["latency"],
         "processes": deployment.notes,
         "rows": rows,
+        "error": None if failure is None else str(failure),
     }
     if config.arm == "sim":
         result["successes"] = sum(row["success"] for row in rows)
     write_atomic(out / RESULT, (json.dumps(result, indent=2) + "\n").encode())
+    if failure is not None:
+        raise failure
     if config.arm == "sim":
         print(f"{result['successes']} of {len(rows)} episodes succeeded")
     for name, value in result["latency"].items():
