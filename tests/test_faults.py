@@ -114,6 +114,20 @@ def test_a_stop_in_time_is_good_and_each_number_is_measured() -> None:
     assert line.endswith("| latched: the dead-man switch was released | good |")
 
 
+@pytest.mark.parametrize(
+    ("fault", "unjudged"),
+    [("released", ()), ("streamer-stall", (5, 6)), ("network-cut", (4, 5, 6))],
+)
+def test_the_table_tells_what_is_not_judged(fault: str, unjudged: tuple[int, ...]) -> None:
+    rows = record(stop(110))
+    rows["pinch"][200:, 0] = LIMITS.workspace_high[0] + 0.006
+    row = judged(rows, fault, reason="held up; the last frame is; switch was released")
+    cells = table([row]).splitlines()[2].strip("| ").split(" | ")
+    assert cells[6].startswith("6 mm")
+    assert tuple(i for i, cell in enumerate(cells) if "not judged" in cell) == unjudged
+    assert ("workspace_overshoot_m" in cells[8]) == (6 not in unjudged)
+
+
 def test_what_the_arm_did_is_judged_beside_what_it_was_asked() -> None:
     asked = stop(110)
     late = judged(record(asked, moved=stop(180)))

@@ -130,7 +130,7 @@ def verdict(row: dict[str, Any]) -> str:
 
 def _beyond_limits(row: dict[str, Any]) -> list[str]:
     most = {"asked_velocity": 1.0 + 1e-9, "moved_velocity": MOVED_VELOCITY}
-    if not row["unreachable"]:  # nothing can brake it there
+    if not row["unreachable"]:  # nothing brakes it there: docs/safety.md
         most |= {"joint_overshoot_rad": 0.0, "workspace_overshoot_m": 0.0}
     if not row["stop_is_cut"]:
         most |= {
@@ -165,6 +165,7 @@ def _not_at_rest(row: dict[str, Any]) -> list[str]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown; where there are two numbers: what the arm was asked / how it moved."""
+    unjudged = {True: ", not judged", False: ""}
     lines = [
         "| fault | has to | rests after | largest velocity | largest acceleration | "
         "beyond joints | beyond workspace | then | verdict |",
@@ -179,9 +180,10 @@ def table(rows: list[dict[str, Any]]) -> str:
             if rests
             else "",
             f"{100 * row['asked_velocity']:.0f} / {100 * row['moved_velocity']:.0f} %",
-            f"{100 * row['asked_acceleration']:.0f} / {100 * row['moved_acceleration']:.0f} %",
-            f"{row['joint_overshoot_rad']:.3f} rad",
-            f"{1000 * row['workspace_overshoot_m']:.0f} mm",
+            f"{100 * row['asked_acceleration']:.0f} / {100 * row['moved_acceleration']:.0f} %"
+            + unjudged[row["stop_is_cut"]],
+            f"{row['joint_overshoot_rad']:.3f} rad" + unjudged[row["unreachable"]],
+            f"{1000 * row['workspace_overshoot_m']:.0f} mm" + unjudged[row["unreachable"]],
             f"{row['state']}{': ' + row['reason'] if row['reason'] else ''}",
             verdict(row) or "good",
         ]
