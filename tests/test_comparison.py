@@ -64,6 +64,8 @@ def test_policies_side_by_side_meet_the_same_episodes(
     assert pair["low"] <= pair["difference"] <= pair["high"]
     said = capsys.readouterr().out
     assert "run-2 - run" in said and "McNemar" in said
+    for label in ("run", "run-2"):  # an untrained policy fails whatever the factors are
+        assert f"{label}: no randomized factor tells success from failure" in said
 
     # Alone it has the same episodes and outcomes, to the last byte.
     alone = [f"policy={other}", *arguments[1:], f"out={tmp_path / 'alone'}"]

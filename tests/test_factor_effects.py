@@ -9,7 +9,7 @@ import itertools
 import numpy as np
 import pytest
 
-from visuomotor.factor_effects import BINS, TOLD, effects_csv, factor_effects, told
+from visuomotor.factor_effects import BINS, TOLD, by_effect, effects_csv, factor_effects, told
 
 NAMES = ("mass", "delay", "hue", "still")
 
@@ -31,6 +31,9 @@ def test_the_factor_that_matters_comes_first_and_alone() -> None:
     assert all(effect.false_share > TOLD for effect in effects[1:])
     lines = told(effects).splitlines()
     assert len(lines) == 2 and "mass: " in lines[1] and "at its best" in lines[1]
+    worst = effects[0].worst
+    assert f"({worst.successes} of 100; 95 %: " in lines[1] and f"at {worst.span} " in lines[1]
+    assert told(effects, "mine").startswith("mine: factors that tell")
 
 
 def test_bins_hold_every_episode_once_and_in_order() -> None:
@@ -55,7 +58,34 @@ def test_the_test_of_homogeneity_is_the_one_worked_by_hand() -> None:
     (effect,) = factor_effects(success, factors, ("switch",))
     assert effect.p_value == pytest.approx(0.029096, abs=1e-6)
     assert effect.false_share == effect.p_value  # there is no other one
-    assert effect.spread == pytest.approx(0.2)
+    assert (effect.worst.rate, effect.best.rate) == (0.6, 0.8)
+    # Rates 0.1 below and above the mean; of that variance 0.7 * 0.3 / 99 are chance's.
+    assert effect.effect == pytest.approx((0.01 - 0.21 / 99) ** 0.5)
+
+
+def test_many_bins_are_no_effect() -> None:
+    """A delay that costs 22 % ranks before textures that do nothing, though as often as not the best
+    and the worst of nine textures differ by more than the two delays do."""
+    wide = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        factors = np.stack((rng.integers(0, 2, 300), rng.integers(0, 9, 300)), axis=1)
+        success = rng.random(300) < np.where(factors[:, 0] == 1, 0.6, 0.82)
+        delay, texture = by_effect(factor_effects(success, factors, ("delay", "texture")))
+        assert (delay.name, len(texture.bins)) == ("delay", 9)
+        differences = [e.best.rate - e.worst.rate for e in (delay, texture)]
+        wide += differences[1] > differences[0]
+    assert wide >= 10
+
+
+def test_an_effect_is_the_deviation_of_true_rates_whatever_the_bins() -> None:
+    """Near 0 for nine values that do nothing; two at 0.5 and 0.9 lie 0.2 about their mean."""
+    rng = np.random.default_rng(0)
+    factors = np.stack((rng.integers(0, 2, 20_000), rng.integers(0, 9, 20_000)), axis=1)
+    success = rng.random(20_000) < np.where(factors[:, 0] == 1, 0.5, 0.9)
+    delay, texture = by_effect(factor_effects(success, factors, ("delay", "texture")))
+    assert delay.effect == pytest.approx(0.2, abs=0.01)
+    assert texture.effect < 0.01
 
 
 def test_without_an_effect_factors_are_seldom_named() -> None:
@@ -85,3 +115,16 @@ def test_the_table_has_a_row_for_each_bin() -> None:
     for row in rows:
         low, rate, high = (float(row[f"success_{name}"]) for name in ("low", "rate", "high"))
         assert low <= rate <= high
+        assert float(row["effect"]) == {e.name: e.effect for e in effects}[row["factor"]]
+
+
+def test_units_and_values_stand_with_what_is_told() -> None:
+    """Bins of one whole number have one value; a factor of one's own has its own unit."""
+    success, factors = _episodes(1)
+    effects = factor_effects(success, factors, ("prop_mass/block_0", "camera_delay", "hue", "x"))
+    by_name = {effect.name: effect for effect in effects}
+    assert [part.span for part in by_name["camera_delay"].bins] == ["0", "1", "2"]
+    assert by_name["camera_delay"].whole and not by_name["hue"].whole
+    assert " to " in by_name["hue"].worst.span
+    units = {name: effect.unit for name, effect in by_name.items()}
+    assert units == {"prop_mass/block_0": "", "camera_delay": "control steps", "hue": "turns"}

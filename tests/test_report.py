@@ -19,7 +19,7 @@ from visuomotor.evaluation import Episodes, summarize
 from visuomotor.factor_effects import factor_effects
 from visuomotor.randomization import Factor
 from visuomotor.report import Reported, report_html, sweep_html
-from visuomotor.statistics import paired_difference
+from visuomotor.statistics import paired_difference, wilson_interval
 from visuomotor.sweep import SweepPoint, SweptFactor, sweep_record
 from visuomotor.video import Clip
 
@@ -136,6 +136,34 @@ def test_the_table_has_every_rate_and_difference(page: str) -> None:
     assert "lifting, randomized, 60 episodes, seed 0" in page
     assert first["git_commit"] is None or first["git_commit"] in page
     assert "task: lifting\nseed: 3" in page
+
+
+def test_the_factors_that_matter_most_stand_in_a_table_by_effect() -> None:
+    """Twelve factors, two of which matter: ten are shown, and those two first and marked."""
+    rng = np.random.default_rng(0)
+    factors = rng.random((400, 12))
+    factors[:, 3] = rng.integers(0, 2, 400)
+    success = rng.random(400) < np.where(factors[:, 3] == 1, 0.3, 0.9) - 0.2 * (factors[:, 5] > 0.6)
+    names = [f"colour/{i}" for i in range(12)]
+    names[3], names[5] = "camera_delay", "gravity_tilt/x"
+    effects = factor_effects(success, factors, tuple(names))
+    page = report_html([replace(_policy("first", 0), effects=effects)], [])
+    table = re.findall('<table class="effects">(.*?)</table>', page, re.DOTALL)
+    rows = [re.findall("<td>(.*?)</td>", row) for row in table[0].split("<tr")[2:]]
+    assert len(table) == 1 and len(rows) == 10
+    assert [row[0] for row in rows[:2]] == [
+        "camera_delay, control steps",
+        "gravity_tilt/x, degrees",
+    ]
+    assert [row[-1] for row in rows] == ["yes", "yes"] + ["no"] * 8
+    sizes = [float(row[1]) for row in rows]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] == pytest.approx(30, abs=5)
+    worst, best = (int(factors[:, 3].tolist().count(value)) for value in (1, 0))
+    lost = int(success[factors[:, 3] == 1].sum())
+    assert (rows[0][2], rows[0][5]) == ("1", "0")  # which values
+    assert rows[0][3].endswith(f"({lost} of {worst})") and rows[0][6].endswith(f"of {best})")
+    low, high = wilson_interval(lost, worst)
+    assert rows[0][4] == f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def test_without_curve_clips_or_varied_factors_their_parts_are_left_out() -> None:

@@ -478,6 +478,8 @@ def evaluate(argv: list[str]) -> int:
     if len(judged) > 1:
         print(f"{task} {options.sims} seed={options.seed}, {options.episodes} episodes{written}")
         print(table(outcomes))
+        if options.sims in ("randomized", "heldout"):
+            print(*(told(one.effects, one.label) for one in outcomes), sep="\n")
         return 0
     low, high = 100 * summary["success_low"], 100 * summary["success_high"]
     print(

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from visuomotor.factors import unit_of, with_unit
 from visuomotor.statistics import wilson_interval
 
 BINS = 5  # of equally many episodes
 FEW_VALUES = 16  # a factor with no more whole numbers (which texture, which delay): a bin for each
 TOLD = 0.1  # of the factors named, the share that may be there by chance
+WORST = 10  # factors, in tables and plots
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,11 @@ class Bin:
     def rate(self) -> float:
         return self.successes / self.episodes
 
+    @property
+    def span(self) -> str:
+        """Which values."""
+        return f"{self.low:.3g}" if self.low == self.high else f"{self.low:.3g} to {self.high:.3g}"
+
 
 @dataclass(frozen=True)
 class Effect:
@@ -41,10 +49,40 @@ class Effect:
     false_share: float  # expected among all factors with this p-value or less (Benjamini-Hochberg)
 
     @property
-    def spread(self) -> float:
-        """The best bin's rate minus the worst one's."""
-        rates = [part.rate for part in self.bins]
-        return max(rates) - min(rates)
+    def unit(self) -> str:
+        return unit_of(self.name)
+
+    @property
+    def clear(self) -> bool:
+        """Whether it is told apart from chance."""
+        return self.false_share <= TOLD
+
+    @property
+    def whole(self) -> bool:
+        """Whether every bin is one whole number: a delay, the number of a texture."""
+        return all(part.low == part.high == round(part.low) for part in self.bins)
+
+    @property
+    def best(self) -> Bin:
+        return max(self.bins, key=lambda part: part.rate)
+
+    @property
+    def worst(self) -> Bin:
+        return min(self.bins, key=lambda part: part.rate)
+
+    @property
+    def effect(self) -> float:
+        """Standard deviation, over the episodes, of the true success rate of its bin.
+
+        Of the variance between the bins' rates, what is more than chance makes: of chi-square by
+        the number of episodes, its mean without an effect is taken off (Bergsma 2013); 0 where
+        nothing is left. The best rate minus the worst one would grow with the number of bins alone.
+        """
+        total = sum(part.episodes for part in self.bins)
+        rate = sum(part.successes for part in self.bins) / total
+        chance = (len(self.bins) - 1) / (total - 1)
+        excess = _chi_square(self.bins) / total - chance
+        return math.sqrt(max(0.0, excess) * rate * (1.0 - rate))
 
 
 def factor_effects(
@@ -65,34 +103,42 @@ def factor_effects(
     ]
 
 
+def by_effect(effects: list[Effect]) -> list[Effect]:
+    """The largest effect first; of those without one the clearest."""
+    return sorted(effects, key=lambda effect: (-effect.effect, effect.p_value, effect.name))
+
+
 def effects_csv(effects: list[Effect]) -> str:
     """One row a bin, the clearest factor first."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     facts = ("episodes", "successes", "success_rate", "success_low", "success_high")
-    writer.writerow(("factor", "from", "to", *facts, "p_value", "false_share"))
+    writer.writerow(("factor", "from", "to", *facts, "p_value", "false_share", "effect"))
     for effect in effects:
         for part in effect.bins:
             interval = wilson_interval(part.successes, part.episodes)
             counts = (part.episodes, part.successes, repr(part.rate), *map(repr, interval))
-            tests = (repr(effect.p_value), repr(effect.false_share))
+            tests = map(repr, (effect.p_value, effect.false_share, effect.effect))
             writer.writerow((effect.name, repr(part.low), repr(part.high), *counts, *tests))
     return out.getvalue()
 
 
-def told(effects: list[Effect], most: int = 10) -> str:
+def told(effects: list[Effect], label: str = "") -> str:
     """The factors that tell success from failure, the largest effect first, in one line for each,
-    or that there is none."""
-    clear = [effect for effect in effects if effect.false_share <= TOLD]
-    clear = sorted(clear, key=lambda effect: -effect.spread)[:most]
+    or that there is none. label: of the policy, where there are several."""
+    start = f"{label}: " if label else ""
+    clear = by_effect([effect for effect in effects if effect.clear])[:WORST]
     if not clear:
-        return "no randomized factor tells success from failure"
-    lines = ["factors that tell success from failure, from the largest effect on:"]
+        return f"{start}no randomized factor tells success from failure"
+    lines = [f"{start}factors that tell success from failure, from the largest effect on:"]
     for effect in clear:
-        worst = min(effect.bins, key=lambda part: part.rate)
+        worst, best = effect.worst, effect.best
+        low, high = wilson_interval(worst.successes, worst.episodes)
         lines.append(
-            f"  {effect.name}: {100 * worst.rate:.1f} % from {worst.low:.3g} to {worst.high:.3g}, "
-            f"{100 * (worst.rate + effect.spread):.1f} % at its best (p = {effect.p_value:.2g})"
+            f"  {with_unit(effect.name, effect.unit)}: {100 * worst.rate:.1f} % at {worst.span} "
+            f"({worst.successes} of {worst.episodes}; 95 %: {100 * low:.1f} to {100 * high:.1f}), "
+            f"{100 * best.rate:.1f} % at its best, {best.span} (p = {effect.p_value:.2g}, "
+            f"share of false finds {effect.false_share:.2g})"
         )
     return "\n".join(lines)
 
@@ -116,13 +162,17 @@ def _bins(success: np.ndarray, values: np.ndarray) -> tuple[Bin, ...]:
     )
 
 
-def _homogeneity(bins: tuple[Bin, ...]) -> float:
-    """p-value of Pearson's chi-square test that all bins have one rate."""
+def _chi_square(bins: tuple[Bin, ...]) -> float:
+    """Pearson's, of all bins having one rate; 0 where all episodes end alike."""
     episodes = np.array([part.episodes for part in bins])
     successes = np.array([part.successes for part in bins])
     rate = successes.sum() / episodes.sum()
     if rate in (0.0, 1.0):
-        return 1.0
-    chi2 = ((successes - episodes * rate) ** 2 / (episodes * rate * (1.0 - rate))).sum()
-    half = torch.tensor([(len(bins) - 1) / 2, float(chi2) / 2], dtype=torch.float64)
+        return 0.0
+    return float(((successes - episodes * rate) ** 2 / (episodes * rate * (1.0 - rate))).sum())
+
+
+def _homogeneity(bins: tuple[Bin, ...]) -> float:
+    """p-value of Pearson's chi-square test that all bins have one rate."""
+    half = torch.tensor([(len(bins) - 1) / 2, _chi_square(bins) / 2], dtype=torch.float64)
     return float(torch.special.gammaincc(half[0], half[1]))

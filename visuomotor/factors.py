@@ -75,6 +75,19 @@ class OwnFactor:
 OWN: dict[str, OwnFactor] = {}
 
 
+def unit_of(name: str) -> str:
+    """A factor's unit by its name or its group's; empty where it has none, or is not known."""
+    for group, own in OWN.items():
+        if name == group or name.startswith(f"{group}/"):
+            return own.unit
+    return UNITS.get(name.split("/")[0], "")
+
+
+def with_unit(name: str, unit: str) -> str:
+    """For axes and tables: "camera_pos/x, m"; the name alone where there is no unit."""
+    return f"{name}, {unit}" if unit else name
+
+
 def register_factor(
     group: str,
     *,

@@ -21,12 +21,12 @@ import plotly.graph_objects as go
 import plotly.offline
 
 from visuomotor.evaluation import Episodes
-from visuomotor.factor_effects import Effect
+from visuomotor.factor_effects import TOLD, WORST, Bin, Effect, by_effect
+from visuomotor.factors import with_unit
 from visuomotor.statistics import PairedDifference, wilson_interval
 from visuomotor.sweep import HOLDS, SweepPoint, SweptFactor, sweep_text
 from visuomotor.video import Clip, write_video
 
-PLOTTED = 10  # factors
 COLOURS = ("#1b6ca8", "#d1660a", "#3a8f3a", "#8a4fbf", "#b03a48", "#5d5d5d")
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; padding: 0 1em;
@@ -34,6 +34,8 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1100px
 h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
 table { border-collapse: collapse; } td, th { padding: .25em .9em; text-align: right;
   border-bottom: 1px solid #ddd; } td:first-child, th:first-child { text-align: left; }
+.effects td, .effects th { padding: .15em .6em; font-size: 13px; } .chance td { color: #777; }
+.effects .clear td:first-child { font-weight: 600; }
 pre { background: #f6f6f6; padding: 1em; overflow: auto; font-size: 12px; max-height: 30em; }
 .clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 14px; }
 .clip { border-left: 4px solid #3a8f3a; padding-left: 8px; }
@@ -41,6 +43,18 @@ pre { background: #f6f6f6; padding: 1em; overflow: auto; font-size: 12px; max-he
 .clip video { width: 49%; image-rendering: pixelated; vertical-align: top; background: #000; }
 .note { color: #666; }
 """
+_EFFECTS_NOTE = f"""
+The {WORST} factors with the largest effect. Effect: by how much the true success rate varies with
+the factor, as a standard deviation over the episodes, less what chance makes (Bergsma 2013); 0: by
+no more than chance. A bin is a fifth of the episodes, in the order of the factor, or one value
+where those are whole numbers. Intervals and whiskers are for 95 % (Wilson). p: of all bins having
+one rate (chi-square). False finds: of all factors with this p or less, the share found by chance
+(Benjamini and Hochberg); up to {TOLD:g} a factor is told apart from chance.
+"""
+_EFFECTS_HEAD = (
+    *("factor", "effect, %", "worst at", "success, %", "95 %", "best at", "success, %"),
+    *("p", "false finds", "told apart from chance"),
+)
 
 
 @dataclass(frozen=True)
@@ -69,9 +83,8 @@ def report_html(policies: Sequence[Reported], differences: Sequence[PairedDiffer
     if any(policy.effects for policy in policies):
         parts += [
             "<h2>Success by factor</h2>",
-            '<p class="note">Equally many episodes in each bin; whiskers are 95 % intervals '
-            "(Wilson). The share of false finds is Benjamini and Hochberg's.</p>",
-            *(_plot(_factors(policy)) for policy in policies if policy.effects),
+            f'<p class="note">{_EFFECTS_NOTE}</p>',
+            *(_effects(policy) for policy in policies if policy.effects),
         ]
     if any(policy.curve for policy in policies):
         parts += ["<h2>Learning curves</h2>", _plot(_curves(policies))]
@@ -140,8 +153,40 @@ def _table(policies: Sequence[Reported], differences: Sequence[PairedDifference]
     return f'<table id="summary">{head}{"".join(rows)}</table>'
 
 
-def _row(label: str, cells: Sequence[str]) -> str:
-    return f"<tr><td>{html.escape(label)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+def _effects(policy: Reported) -> str:
+    """The factors that matter most, as a table and as plots to choose from."""
+    head = "".join(f"<th>{name}</th>" for name in _EFFECTS_HEAD)
+    rows = "".join(map(_effect_row, by_effect(policy.effects)[:WORST]))
+    return (
+        f"<h3>{html.escape(policy.label)}</h3>"
+        f'<table class="effects"><tr>{head}</tr>{rows}</table>{_plot(_factors(policy))}'
+    )
+
+
+def _effect_row(effect: Effect) -> str:
+    low, high = wilson_interval(effect.worst.successes, effect.worst.episodes)
+    cells = (
+        f"{100 * effect.effect:.1f}",
+        effect.worst.span,
+        _rate(effect.worst),
+        f"{100 * low:.1f} to {100 * high:.1f}",
+        effect.best.span,
+        _rate(effect.best),
+        f"{effect.p_value:.2g}",
+        f"{effect.false_share:.2g}",
+        "yes" if effect.clear else "no",
+    )
+    kind = "clear" if effect.clear else "chance"
+    return _row(with_unit(effect.name, effect.unit), cells, kind)
+
+
+def _rate(part: Bin) -> str:
+    return f"{100 * part.rate:.1f} ({part.successes} of {part.episodes})"
+
+
+def _row(label: str, cells: Sequence[str], kind: str = "") -> str:
+    told = "".join(f"<td>{cell}</td>" for cell in cells)
+    return f'<tr class="{kind}"><td>{html.escape(label)}</td>{told}</tr>'
 
 
 def _settings(label: str, summary: dict[str, Any], settings: str) -> str:
@@ -205,10 +250,10 @@ def _whiskers(rates: Sequence[float], bounds: Sequence[tuple[float, float]]) -> 
 
 
 def _factors(policy: Reported) -> go.Figure:
-    """A choice among factors, the clearest first."""
+    """A choice among factors, the largest effect first."""
     figure = go.Figure()
     buttons: list[dict[str, Any]] = []
-    shown = policy.effects[:PLOTTED]
+    shown = by_effect(policy.effects)[:WORST]
     for index, effect in enumerate(shown):
         rates = [100 * part.rate for part in effect.bins]
         bounds = [wilson_interval(part.successes, part.episodes) for part in effect.bins]
