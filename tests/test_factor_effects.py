@@ -64,8 +64,8 @@ def test_the_test_of_homogeneity_is_the_one_worked_by_hand() -> None:
 
 
 def test_many_bins_are_no_effect() -> None:
-    """A delay that costs 22 % ranks before textures that do nothing, though as often as not the best
-    and the worst of nine textures differ by more than the two delays do."""
+    """A delay that costs 22 % ranks before textures that do nothing, though as often as not the
+    best and the worst of nine textures differ by more than the two delays do."""
     wide = 0
     for seed in range(20):
         rng = np.random.default_rng(seed)

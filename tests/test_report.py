@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from visuomotor.evaluate import evaluate
 from visuomotor.evaluation import Episodes, summarize
 from visuomotor.factor_effects import factor_effects
 from visuomotor.randomization import Factor
-from visuomotor.report import Reported, report_html, sweep_html
+from visuomotor.report import COLOURS, Reported, report_html, sweep_html
 from visuomotor.statistics import paired_difference, wilson_interval
 from visuomotor.sweep import SweepPoint, SweptFactor, sweep_record
 from visuomotor.video import Clip
@@ -75,8 +77,9 @@ def test_everything_an_evaluation_tells_is_on_the_page() -> None:
     worlds = {"sims": "heldout", "heldout": ["camera"], "renderer": "classic", "worlds": "0a1b"}
     summary = {**policy.summary, **where, **worlds}
     page = report_html([replace(policy, summary=summary)], [])
-    assert re.findall("<h[12]>(.*?)</h[12]>", page) == [
-        "lifting, heldout, 60 episodes, seed 0",
+    heads = re.findall("<h[12]>(.*?)</h[12]>", page)
+    assert [html.unescape(head) for head in heads] == [
+        "lifting, heldout: camera; drawn by MuJoCo's classic renderer, 60 episodes, seed 0",
         "How far episodes came",
         "Success by factor",
         "Learning curves",
@@ -131,6 +134,13 @@ def test_the_table_has_every_rate_and_difference(page: str) -> None:
     first = _policy("first", 0).summary
     assert f"{100 * first['success_rate']:.1f}" in outline.cells
     assert f"{100 * first['success_low']:.1f} to {100 * first['success_high']:.1f}" in outline.cells
+    assert f"{first['successes']} of 60" in outline.cells and first["mean_return"] > 0.0
+    head = outline.cells[: outline.cells.index("first")]
+    assert head[3:] == ["successes", "stopped", "mean return", "p (McNemar)"]
+    pair = paired_difference(*(_policy("", seed).episodes.success for seed in (0, 1)))
+    alone = f"{pair.only_second} gained, {pair.only_first} lost"
+    after = outline.cells[outline.cells.index("a <second> - first") :]
+    assert after[3:5] == [alone, f"{pair.p_value:.2g}"]  # below the p-values, empty cells apart
     assert "a <second> - first" in outline.cells  # a name is text, not markup
     assert "<second>" not in page.replace("a &lt;second&gt;", "")
     assert "lifting, randomized, 60 episodes, seed 0" in page
@@ -164,6 +174,55 @@ def test_the_factors_that_matter_most_stand_in_a_table_by_effect() -> None:
     assert rows[0][3].endswith(f"({lost} of {worst})") and rows[0][6].endswith(f"of {best})")
     low, high = wilson_interval(lost, worst)
     assert rows[0][4] == f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def _figures(page: str) -> list[tuple[list[dict[str, Any]], dict[str, Any]]]:
+    """Data and layout of each plot."""
+    read, found = json.JSONDecoder(), []
+    for call in re.finditer(r"Plotly\.newPlot\(\s*\"[^\"]*\",\s*", page):
+        data, end = read.raw_decode(page, call.end())
+        layout, _ = read.raw_decode(page, page.index("{", end))
+        found.append((data, layout))
+    return found
+
+
+def test_whole_numbers_are_bars_with_ticks_of_their_own_in_the_policys_colour() -> None:
+    rng = np.random.default_rng(0)
+    factors = np.stack((rng.integers(0, 3, 300), rng.random(300)), axis=1)
+    success = rng.random(300) < 0.9 - 0.2 * factors[:, 0] - 0.2 * factors[:, 1]
+    effects = factor_effects(success, factors, ("camera_delay", "camera_pos/x"))
+    both = [replace(_policy(label, 0), effects=effects) for label in ("first", "second")]
+    pair = paired_difference(both[0].episodes.success, both[1].episodes.success)
+    plots = [
+        (data, layout)
+        for data, layout in _figures(report_html(both, [pair]))
+        if "updatemenus" in layout
+    ]
+    assert len(plots) == 2
+    for colour, (data, layout) in zip(COLOURS, plots, strict=False):
+        bars, line = data
+        assert (bars["type"], bars["x"], bars["marker"]["color"]) == ("bar", [0, 1, 2], colour)
+        assert (line["type"], line["line"]["color"]) == ("scatter", colour)
+        assert layout["xaxis"]["title"]["text"] == "camera_delay, control steps"
+        assert layout["xaxis"]["tickvals"] == [0, 1, 2]
+        of_line = layout["updatemenus"][0]["buttons"][1]["args"][1]
+        assert of_line["xaxis.title.text"] == "camera_pos/x, m"
+        assert of_line["xaxis.tickmode"] == "auto"
+
+
+def test_whiskers_of_swept_policies_stand_beside_each_other(sweep_page: str) -> None:
+    ((data, layout),) = _figures(sweep_page)
+    first, second = data[:2]
+    assert all(a < b for a, b in zip(first["x"], second["x"], strict=True))
+    assert first["x"] == pytest.approx([0.25, 1.0, 2.0], rel=0.02)
+    assert [curve["error_y"]["color"] for curve in data[:2]] == list(COLOURS[:2])
+    delay = SweptFactor("camera_delay", Factor("d", 0, 2, 0, "integer", unit="control steps"))
+    points = [SweepPoint(float(value), 50, 40) for value in range(5)]
+    record = {"task": "lifting", "seed": 7, **sweep_record(delay, points)}
+    ((data, layout),) = _figures(sweep_html(delay, {"one": points}, [record], [""]))
+    assert (data[0]["mode"], data[0]["x"]) == ("markers", [0, 1, 2, 3, 4])
+    assert layout["xaxis"]["tickvals"] == [0, 1, 2, 3, 4]
+    assert layout["xaxis"]["title"]["text"] == "camera_delay, control steps"
 
 
 def test_without_curve_clips_or_varied_factors_their_parts_are_left_out() -> None:

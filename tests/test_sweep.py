@@ -218,7 +218,7 @@ def test_a_sweep_is_kept_as_table_record_and_picture(
     assert cv2.imread(str(out / "sweep.png")).std() > 5
     page = (out / "report.html").read_text()
     assert "lifting, prop_friction alone, 2 episodes a value, seed 0" in page
-    assert '"x":[0.5,1.0,2.0]' in page  # its plot
+    assert '"customdata":[[0.5,0,2],[1.0,0,2],[2.0,0,2]]' in page  # its plot
     assert page.count("success is below 90 % even at 1") == 2  # each policy's certificate
     assert page.count("episode_steps: 4") == 2  # settings
     said = capsys.readouterr().out

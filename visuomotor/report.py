@@ -28,13 +28,17 @@ from visuomotor.sweep import HOLDS, SweepPoint, SweptFactor, sweep_text
 from visuomotor.video import Clip, write_video
 
 COLOURS = ("#1b6ca8", "#d1660a", "#3a8f3a", "#8a4fbf", "#b03a48", "#5d5d5d")
+LIGHT = 0.55  # opacity of bars, so that whiskers are seen on them
+# What evaluation.json names as `renderer`.
+RENDERERS = {"classic": "MuJoCo's classic renderer", "rays": "the ray-caster"}
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; padding: 0 1em;
   color: #222; background: #fff; }
 h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
 table { border-collapse: collapse; } td, th { padding: .25em .9em; text-align: right;
   border-bottom: 1px solid #ddd; } td:first-child, th:first-child { text-align: left; }
-.effects td, .effects th { padding: .15em .6em; font-size: 13px; } .chance td { color: #777; }
+.effects td, .effects th { padding: .15em .5em; font-size: 12px; } .chance td { color: #777; }
+.effects td + td { white-space: nowrap; }
 .effects .clear td:first-child { font-weight: 600; }
 pre { background: #f6f6f6; padding: 1em; overflow: auto; font-size: 12px; max-height: 30em; }
 .clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 14px; }
@@ -73,7 +77,7 @@ class Reported:
 def report_html(policies: Sequence[Reported], differences: Sequence[PairedDifference]) -> str:
     """differences: of every policy but the first one from the first."""
     first = policies[0].summary
-    title = f"{first['task']}, {first['sims']}, {first['episodes']} episodes, seed {first['seed']}"
+    title = f"{_worlds(first)}, {first['episodes']} episodes, seed {first['seed']}"
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         _table(policies, differences),
@@ -84,7 +88,11 @@ def report_html(policies: Sequence[Reported], differences: Sequence[PairedDiffer
         parts += [
             "<h2>Success by factor</h2>",
             f'<p class="note">{_EFFECTS_NOTE}</p>',
-            *(_effects(policy) for policy in policies if policy.effects),
+            *(
+                _effects(policy, _colour(index))
+                for index, policy in enumerate(policies)
+                if policy.effects
+            ),
         ]
     if any(policy.curve for policy in policies):
         parts += ["<h2>Learning curves</h2>", _plot(_curves(policies))]
@@ -131,35 +139,49 @@ def _page(title: str, parts: Sequence[str]) -> str:
     )
 
 
+def _worlds(summary: dict[str, Any]) -> str:
+    """Task and worlds; of held-out ones what is changed, and what draws them."""
+    told = f"{summary['task']}, {summary['sims']}"
+    if "heldout" not in summary:
+        return told
+    return f"{told}: {', '.join(summary['heldout'])}; drawn by {RENDERERS[summary['renderer']]}"
+
+
 def _table(policies: Sequence[Reported], differences: Sequence[PairedDifference]) -> str:
-    head = "<tr><th>policy</th><th>success, %</th><th>95 %</th><th>mean return</th></tr>"
+    names = ["policy", "success, %", "95 %", "successes", "stopped", "mean return"]
+    names += ["p (McNemar)"] if differences else []
+    head = "".join(f"<th>{name}</th>" for name in names)
     rows = []
     for policy in policies:
         facts = policy.summary
         low, high = 100 * facts["success_low"], 100 * facts["success_high"]
-        cells = (
+        cells = [
             f"{100 * facts['success_rate']:.1f}",
             f"{low:.1f} to {high:.1f}",
+            f"{facts['successes']} of {facts['episodes']}",
+            f"{facts['stopped']}",
             f"{facts['mean_return']:.2f}",
-        )
-        rows.append(_row(policy.label, cells))
+        ]
+        rows.append(_row(policy.label, cells + [""] * (len(names) - 6)))
     for policy, pair in zip(policies[1:], differences, strict=True):
-        cells = (
+        cells = [
             f"{100 * pair.difference:+.1f}",
             f"{100 * pair.low:+.1f} to {100 * pair.high:+.1f}",
-            f"p = {pair.p_value:.2g}, McNemar",
-        )
+            f"{pair.only_second} gained, {pair.only_first} lost",
+            *("", "", f"{pair.p_value:.2g}"),
+        ]
         rows.append(_row(f"{policy.label} - {policies[0].label}", cells))
-    return f'<table id="summary">{head}{"".join(rows)}</table>'
+    note = "Stopped: episodes in which the policy gave no action to the end, which count as failed."
+    return f'<table id="summary"><tr>{head}</tr>{"".join(rows)}</table><p class="note">{note}</p>'
 
 
-def _effects(policy: Reported) -> str:
+def _effects(policy: Reported, colour: str) -> str:
     """The factors that matter most, as a table and as plots to choose from."""
     head = "".join(f"<th>{name}</th>" for name in _EFFECTS_HEAD)
     rows = "".join(map(_effect_row, by_effect(policy.effects)[:WORST]))
     return (
         f"<h3>{html.escape(policy.label)}</h3>"
-        f'<table class="effects"><tr>{head}</tr>{rows}</table>{_plot(_factors(policy))}'
+        f'<table class="effects"><tr>{head}</tr>{rows}</table>{_plot(_factors(policy, colour))}'
     )
 
 
@@ -208,6 +230,11 @@ def _facts(summary: dict[str, Any]) -> str:
 # --- plots ----------------------------------------------------------------------------------------
 
 
+def _colour(index: int) -> str:
+    """Of a policy, by its place."""
+    return COLOURS[index % len(COLOURS)]
+
+
 def _plot(figure: go.Figure) -> str:
     figure.update_layout(template="plotly_white", margin={"l": 50, "r": 20, "t": 30, "b": 40})
     text: str = figure.to_html(
@@ -234,7 +261,7 @@ def _funnel(policies: Sequence[Reported]) -> go.Figure:
             name=policy.label,
             x=names,
             y=rates,
-            marker_color=COLOURS[index % len(COLOURS)],
+            marker={"color": _colour(index), "opacity": LIGHT},
             error_y=_whiskers(rates, bounds),
             customdata=values,
             hovertemplate="%{x}: %{y:.1f} %, %{customdata} episodes<extra></extra>",
@@ -243,42 +270,51 @@ def _funnel(policies: Sequence[Reported]) -> go.Figure:
     return figure
 
 
-def _whiskers(rates: Sequence[float], bounds: Sequence[tuple[float, float]]) -> dict[str, Any]:
+def _whiskers(
+    rates: Sequence[float], bounds: Sequence[tuple[float, float]], colour: str = "#222"
+) -> dict[str, Any]:
     above = [100 * high - rate for rate, (_, high) in zip(rates, bounds, strict=True)]
     below = [rate - 100 * low for rate, (low, _) in zip(rates, bounds, strict=True)]
-    return {"type": "data", "array": above, "arrayminus": below, "thickness": 1, "color": "#555"}
+    look = {"thickness": 1.5, "width": 4, "color": colour}
+    return {"type": "data", "array": above, "arrayminus": below, **look}
 
 
-def _factors(policy: Reported) -> go.Figure:
-    """A choice among factors, the largest effect first."""
+def _factors(policy: Reported, colour: str) -> go.Figure:
+    """A choice among factors, the largest effect first: bars of whole numbers, else a line."""
     figure = go.Figure()
     buttons: list[dict[str, Any]] = []
     shown = by_effect(policy.effects)[:WORST]
     for index, effect in enumerate(shown):
         rates = [100 * part.rate for part in effect.bins]
         bounds = [wilson_interval(part.successes, part.episodes) for part in effect.bins]
-        figure.add_scatter(
-            x=[(part.low + part.high) / 2 for part in effect.bins],
+        values = _middles(effect)
+        add = figure.add_bar if effect.whole else figure.add_scatter
+        bar = {"marker": {"color": colour, "opacity": LIGHT}, "width": 0.6}
+        line = {"mode": "lines+markers", "line_color": colour}
+        add(
+            x=values,
             y=rates,
             error_y=_whiskers(rates, bounds),
-            mode="lines+markers",
-            line_color=COLOURS[0],
             visible=index == 0,
-            customdata=[[part.low, part.high, part.episodes] for part in effect.bins],
-            hovertemplate="%{customdata[0]:.3g} to %{customdata[1]:.3g}: %{y:.1f} % of "
-            "%{customdata[2]}<extra></extra>",
+            customdata=[[part.span, part.successes, part.episodes] for part in effect.bins],
+            hovertemplate="%{customdata[0]}: %{y:.1f} %, %{customdata[1]} of %{customdata[2]}"
+            "<extra></extra>",
+            **(bar if effect.whole else line),
         )
         title = (
             f"{policy.label}: {effect.name}, p = {effect.p_value:.2g}, "
             f"share of false finds {effect.false_share:.2g}"
         )
+        change = {"title.text": title, "xaxis.title.text": with_unit(effect.name, effect.unit)}
+        change |= {f"xaxis.{name}": value for name, value in _ticks(values, effect.whole).items()}
         visible = [other == index for other in range(len(shown))]
-        change = [{"visible": visible}, {"title.text": title, "xaxis.title.text": effect.name}]
-        buttons.append({"label": effect.name, "method": "update", "args": change})
-    first = buttons[0]["args"][1]
+        buttons.append({"label": effect.name, "method": "update", "args": [{"visible": visible}]})
+        buttons[-1]["args"].append(change)
+    start = shown[0]
+    ticks = _ticks(_middles(start), start.whole)
+    figure.update_xaxes(title_text=with_unit(start.name, start.unit), **ticks)
     figure.update_layout(
-        title={"text": first["title.text"], "font": {"size": 13}},
-        xaxis_title=first["xaxis.title.text"],
+        title={"text": buttons[0]["args"][1]["title.text"], "font": {"size": 13}},
         yaxis_title="success, %",
         yaxis_range=[0, 103],
         showlegend=False,
@@ -288,29 +324,51 @@ def _factors(policy: Reported) -> go.Figure:
     return figure
 
 
+def _middles(effect: Effect) -> list[float]:
+    """Of the bins."""
+    return [(part.low + part.high) / 2 for part in effect.bins]
+
+
+def _ticks(values: Sequence[float], whole: bool) -> dict[str, Any]:
+    """Of an axis: at whole numbers where there are no others."""
+    return {"tickmode": "array" if whole else "auto", "tickvals": list(values) if whole else None}
+
+
 def _sweep(swept: SweptFactor, curves: Mapping[str, list[SweepPoint]]) -> go.Figure:
+    """Policies stand beside each other at a value: their whiskers would hide one another."""
     figure, factor = go.Figure(), swept.factor
+    whole, logarithmic = factor.distribution == "integer", factor.distribution == "log_uniform"
+    values = sorted({point.value for points in curves.values() for point in points})
+    scale = np.log10 if logarithmic else np.asarray
+    reach = float(scale(values[-1]) - scale(values[0]))
     for index, (label, points) in enumerate(curves.items()):
         rates = [100 * point.rate for point in points]
+        aside = 0.008 * (index - (len(curves) - 1) / 2) * reach
+        places = [float(scale(point.value)) + aside for point in points]
         figure.add_scatter(
-            x=[point.value for point in points],
+            x=[10.0**place for place in places] if logarithmic else places,
             y=rates,
-            error_y=_whiskers(rates, [point.interval for point in points]),
+            error_y=_whiskers(rates, [point.interval for point in points], _colour(index)),
             name=label,
-            mode="lines+markers",
-            line_color=COLOURS[index % len(COLOURS)],
-            customdata=[[point.successes, point.episodes] for point in points],
-            hovertemplate="%{x:.4g}: %{y:.1f} %, %{customdata[0]} of %{customdata[1]}"
+            mode="markers" if whole else "lines+markers",
+            marker={"size": 8},
+            line_color=_colour(index),
+            customdata=[[point.value, point.successes, point.episodes] for point in points],
+            hovertemplate="%{customdata[0]:.4g}: %{y:.1f} %, %{customdata[1]} of %{customdata[2]}"
             "<extra></extra>",
         )
     trained = {"fillcolor": "#ddd", "opacity": 0.4, "line_width": 0, "layer": "below"}
     figure.add_vrect(x0=factor.low, x1=factor.high, **trained)
     figure.add_hline(y=100 * HOLDS, line_dash="dot", line_color="#888")
-    if factor.distribution == "log_uniform":
-        values = sorted({point.value for points in curves.values() for point in points})
+    if logarithmic:
         figure.update_xaxes(type="log", tickvals=values, ticktext=[f"{v:.3g}" for v in values])
+    if whole:
+        figure.update_xaxes(**_ticks(values, whole))
     figure.update_layout(
-        xaxis_title=swept.name, yaxis_title="success, %", yaxis_range=[0, 103], height=400
+        xaxis_title=with_unit(swept.name, factor.unit),
+        yaxis_title="success, %",
+        yaxis_range=[0, 103],
+        height=400,
     )
     return figure
 
@@ -319,7 +377,7 @@ def _curves(policies: Sequence[Reported]) -> go.Figure:
     figure = go.Figure()
     for index, policy in enumerate(policies):
         rows = list(csv.DictReader(io.StringIO(policy.curve or "")))
-        colour = COLOURS[index % len(COLOURS)]
+        colour = _colour(index)
         for column, name, dash in (
             ("success_rate", "in training", "dot"),
             ("evaluation_success_rate", "evaluated", "solid"),
