@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import visuomotor.evaluate
 from tests.runs import CPU, assert_refused, small_run, write_run
@@ -26,6 +27,7 @@ from visuomotor.sweep import (
     given_values,
     grid,
     holding_range,
+    sweep_png,
     sweep_record,
     sweep_text,
     swept_factor,
@@ -184,6 +186,31 @@ def test_delays_beyond_training_have_room() -> None:
     arm = env.jaco.qpos_ids[:6]
     assert (early[:, arm] - first[:, arm]).abs().max() < 0.01  # three steps late
     assert (env.sim.data("qpos")[:, arm] - early[:, arm]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "log_uniform", "integer"])
+def test_a_picture_names_its_axes_its_lines_and_the_training_range(
+    distribution: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+
+    def keep(figure: Figure, *args: Any, **how: Any) -> None:
+        drawn.append(figure)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    factor = Factor("delay", 1.0, 2.0, 1.0, distribution, unit="control steps")
+    points = [SweepPoint(float(value), 20, 10) for value in range(1, 5)]
+    sweep_png(SweptFactor("delay", factor), {"one": points, "two": points})
+    (axes,) = drawn[0].axes
+    assert axes.get_xlabel() == "delay, control steps"
+    (legend,) = drawn[0].legends
+    told = {text.get_text() for text in legend.get_texts()}
+    assert told == {"training range", "90 %", "one", "two"}
+    joined = [line for line in axes.lines if len(line.get_xdata()) == 4 and line.get_ls() == "-"]
+    if distribution == "integer":
+        assert joined == [] and list(axes.get_xticks()) == [1, 2, 3, 4]
+    else:
+        assert len(joined) == 2
 
 
 # --- the command --------------------------------------------------------------------------------

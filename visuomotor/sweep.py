@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from visuomotor.errors import UserError, did_you_mean
+from visuomotor.factors import with_unit
 from visuomotor.heldout import DELAYS
 from visuomotor.randomization import Factor, Randomizer
 from visuomotor.statistics import wilson_interval
@@ -235,25 +236,37 @@ def sweep_text(label: str, swept: SweptFactor, points: list[SweepPoint]) -> str:
 
 
 def sweep_png(swept: SweptFactor, curves: dict[str, list[SweepPoint]]) -> bytes:
-    """Success against the factor, a curve with its 95 % band for each policy; PNG."""
+    """Success against the factor, a curve with its 95 % band for each policy, of whole numbers
+    points with whiskers; PNG."""
     with matplotlib.rc_context({"font.size": 9}):
-        figure = Figure(figsize=(6, 3.6), layout="constrained")
+        figure = Figure(figsize=(6, 3.9), layout="constrained")
         axes = figure.subplots()
         factor = swept.factor
-        axes.axvspan(factor.low, factor.high, color="0.93", lw=0, label="training range")
-        axes.axhline(100 * HOLDS, color="0.6", lw=0.8, ls=":")
+        axes.axvspan(factor.low, factor.high, color="0.88", lw=0, label="training range")
+        axes.axhline(100 * HOLDS, color="0.4", lw=1.0, ls=":", label=f"{100 * HOLDS:.0f} %")
+        whole = factor.distribution == "integer"
         for index, (label, points) in enumerate(curves.items()):
-            values = [point.value for point in points]
+            values = np.array([point.value for point in points])
             bounds = np.array([point.interval for point in points]) * 100
+            rates = np.array([100 * point.rate for point in points])
             colour = f"C{index}"
+            if whole:
+                beside = values + 0.06 * (index - (len(curves) - 1) / 2)
+                reach = np.abs(bounds.T - rates)
+                axes.errorbar(
+                    beside, rates, reach, fmt="o", ms=4, capsize=2, lw=1, color=colour, label=label
+                )
+                continue
             axes.fill_between(values, bounds[:, 0], bounds[:, 1], color=colour, alpha=0.2, lw=0)
-            rates = [100 * point.rate for point in points]
             axes.plot(values, rates, color=colour, marker="o", ms=3, label=label)
+        if whole:
+            axes.set_xticks(sorted({point.value for points in curves.values() for point in points}))
         if factor.distribution == "log_uniform":
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-        axes.set(xlabel=swept.name, ylabel="success, %", ylim=(0, 102))
-        axes.legend(frameon=False, loc="lower center")
+        axes.set(xlabel=with_unit(swept.name, factor.unit), ylabel="success, %", ylim=(0, 102))
+        # Below the axes: on the training range its own patch would not be seen.
+        figure.legend(frameon=False, loc="outside lower center", ncols=2)
         buffer = io.BytesIO()
         figure.savefig(buffer, dpi=130, format="png")
     return buffer.getvalue()
