@@ -4,10 +4,11 @@
 
 Makes `count` bundles (1,000) out of a good one, each damaged in another place: bits flipped, files
 cut off, files of another policy in their place, impossible sizes in any file under right hashes,
-links and names that lead elsewhere, files that are too large. Reports for each kind how many were
-refused, and how often ONNX Runtime was given a model or ran one. The exit code is 1 if one was not
-refused, told more than a line, took LONGEST, was run, or reached ONNX Runtime for another reason
-than sizes in the model itself.
+values that lie in another file, said openly or so that a less careful reader skips it, links and
+names that lead elsewhere, files that are too large. Reports for each kind how many were refused,
+and how often ONNX Runtime was given a model or ran one. The exit code is 1 if one was not refused,
+told more than a line, took LONGEST, was run, or reached ONNX Runtime for another reason than sizes
+in the model itself.
 """
 
 from __future__ import annotations
@@ -36,6 +37,13 @@ Files = dict[str, bytes]
 HUGE = [2**31, 2**63, -1, 0, 10**30, 1e308, "64", None, [], {}, True]
 PATHS = ["../policy.onnx", "/etc/passwd", "policy.onnx/../../x", "", ".", "a\x00b", "C:\\x", "~"]
 SIDES = [2**31, 2**40, 2**62, -1]  # of a tensor
+INITIALIZER = 5 << 3 | 2  # the tag of a weight in a graph
+TAGS = [  # ways to write it
+    bytes([INITIALIZER]),
+    bytes([INITIALIZER | 0x80, 0]),
+    bytes([INITIALIZER | 0x80, 0x80, 0x80, 0x80, 0x10]),  # and bit 32
+    bytes([INITIALIZER | 0x80, *[0x80] * 8, 0x01]),  # and bit 63
+]
 IN_MODEL = "impossible tensor in the model, right hashes"
 
 
@@ -134,6 +142,29 @@ def resized_model(files: Files, rng: np.random.Generator) -> Files:
     return sealed(files | {MODEL: model.SerializeToString()})
 
 
+def outward(files: Files, rng: np.random.Generator) -> Files:
+    """A weight's values in another file. Its field in the graph is written with one of TAGS: some
+    readers skip those, while ONNX Runtime reads them as they were."""
+    model = onnx.load_from_string(files[MODEL])
+    weights = [tensor for tensor in model.graph.initializer if tensor.raw_data]
+    tensor = weights[rng.integers(len(weights))]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=MODEL)
+    values = tensor.SerializeToString()
+    field = TAGS[rng.integers(len(TAGS))] + varint(len(values)) + values
+    model.graph.initializer.remove(tensor)
+    # A second graph is merged into the first.
+    content = model.SerializeToString() + b"\x3a" + varint(len(field)) + field
+    return sealed(files | {MODEL: content})
+
+
+def varint(value: int) -> bytes:
+    """As protocol buffers write numbers: 7 bits a byte, the lowest first."""
+    last = value < 0x80
+    return bytes([value]) if last else bytes([value & 0x7F | 0x80]) + varint(value >> 7)
+
+
 def read_files(folder: Path) -> Files:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
@@ -170,6 +201,7 @@ def refuse(source: Path, other: Path, count: int, folder: Path) -> dict[str, Tal
         "impossible size in policy.json, right hashes": lambda f: resized(f, rng),
         "impossible tensor in the record, right hashes": lambda f: resized_record(f, rng),
         IN_MODEL: lambda f: resized_model(f, rng),
+        "values in another file, right hashes": lambda f: outward(f, rng),
         "name that leads elsewhere": lambda f: renamed(f, rng),
         "link": lambda f: f,
         "too large": lambda f: f,

@@ -20,7 +20,7 @@ from onnx.external_data_helper import convert_model_to_external_data
 
 from visuomotor.export import PolicyStep, record_golden, to_onnx
 from visuomotor.pixel_actor import PixelActor
-from visuomotor.runtime import Bundle, BundleError, files, load_bundle
+from visuomotor.runtime import Bundle, BundleError, files, load_bundle, onnx_file
 from visuomotor.runtime.files import GOLDEN, MANIFEST, MODEL, parse_manifest, seal_manifest
 from visuomotor.runtime.onnx_file import check_self_contained
 
@@ -447,6 +447,113 @@ def test_external_data_is_found_in_attributes_and_subgraphs(good: Files):
         model = onnx.helper.make_model(onnx.helper.make_graph([node], "outer", [], []))
         with pytest.raises(BundleError, match="external data"):
             check_self_contained(model.SerializeToString())
+
+
+def _varint(value: int, length: int = 0) -> bytes:
+    """In its shortest form, or with zeros up to so many bytes."""
+    groups = [value & 0x7F]
+    while value := value >> 7:
+        groups.append(value & 0x7F)
+    groups += [0] * (length - len(groups))
+    return bytes([0x80 | group for group in groups[:-1]] + groups[-1:])
+
+
+def _field(number: int, content: bytes, tag: Callable[[int], bytes] = _varint) -> bytes:
+    return tag(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _outward() -> bytes:
+    """A tensor with its values in another file."""
+    tensor = onnx.TensorProto(name="t", dims=[3], data_type=onnx.TensorProto.FLOAT)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="elsewhere.bin")
+    return tensor.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        lambda tag: _varint(tag | 1 << 32),  # ONNX Runtime cuts the bit off
+        lambda tag: _varint(tag | 1 << 34),
+        lambda tag: _varint(tag | 1 << 63),
+        lambda tag: _varint(tag, length=2),
+        lambda tag: _varint(tag, length=5),
+        lambda tag: _varint(tag, length=10),
+        lambda tag: _varint(tag ^ 1),  # a group's begin
+        lambda tag: _varint(tag ^ 6),  # a group's end
+        lambda tag: _varint(tag ^ 7),
+        lambda tag: _varint(tag ^ 4),
+    ],
+)
+@pytest.mark.parametrize("path", [(7,), (7, 5), (7, 1), (7, 15), (7, 1, 5), (7, 1, 5, 5), (20,)])
+def test_fields_are_not_hidden_behind_tags_that_others_read_otherwise(
+    path: tuple[int, ...], tag: Callable[[int], bytes]
+):
+    content = _field(path[-1], _outward(), tag)
+    for number in reversed(path[:-1]):
+        content = _field(number, content)
+    with pytest.raises(BundleError, match="malformed"):
+        check_self_contained(content)
+
+
+def test_lengths_have_their_shortest_form(good: Files):
+    name = b"\x12"  # producer_name
+    check_self_contained(good[MODEL] + name + b"\x01x")
+    for length in (b"\x81\x00", b"\x81\x80\x80\x80\x00", b"\x81\x80\x80\x80\x10"):
+        with pytest.raises(BundleError, match="malformed"):
+            check_self_contained(good[MODEL] + name + length + b"x")
+
+
+@pytest.mark.parametrize("number", [24, 99, (1 << 29) - 1])
+@pytest.mark.parametrize("path", [(), (7,), (7, 1), (7, 1, 5), (7, 5), (7, 15), (20,), (25,)])
+def test_fields_that_onnx_does_not_know_are_refused(path: tuple[int, ...], number: int):
+    content = _field(number, b"")
+    for outer in reversed(path):
+        content = _field(outer, content)
+    with pytest.raises(BundleError, match=f"unknown field {number}"):
+        check_self_contained(content)
+
+
+def test_each_part_of_a_field_that_stands_twice_is_looked_into(good: Files):
+    """ONNX Runtime merges both graphs into one."""
+    check_self_contained(good[MODEL] + _field(7, b""))
+    for second in (_field(5, _outward()), _field(1, _field(5, _field(5, _outward())))):
+        with pytest.raises(BundleError, match="external data"):
+            check_self_contained(good[MODEL] + _field(7, second))
+        with pytest.raises(BundleError, match="external data"):
+            check_self_contained(_field(7, second) + good[MODEL])
+
+
+def test_the_fields_that_are_known_here_are_those_of_onnx():
+    seen: dict[str, Any] = {}
+
+    def visit(message: str, descriptor: Any) -> None:
+        if message in seen:
+            assert seen[message] is descriptor
+            return
+        seen[message] = descriptor
+        fields = {field.number: field for field in descriptor.fields}
+        assert onnx_file._KNOWN[message] <= fields.keys()
+        messages = {n: f.message_type for n, f in fields.items() if f.message_type is not None}
+        for number, child in onnx_file._CHILDREN[message].items():
+            visit(child, messages[number])
+
+    visit("model", onnx.ModelProto.DESCRIPTOR)
+    assert seen.keys() == onnx_file._KNOWN.keys() == onnx_file._CHILDREN.keys()
+    # Whatever else may hold one of these messages is not known, so refused.
+    for message, descriptor in seen.items():
+        inner = {f.number for f in descriptor.fields if f.message_type in seen.values()}
+        assert inner & onnx_file._KNOWN[message] == onnx_file._CHILDREN[message].keys()
+
+
+def test_onnx_runtime_reads_what_was_looked_into_and_no_format_of_its_own(
+    good: Files, write: Callable[[Files], Path]
+):
+    """Bytes 4 to 8 say ORTM; before them stands a producer's name."""
+    both = _field(2, b"xxORTM") + good[MODEL]
+    with pytest.raises(Exception, match="ORT model"):
+        onnxruntime.InferenceSession(both, providers=["CPUExecutionProvider"])
+    assert load_bundle(write(_resealed(good, {MODEL: both}))).replay.max_error < 1e-5
 
 
 def test_operators_of_other_domains_are_refused(good: Files):

@@ -10,7 +10,7 @@ from benchmarks import corrupted
 from benchmarks.corrupted import IN_MODEL, PRETRAINED, Tally
 from visuomotor.runtime.bundle import BundleError, load_bundle
 
-KINDS = 9
+KINDS = 10
 
 
 def test_each_kind_of_damage_is_refused_in_one_line_with_nothing_run(tmp_path: Path) -> None:

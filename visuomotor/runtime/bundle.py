@@ -279,6 +279,8 @@ def _open_session(model: bytes) -> onnxruntime.InferenceSession:
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    # Of bytes that could also be ONNX Runtime's own format, only what was looked into is read.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     # Errors arrive as exceptions; some are told by a logger that is no session's.
     options.log_severity_level = 4
     onnxruntime.set_default_logger_severity(4)

@@ -4,6 +4,10 @@ ONNX lets a tensor name a file to read its values from, and ONNX Runtime would f
 The check walks the protocol buffer itself, because the arm's side does not install `onnx`. Field
 numbers are those of onnx.proto3 (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3), wire
 types those of https://protobuf.dev/programming-guides/encoding.
+
+Other readers take liberties: ONNX Runtime's cuts a tag to 32 bits and skips what it does not know.
+So that it can see nothing that was not seen here, only what a writer of ONNX writes is accepted:
+numbers in their shortest form, and fields that are known.
 """
 
 from __future__ import annotations
@@ -31,6 +35,17 @@ _CHILDREN: dict[str, dict[int, str]] = {
     "sparse_tensor": {1: "tensor", 2: "tensor"},
     "tensor": {},
 }
+# All fields of these messages. One that is not known here may be known to ONNX Runtime.
+_KNOWN: dict[str, frozenset[int]] = {
+    "model": frozenset({1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26}),
+    "training": frozenset({1, 2, 3, 4}),
+    "function": frozenset({1, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14}),
+    "graph": frozenset({1, 2, 5, 10, 11, 12, 13, 14, 15, 16}),
+    "node": frozenset({1, 2, 3, 4, 5, 6, 7, 8, 9, 10}),
+    "attribute": frozenset({*range(1, 12), 13, 14, 15, 20, 21, 22, 23}),
+    "sparse_tensor": frozenset({1, 2, 3}),
+    "tensor": frozenset({*range(1, 15), 16}),
+}
 _NODE_DOMAIN = 7
 _TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION = 13, 14
 _STANDARD_DOMAINS = (b"", b"ai.onnx")  # every other one is code of somebody's own
@@ -38,6 +53,8 @@ _STANDARD_DOMAINS = (b"", b"ai.onnx")  # every other one is code of somebody's o
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 MAX_DEPTH = 24  # nested messages; a policy's graph needs 5
 MAX_FIELDS = 200_000  # a policy's graph has a few thousand
+_TAG_BYTES = 5  # 32 bits, in groups of 7; a length has 31
+_VALUE_BYTES = 10  # 64 bits
 
 
 class _Field(NamedTuple):
@@ -50,7 +67,7 @@ class _Field(NamedTuple):
 
 def check_self_contained(model: bytes) -> None:
     """Raises BundleError if the model refers to other files or to non-standard operators, or is
-    no protocol buffer."""
+    no protocol buffer that every reader understands alike."""
     _Walk(model).visit("model", 0, len(model), 0)
 
 
@@ -63,14 +80,22 @@ class _Walk:
         if depth > MAX_DEPTH:
             raise BundleError(f"policy.onnx nests deeper than {MAX_DEPTH} messages")
         children = _CHILDREN[message]
+        # A field that occurs twice is merged by ONNX Runtime: each occurrence is looked into.
         for field in self._fields(begin, end):
+            if field.number not in _KNOWN[message]:
+                raise BundleError(f"policy.onnx: {message}: unknown field {field.number}")
             if message == "tensor":
                 _check_tensor(field)
             elif message == "node" and field.number == _NODE_DOMAIN:
                 domain = self._data[field.begin : field.end]
                 if field.wire_type != _BYTES or domain not in _STANDARD_DOMAINS:
                     raise BundleError(f"policy.onnx uses operators of the domain {domain[:40]!r}")
-            elif field.number in children and field.wire_type == _BYTES:
+            elif field.number in children:
+                if field.wire_type != _BYTES:
+                    raise BundleError(
+                        f"policy.onnx is malformed: {message}: field {field.number} has wire type "
+                        f"{field.wire_type}"
+                    )
                 self.visit(children[field.number], field.begin, field.end, depth + 1)
 
     def _fields(self, begin: int, end: int) -> Iterator[_Field]:
@@ -79,17 +104,17 @@ class _Walk:
             self._seen += 1
             if self._seen > MAX_FIELDS:
                 raise BundleError(f"policy.onnx has more than {MAX_FIELDS} fields")
-            tag, at = self._varint(at, end)
+            tag, at = self._shortest(at, end)
             number, wire_type = tag >> 3, tag & 7
             value, payload = 0, at
             if wire_type == _VARINT:
-                value, at = self._varint(at, end)
+                value, at = self._varint(at, end, _VALUE_BYTES)
             elif wire_type == _FIXED64:
                 at += 8
             elif wire_type == _FIXED32:
                 at += 4
             elif wire_type == _BYTES:
-                length, payload = self._varint(at, end)
+                length, payload = self._shortest(at, end)
                 at = payload + length
             else:
                 raise BundleError(f"policy.onnx is malformed: wire type {wire_type} at byte {at}")
@@ -97,9 +122,17 @@ class _Walk:
                 raise BundleError(f"policy.onnx is malformed: field {number} at byte {payload}")
             yield _Field(number, wire_type, value, payload, at)
 
-    def _varint(self, at: int, end: int) -> tuple[int, int]:
+    def _shortest(self, at: int, end: int) -> tuple[int, int]:
+        """A tag or a length: 32 bits, without the zeros that some readers would cut off."""
+        value, after = self._varint(at, end, _TAG_BYTES)
+        if value >= 1 << 32 or (after - at > 1 and self._data[after - 1] == 0):
+            raise BundleError(f"policy.onnx is malformed: number out of form at byte {at}")
+        return value, after
+
+    def _varint(self, at: int, end: int, most: int) -> tuple[int, int]:
+        """-> value, where it ends; it takes `most` bytes or fewer."""
         value = 0
-        for shift in range(0, 70, 7):
+        for shift in range(0, 7 * most, 7):
             if at >= end:
                 break
             byte = self._data[at]
