@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import board
@@ -12,8 +13,10 @@ import pytest
 from board import BOARD, FINGERS, Photographs, Studio
 
 from visuomotor.calibrate import (
+    CalibrateConfig,
     HandEye,
     calibrate,
+    check_place,
     hand_eye,
     mean_transform,
     transform,
@@ -23,7 +26,7 @@ from visuomotor.config import CameraConfig, Config
 from visuomotor.errors import UserError
 from visuomotor.overlay import SIDE, overlay
 from visuomotor.real_camera import calibrated
-from visuomotor.runtime.lens import load_calibration, save_calibration
+from visuomotor.runtime.lens import Calibration, load_calibration, save_calibration
 from visuomotor.runtime.preprocessing import looking_at
 
 SETTINGS = [
@@ -114,6 +117,68 @@ def test_a_run_keeps_the_place_and_not_the_file(
     monkeypatch.setattr(train, "carried_over", stop)
     with pytest.raises(Opened):
         train._open([f"calibration={camera_file}", f"out={tmp_path / 'run'}"])
+
+
+def at(path: Path, pos: tuple[float, ...], lookat: tuple[float, ...] = (0.0, 0.02, 0.08)) -> str:
+    """A file that says so, of a camera that is all right else."""
+    found = Calibration(board.LENS, {}, np.array(pos), np.array(lookat), 30.0)
+    save_calibration(path, found)
+    return str(path)
+
+
+IMPOSSIBLE = [
+    ((1e6, -0.51, 0.79), "camera.pos="),
+    ((0.0, -0.51, -10.5), "camera.pos="),
+    ((0.0, 0.02, 0.8), "straight above"),
+    ((0.0, 0.02, -0.8), "straight above or below"),
+    ((0.0, 0.02, 0.08), "lookat"),
+]
+
+
+@pytest.mark.parametrize(("pos", "told"), IMPOSSIBLE)
+def test_a_place_that_settings_could_not_name_is_none_in_a_file_either(
+    pos: tuple[float, ...], told: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "camera.yaml"
+    assert calibrated(CameraConfig(), at(path, (0.0, -0.51, 0.79))).pos == (0.0, -0.51, 0.79)
+    with pytest.raises(UserError, match=re.escape(told)) as caught:
+        calibrated(CameraConfig(), at(path, pos))
+    assert str(caught.value).startswith(f"calibration={path}: ")
+    with pytest.raises(UserError, match=r"camera\.lookat"):
+        calibrated(CameraConfig(), at(path, (0.0, -0.51, 0.79), lookat=(0.0, 11.0, 0.0)))
+
+
+@pytest.mark.parametrize(("pos", "told"), IMPOSSIBLE)
+def test_nor_is_it_written(pos: tuple[float, ...], told: str) -> None:
+    check_place(np.array([0.0, -0.51, 0.79]), CalibrateConfig())
+    with pytest.raises(UserError, match=re.escape(told)):
+        check_place(np.array(pos), CalibrateConfig())
+
+
+def test_a_run_checks_the_place_together_with_its_other_settings(tmp_path: Path) -> None:
+    from visuomotor import train
+
+    path = tmp_path / "camera.yaml"
+    at(path, (0.0, -0.51, 0.79))
+    angles = "randomization.appearance.camera_fovy=[-30,0]"
+    argv = [f"calibration={path}", "camera.fovy=60", angles, f"out={tmp_path / 'run'}"]
+    with pytest.raises(UserError, match=r"camera\.fovy=30.*leaves the possible angles"):
+        train._open(argv)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", ["domain: x\nnetworkk: lo\n", "[1, 2", "\x00\x01\x02", "<a>"])
+def test_a_damaged_calibration_is_told_by_its_key_and_without_opencv_s_words(
+    content: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    argv = [f"calibration={path}", "image=y", "joints=(0,0,0,0,0,0)"]
+    assert run_command(overlay, argv) == 2
+    told = capfd.readouterr().err
+    assert told.startswith(f"error: calibration={path}")
+    assert told.count("\n") == 1
+    assert "cv2" not in told and "lens=" not in told and "exception" not in told
 
 
 class Overlay:

@@ -129,6 +129,30 @@ def test_a_file_that_is_no_lens_is_one_clear_error(content: str, tmp_path: Path)
         load_lens(tmp_path / "nowhere.yaml")
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"rectification": np.diag([1.0, -1.0, 1.0])}, "rectification: expected a rotation"),
+        ({"rectification": -np.eye(3)}, "rectification: expected a rotation"),
+        ({"rectification": 1.1 * np.eye(3)}, "rectification: expected a rotation"),
+        ({"matrix": np.diag([900.0, 900.0, 5.0])}, "camera_matrix: expected"),
+        ({"matrix": np.diag([900.0, 900.0, 1.0]) + np.eye(3)[[2, 0, 1]]}, "camera_matrix"),
+        ({"matrix": np.diag([-900.0, 900.0, 1.0])}, "positive focal lengths"),
+    ],
+)
+def test_a_lens_that_cannot_be_is_told_by_its_entry(
+    changed: dict[str, np.ndarray], told: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "lens.yaml"
+    right = Lens(640, 480, np.array([[900.0, 0, 320], [0, 900, 240], [0, 0, 1]]), np.zeros(5))
+    save_calibration(path, Calibration(right, {}))
+    assert (load_lens(path).matrix == right.matrix).all()
+    save_calibration(path, Calibration(right._replace(**changed), {}))
+    with pytest.raises(CameraError, match=told) as caught:
+        load_lens(path)
+    assert str(caught.value).startswith(f"lens={path}: ")
+
+
 class Fake:
     channels = "RGB"
 

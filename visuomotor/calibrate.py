@@ -19,7 +19,9 @@ import cv2
 import numpy as np
 
 from visuomotor.cli import run_command
+from visuomotor.config import CameraConfig
 from visuomotor.errors import UserError
+from visuomotor.limits import check_camera
 from visuomotor.overrides import parse_overrides
 from visuomotor.runtime.jaco import CHAIN
 from visuomotor.runtime.kinematics import hand_pose
@@ -326,6 +328,16 @@ def locate_camera(
     return result.camera_to_base, facts
 
 
+def check_place(position: np.ndarray, config: CalibrateConfig) -> None:
+    """position: (3,) m, world. Raises UserError if the simulated camera could not stand there, or
+    not look at `lookat`."""
+    x, y, z = position.tolist()
+    try:
+        check_camera(CameraConfig(pos=(x, y, z), lookat=config.lookat, fovy=config.fovy))
+    except UserError as error:
+        raise UserError(f"the simulation cannot have its camera there: {error}") from error
+
+
 def calibrate(argv: list[str]) -> int:
     config = parse_overrides(argv, CalibrateConfig)
     out = Path(config.out)
@@ -343,6 +355,7 @@ def calibrate(argv: list[str]) -> int:
         in_base, quality = locate_camera(views, read_joints(folder / JOINTS_FILE), lens, config)
         facts |= quality
         position = in_base[:3, 3] + BASE_POS_W
+        check_place(position, config)
         # The base's axes are the world's.
         turn = looking_at(position, np.array(config.lookat)).T @ in_base[:3, :3]
         lens = lens._replace(rectification=turn)

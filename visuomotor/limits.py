@@ -292,6 +292,12 @@ def validate(config: Any) -> None:
         _check_together(config)
 
 
+def check_camera(camera: CameraConfig) -> None:
+    """As `validate`, of a camera that is set by other means than settings. Raises UserError."""
+    _check_limits(camera, "camera.")
+    _refuse(_camera_contradictions(camera))
+
+
 def require(key: str, value: Any, limit: Limit) -> None:
     """Raises UserError unless `limit` holds for the value of this key."""
     if not limit.holds(value):
@@ -329,7 +335,11 @@ def _check_limits(config: Any, prefix: str) -> None:
 
 
 def _check_together(config: Config) -> None:
-    for what, wrong, remedy in _contradictions(config):
+    _refuse(_contradictions(config))
+
+
+def _refuse(contradictions: Iterable[tuple[str, bool, str]]) -> None:
+    for what, wrong, remedy in contradictions:
         if wrong:
             raise UserError(f"{what}; {remedy}")
 
@@ -395,19 +405,7 @@ def _contradictions(config: Config) -> Iterable[tuple[str, bool, str]]:
         round(substeps) < 1 or abs(substeps - round(substeps)) > STEP_TOLERANCE * substeps,
         f"valid: a multiple, such as env.control_dt={max(1, round(substeps)) * env.physics_dt:g}",
     )
-    yield (
-        f"camera.pos and camera.lookat are the same point {show(camera.pos)}",
-        camera.pos == camera.lookat,
-        "valid: two points, the camera looks from the first to the second",
-    )
-    aside = math.dist(camera.pos[:2], camera.lookat[:2])
-    yield (
-        f"camera.pos={show(camera.pos)} stands straight above or below "
-        f"camera.lookat={show(camera.lookat)}, where no side of the image is up",
-        aside < LEAST_ASIDE,
-        "valid: a little aside, such as camera.lookat="
-        f"{show((camera.lookat[0], camera.lookat[1] + 0.01, camera.lookat[2]))}",
-    )
+    yield from _camera_contradictions(camera)
     low, high = config.randomization.appearance.camera_fovy
     yield (
         f"camera.fovy={camera.fovy} with randomization.appearance.camera_fovy={show((low, high))} "
@@ -420,4 +418,20 @@ def _contradictions(config: Config) -> Iterable[tuple[str, bool, str]]:
         f"{ppo.min_learning_rate} to ppo.max_learning_rate={ppo.max_learning_rate}",
         not ppo.min_learning_rate <= ppo.learning_rate <= ppo.max_learning_rate,
         "valid: between the two",
+    )
+
+
+def _camera_contradictions(camera: CameraConfig) -> Iterable[tuple[str, bool, str]]:
+    yield (
+        f"camera.pos and camera.lookat are the same point {show(camera.pos)}",
+        camera.pos == camera.lookat,
+        "valid: two points, the camera looks from the first to the second",
+    )
+    aside = math.dist(camera.pos[:2], camera.lookat[:2])
+    yield (
+        f"camera.pos={show(camera.pos)} stands straight above or below "
+        f"camera.lookat={show(camera.lookat)}, where no side of the image is up",
+        aside < LEAST_ASIDE,
+        "valid: a little aside, such as camera.lookat="
+        f"{show((camera.lookat[0], camera.lookat[1] + 0.01, camera.lookat[2]))}",
     )

@@ -40,6 +40,7 @@ from visuomotor.evaluation import (
     write_evaluation,
     write_json,
 )
+from visuomotor.limits import validate
 from visuomotor.overrides import HELP_WORDS, leaf_types, parse_overrides
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.policies import make_teacher, places_of, view_of
@@ -462,6 +463,7 @@ def _open(argv: list[str]) -> Run:
     # A run keeps where its camera stands, not the file that said so.
     camera = calibrated(config.camera, config.calibration)
     config = replace(config, camera=camera, calibration=None)
+    validate(config)
     # A task that does not say where things are is refused before anything is made.
     view_of(config)
     places_of(config)

@@ -33,8 +33,10 @@ def load_lens(path: Path | str) -> Lens:
 
 
 def load_calibration(path: Path | str, key: str = "lens") -> Calibration:
-    """Raises CameraError, with the entry that is wrong. OpenCV reads the file: the arm's side needs
-    no YAML package. key: the setting that names the file."""
+    """key: the setting that named the file. OpenCV reads it: the arm's side needs no YAML package.
+
+    Raises CameraError, with the entry that is wrong.
+    """
     told = f"{key}={path}"
     if not Path(path).is_file():
         raise CameraError(f"{told} is no file; make one: python -m visuomotor.calibrate")
@@ -49,7 +51,9 @@ def load_calibration(path: Path | str, key: str = "lens") -> Calibration:
         facts = {name: quality.getNode(name).real() for name in names}
         storage.release()
     except (cv2.error, SystemError) as error:
-        raise CameraError(f"{told} is no calibration: {error}") from error
+        raise CameraError(
+            f"{told} is damaged, or no file of visuomotor.calibrate: it cannot be read"
+        ) from error
 
     def matrix(name: str, *shapes: tuple[int, ...]) -> np.ndarray:
         value = matrices.get(name)
@@ -63,8 +67,12 @@ def load_calibration(path: Path | str, key: str = "lens") -> Calibration:
     pinhole = matrix("camera_matrix", (3, 3))
     if not pinhole[0, 0] > 0.0 or not pinhole[1, 1] > 0.0:
         raise CameraError(f"{told}: camera_matrix: expected positive focal lengths")
+    fx, fy, cx, cy = pinhole[0, 0], pinhole[1, 1], pinhole[0, 2], pinhole[1, 2]
+    if not np.allclose(pinhole, [[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]], rtol=0.0):
+        raise CameraError(f"{told}: camera_matrix: expected [fx, 0, cx, 0, fy, cy, 0, 0, 1]")
     turn = matrix("rectification", (3, 3)) if "rectification" in matrices else np.eye(3)
-    if not np.allclose(turn @ turn.T, np.eye(3), atol=1e-6):
+    # A reflection is orthogonal, too: it would mirror what the policy sees.
+    if not np.allclose(turn @ turn.T, np.eye(3), atol=1e-6) or np.linalg.det(turn) < 0.0:
         raise CameraError(f"{told}: rectification: expected a rotation")
     lens = Lens(
         int(numbers["image_width"]),
@@ -79,6 +87,8 @@ def load_calibration(path: Path | str, key: str = "lens") -> Calibration:
     if not 1.0 <= fovy <= 120.0:
         raise CameraError(f"{told}: fovy_deg: expected 1 to 120")
     pos, lookat = (matrix(name, (1, 3)).ravel() for name in ("camera_pos", "lookat"))
+    if (pos == lookat).all():
+        raise CameraError(f"{told}: lookat: expected another point than camera_pos")
     return Calibration(lens, facts, pos, lookat, fovy)
 
 
