@@ -13,6 +13,7 @@ import pytest
 from board import BOARD, FINGERS, Photographs, Studio
 
 from visuomotor.calibrate import (
+    BoardConfig,
     CalibrateConfig,
     HandEye,
     calibrate,
@@ -377,6 +378,12 @@ def test_a_joints_file_that_cannot_be_is_refused_by_line(
         ([], "images= is missing"),
         (["images=nowhere"], "nowhere"),
         (["images=.", "board.marker=0.5"], "board.marker"),
+        (["images=.", "board.columns=1000", "board.rows=1000"], "DICT_4X4_50 has 50"),
+        (["images=.", "board.columns=17"], "17 x 6 squares need 51 markers"),
+        (["images=.", "board.columns=-5"], "at least 3 x 3"),
+        (["images=.", "board.square=30", "board.marker=22"], "up to 1 m"),
+        (["images=.", "max_reprojection=-1"], "max_reprojection=-1"),
+        (["images=.", "max_disagreement=0"], "max_disagreement=0"),
         (["images=.", "board.dictionary=DICT_NONE"], "DICT_4X4_50"),
         (["images=.", "board.dictionary=DetectorParameters"], "DICT_4X4_50"),
     ],
@@ -393,6 +400,12 @@ def test_bad_input_is_one_line(
     error = capsys.readouterr().err
     assert told in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_board_may_need_every_marker_of_its_dictionary() -> None:
+    config = CalibrateConfig(images=".", board=BoardConfig(columns=10, rows=10))
+    config.validate()
+    assert len(board.make_board(config.board).getIds()) == 50
 
 
 def test_a_board_of_another_kind_is_told(

@@ -34,6 +34,7 @@ MIN_CORNERS = 8  # of a board in a picture that counts
 MIN_PICTURES = 8
 MOST_FOCAL_DEVIATION = 0.01  # of the focal length, its standard deviation
 TURNS = 15.0  # degrees that the hand must have been turned by, about axes that differ by as much
+MAX_SQUARE = 1.0  # m
 HELD_OUT = 5  # every so many pictures one is kept for the proof
 METHODS = {
     "tsai": cv2.CALIB_HAND_EYE_TSAI,
@@ -74,6 +75,17 @@ class CalibrateConfig:
             raise UserError("board.marker: expected more than 0 and less than board.square")
         if not board.dictionary.startswith("DICT_") or not hasattr(cv2.aruco, board.dictionary):
             raise UserError(f"board.dictionary={board.dictionary}: expected one like DICT_4X4_50")
+        markers, known = board.columns * board.rows // 2, len(dictionary_of(board).bytesList)
+        if markers > known:
+            raise UserError(
+                f"board: {board.columns} x {board.rows} squares need {markers} markers, "
+                f"{board.dictionary} has {known}"
+            )
+        if board.square > MAX_SQUARE:
+            raise UserError(f"board.square={board.square}: expected up to {MAX_SQUARE:g} m")
+        for name in ("max_reprojection", "max_disagreement"):
+            if not getattr(self, name) > 0.0:
+                raise UserError(f"{name}={getattr(self, name)}: expected more than 0")
         if not 1.0 <= self.fovy <= 120.0:
             raise UserError(f"fovy={self.fovy}: expected 1 to 120 degrees")
 
@@ -94,10 +106,13 @@ class HandEye(NamedTuple):
 
 
 def make_board(config: BoardConfig) -> cv2.aruco.CharucoBoard:
-    dictionary = cv2.aruco.getPredefinedDictionary(getattr(cv2.aruco, config.dictionary))
     return cv2.aruco.CharucoBoard(
-        (config.columns, config.rows), config.square, config.marker, dictionary
+        (config.columns, config.rows), config.square, config.marker, dictionary_of(config)
     )
+
+
+def dictionary_of(config: BoardConfig) -> cv2.aruco.Dictionary:
+    return cv2.aruco.getPredefinedDictionary(getattr(cv2.aruco, config.dictionary))
 
 
 def find_board(board: cv2.aruco.CharucoBoard, name: str, picture: np.ndarray) -> View | None:
