@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from board import BOARD, FINGERS, Photographs, Studio
 
+from visuomotor import overlay as overlays
 from visuomotor.calibrate import (
     BoardConfig,
     CalibrateConfig,
@@ -424,10 +425,29 @@ def test_a_board_of_another_kind_is_told(
         (["calibration=x", "image=y"], "one of joints="),
         (["calibration=x", "image=y", "joints=(1,2)"], "6 or 9"),
         (["calibration=x", "image=y", "joints=(0,0,0,0,0,0)"], "calibration=x is no file"),
+        (["calibration=x", "image=y", "joints=(0,0,0,0,0,0)", "out=new/x.foo"], ".png"),
+        (["calibration=x", "image=y", "joints=(0,0,0,0,0,0)", "out=png"], "ends in .png"),
     ],
 )
 def test_an_overlay_that_cannot_be_is_one_line(
-    argv: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    argv: list[str],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     assert run_command(overlay, argv) == 2
     assert told in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_overlay_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    picture = np.zeros((4, 4, 3), np.uint8)
+    overlays.write(str(tmp_path / "new" / "overlay.PNG"), picture)
+    assert (tmp_path / "new" / "overlay.PNG").is_file()
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
+    for out in ("folder.png", "file/overlay.png", "overlay.foo"):
+        with pytest.raises(UserError, match="cannot be written"):
+            overlays.write(str(tmp_path / out), picture)

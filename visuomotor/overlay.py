@@ -33,6 +33,7 @@ from visuomotor.runtime.preprocessing import Preprocessing, resize
 
 SIDE = 512  # pixels of what is compared; the policy sees less
 FRAME_SECONDS = 10.0
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class OverlayConfig:
             raise UserError(f"arm={self.arm}: expected ros2 or jaco2")
         if not 0.0 <= self.blend <= 1.0:
             raise UserError(f"blend={self.blend}: expected 0 to 1")
+        if not self.out.lower().endswith(PICTURES):
+            raise UserError(f"out={self.out}: expected a name that ends in {', '.join(PICTURES)}")
 
 
 def real_frame(config: OverlayConfig) -> np.ndarray:
@@ -122,6 +125,17 @@ def simulated(config: OverlayConfig, angles: np.ndarray) -> np.ndarray:
     return image.permute(1, 2, 0).numpy()
 
 
+def write(out: str, picture: np.ndarray) -> None:
+    """picture: (h, w, 3) uint8 BGR. Raises UserError if it cannot be written."""
+    try:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        written = cv2.imwrite(out, picture)
+    except (OSError, cv2.error):
+        written = False
+    if not written:
+        raise UserError(f"out={out} cannot be written; name another place")
+
+
 def overlay(argv: list[str]) -> int:
     config = parse_overrides(argv, OverlayConfig)
     calibration = read_calibration(config.calibration)
@@ -138,11 +152,9 @@ def overlay(argv: list[str]) -> int:
     outlined[edges] = (255, 0, 255)
     small = [resize(resize(image, 64, 64), SIDE, SIDE) for image in (real, drawn)]
     sheet = np.concatenate((blended, outlined, *small), axis=1)
-    out = Path(config.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(out), sheet[..., ::-1]):
-        raise UserError(f"out={out} cannot be written; name a .png")
-    print(f"{out}: blended; the simulation's edges on the real frame; what the policy gets of both")
+    write(config.out, sheet[..., ::-1])
+    what = "blended; the simulation's edges on the real frame; what the policy gets of both"
+    print(f"{config.out}: {what}")
     return 0
 
 
