@@ -15,6 +15,7 @@ from visuomotor.runtime.cameras import Capture, Newest
 from visuomotor.runtime.errors import CameraError
 from visuomotor.runtime.lens import Calibration, load_lens, save_calibration
 from visuomotor.runtime.preprocessing import Lens, Preprocessing, resize, simulated_matrix
+from visuomotor.runtime.processes import make_camera
 from visuomotor.runtime.proprioception import entries, proprioception
 
 # Of a picture of whole numbers only, so that every machine makes the same of it.
@@ -201,6 +202,38 @@ def test_a_video_file_is_a_camera_and_a_camera_that_is_not_there_an_error(tmp_pa
     assert shades == pytest.approx([0, 100, 200, 0], abs=3)
     with pytest.raises(CameraError, match="number of a camera"):
         Capture(str(tmp_path / "nowhere.avi"))
+
+
+def test_a_camera_is_asked_for_the_size_that_its_lens_was_calibrated_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a driver has it whose default is 640x480: the size holds from where it is asked for."""
+
+    class Driver:
+        def __init__(self, source: int | str):
+            self.asked = {cv2.CAP_PROP_FRAME_WIDTH: 640.0, cv2.CAP_PROP_FRAME_HEIGHT: 480.0}
+
+        def isOpened(self) -> bool:
+            return True
+
+        def set(self, name: int, value: float) -> None:
+            self.asked[name] = value
+
+        def get(self, name: int) -> float:
+            return self.asked[name]
+
+        def read(self) -> tuple[bool, np.ndarray]:
+            sides = (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH)
+            return True, np.zeros((*(int(self.asked[name]) for name in sides), 3), np.uint8)
+
+    monkeypatch.setattr(cv2, "VideoCapture", Driver)
+    matrix = np.array([[1600.0, 0, 640], [0, 1600, 360], [0, 0, 1]])
+    lens = Lens(1280, 720, matrix, np.zeros(5))
+    preprocess = Preprocessing(64, 64, 20.0, lens)
+    settings = {"kind": "capture", "source": "0", "rate": 30.0}
+    assert preprocess(make_camera(settings, lens).read()).shape == (64, 64, 3)
+    with pytest.raises(ValueError, match="640x480 pixels, but the camera was calibrated with 1280"):
+        preprocess(make_camera(settings).read())
 
 
 def test_proprioception_is_the_simulation_s() -> None:

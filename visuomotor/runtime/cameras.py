@@ -87,8 +87,9 @@ class Capture:
 
     channels = "BGR"
 
-    def __init__(self, source: str, rate: float | None = None):
-        """source: "0", "rtsp://...", "film.mp4"; rate: frames/s that are asked for."""
+    def __init__(self, source: str, rate: float | None = None, size: tuple[int, int] | None = None):
+        """source: "0", "rtsp://...", "film.mp4"; rate: frames/s that are asked for, size: width
+        and height in pixels. A camera gives what it can, a stream or a file what it has."""
         self._capture = cv2.VideoCapture(int(source) if source.isdigit() else source)
         if not self._capture.isOpened():
             raise CameraError(
@@ -97,6 +98,9 @@ class Capture:
             )
         # The newest frame is wanted, not the oldest of a queue.
         self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+        if size is not None:  # before the rate, whose choice hangs on it
+            self._capture.set(cv2.CAP_PROP_FRAME_WIDTH, size[0])
+            self._capture.set(cv2.CAP_PROP_FRAME_HEIGHT, size[1])
         if rate is not None:
             self._capture.set(cv2.CAP_PROP_FPS, rate)
         self._is_file = Path(source).is_file()

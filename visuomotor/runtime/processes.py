@@ -27,14 +27,16 @@ from visuomotor.runtime.streamer import SWITCH, Streamer, keep_awake, run_stream
 
 if TYPE_CHECKING:
     from visuomotor.runtime.cameras import Camera
+    from visuomotor.runtime.preprocessing import Lens
 
 FIRST_FRAME = 10.0  # s that a camera is given
 STREAMER_PRIORITY, POLICY_PRIORITY = 10, 5  # of SCHED_FIFO: the streamer comes first
 SWITCH_INTERVAL = 1e-4  # s after which the camera's thread lets the policy's have the interpreter
 
 
-def make_camera(settings: dict[str, Any]) -> Camera:
-    """settings: `kind` (sim, ros2 or capture) and what its class takes. Raises CameraError."""
+def make_camera(settings: dict[str, Any], lens: Lens | None = None) -> Camera:
+    """settings: `kind` (sim, ros2 or capture) and what its class takes; lens: whose size a camera
+    of this computer is asked for. Raises CameraError."""
     rest = {key: value for key, value in settings.items() if key != "kind"}
     match settings["kind"]:
         case "sim":
@@ -48,7 +50,7 @@ def make_camera(settings: dict[str, Any]) -> Camera:
         case "capture":
             from visuomotor.runtime.cameras import Capture
 
-            return Capture(**rest)
+            return Capture(**rest, size=None if lens is None else (lens.width, lens.height))
     raise CameraError(f"camera: unknown kind {settings['kind']}")
 
 
@@ -83,7 +85,7 @@ def policy_process(settings: dict[str, Any], stop: _Stop) -> None:
     lens = None if settings["lens"] is None else load_lens(settings["lens"])
     joints, slots = len(contract.joint_names), settings["slots"]
     preprocessing = Preprocessing(contract.height, contract.width, contract.fovy_deg, lens)
-    camera = Newest(make_camera(settings["camera"]), preprocessing)
+    camera = Newest(make_camera(settings["camera"], lens), preprocessing)
     loop = PolicyLoop(
         bundle,
         camera,
