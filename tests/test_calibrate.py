@@ -26,7 +26,8 @@ from visuomotor.calibrate import (
 from visuomotor.cli import run_command
 from visuomotor.config import CameraConfig, Config
 from visuomotor.errors import UserError
-from visuomotor.overlay import SIDE, overlay
+from visuomotor.overlay import SIDE, OverlayConfig, overlay
+from visuomotor.overrides import parse_overrides
 from visuomotor.real_camera import calibrated
 from visuomotor.runtime.lens import Calibration, load_calibration, save_calibration
 from visuomotor.runtime.preprocessing import looking_at
@@ -451,3 +452,43 @@ def test_an_overlay_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     for out in ("folder.png", "file/overlay.png", "overlay.foo"):
         with pytest.raises(UserError, match="cannot be written"):
             overlays.write(str(tmp_path / out), picture)
+
+
+class Topic:
+    """Has no frame at first, as a topic whose publisher is not found yet."""
+
+    channels = "RGB"
+
+    def __init__(self) -> None:
+        self.frames: list[np.ndarray | None] = [None, np.full((2, 2, 3), (1, 2, 3), np.uint8)]
+        self.closed = False
+
+    def read(self) -> np.ndarray | None:
+        return self.frames.pop(0)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("arm", ["joints=(0,0,0,0,0,0)", "arm=ros2", "arm=jaco2"])
+def test_an_overlay_looks_through_a_topic_as_deploy_does(
+    arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cyclonedds")
+    said = tmp_path / "arm.yaml"
+    said.write_text("domain: 7\nnetwork: eth3\n")
+    made, camera = [], Topic()
+    monkeypatch.setattr(overlays, "make_camera", lambda *told: made.append(told) or camera)
+    argv = ["calibration=x", "camera=topic:/cam/image", arm, f"arm_config={said}"]
+    frame, channels = overlays.real_frame(parse_overrides(argv, OverlayConfig), board.LENS)
+    topic = {"kind": "ros2", "topic": "/cam/image", "domain": 7, "network": "eth3"}
+    assert made == [(topic, board.LENS)]
+    assert (frame == (1, 2, 3)).all()
+    assert channels == "RGB"
+    assert camera.closed
+
+
+def test_an_overlay_s_camera_that_is_not_there_is_one_line() -> None:
+    config = OverlayConfig(calibration="x", camera="nowhere.avi", joints=(0.0,) * 6)
+    with pytest.raises(UserError, match=r"camera=nowhere\.avi cannot be opened"):
+        overlays.real_frame(config, board.LENS)

@@ -33,6 +33,7 @@ from visuomotor.runtime.jaco import LIMITS
 from visuomotor.runtime.lens import load_calibration
 from visuomotor.runtime.policy_loop import check_arm
 from visuomotor.runtime.preprocessing import coverage
+from visuomotor.runtime.processes import camera_settings
 from visuomotor.runtime.slots import Slot, command_type, report_type, state_of, untext
 from visuomotor.runtime.streamer import SWITCH
 from visuomotor.runtime.switches import ByHand, Confirmation, Switch, SwitchError, make_switch
@@ -329,13 +330,7 @@ class Deployment:
             arm = {"kind": config.arm, "settings": self._settings}
         if config.camera == "auto":
             return arm, {"kind": "sim", "port": self.sim_port}
-        if config.camera.startswith("topic:"):
-            topic = config.camera.removeprefix("topic:")
-            defaults = {"domain": 0, "network": "lo"}
-            network = {name: self._settings.get(name, value) for name, value in defaults.items()}
-            return arm, {"kind": "ros2", "topic": topic, **network}
-        camera = {"kind": "capture", "source": config.camera, "rate": config.camera_rate}
-        return arm, camera
+        return arm, camera_settings(config.camera, config.camera_rate, self._settings)
 
     # --- while it runs -------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,9 +28,10 @@ from visuomotor.overrides import parse_overrides
 from visuomotor.real_camera import calibrated, read_calibration
 from visuomotor.runtime.arm import ArmError
 from visuomotor.runtime.arms import make_arm
-from visuomotor.runtime.cameras import Capture
+from visuomotor.runtime.cameras import IDLE, Camera
 from visuomotor.runtime.errors import CameraError
-from visuomotor.runtime.preprocessing import Preprocessing, resize
+from visuomotor.runtime.preprocessing import Lens, Preprocessing, resize
+from visuomotor.runtime.processes import camera_settings, make_camera
 
 SIDE = 512  # pixels of what is compared; the policy sees less
 FRAME_SECONDS = 10.0
@@ -40,10 +42,10 @@ PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 class OverlayConfig:
     calibration: str = ""  # the file of visuomotor.calibrate
     image: str | None = None  # a picture of the real camera, or
-    camera: str | None = None  # its number, URL or film: a frame is taken now
+    camera: str | None = None  # its number, URL, film or topic:<ROS 2 image topic>: a frame now
     joints: tuple[float, ...] | None = None  # 6 angles of the arm [rad], or 9 with the fingers, or
     arm: str | None = None  # ros2 or jaco2: asked now
-    arm_config: str | None = None  # YAML, as in visuomotor.deploy
+    arm_config: str | None = None  # YAML, as in visuomotor.deploy; the topic's network, too
     task: str = "lifting"  # whose table and props are drawn; the props stand anywhere
     blend: float = 0.5  # share of the simulated picture
     out: str = "overlay.png"
@@ -65,27 +67,44 @@ class OverlayConfig:
             raise UserError(f"out={self.out}: expected a name that ends in {', '.join(PICTURES)}")
 
 
-def real_frame(config: OverlayConfig) -> np.ndarray:
-    """(h, w, 3) uint8 BGR."""
+def real_frame(config: OverlayConfig, lens: Lens) -> tuple[np.ndarray, str]:
+    """(h, w, 3) uint8, and its channels. Raises UserError."""
     if config.image is not None:
         frame = cv2.imread(config.image)
         if frame is None:
             raise UserError(f"image={config.image} is no picture that OpenCV can read")
-        return np.asarray(frame)
-    assert config.camera is not None
-    try:
-        camera = Capture(config.camera)
-    except CameraError as error:
-        raise UserError(str(error)) from error
+        return np.asarray(frame), "BGR"
+    camera = open_camera(config, lens)
     deadline = time.monotonic() + FRAME_SECONDS
     try:
         while time.monotonic() < deadline:
             live = camera.read()
             if live is not None:
-                return live
+                return live, camera.channels
+            time.sleep(IDLE)
     finally:
         camera.close()
     raise UserError(f"camera={config.camera} sent no frame within {FRAME_SECONDS:.0f} s")
+
+
+def open_camera(config: OverlayConfig, lens: Lens) -> Camera:
+    """As `deploy` opens it. Raises UserError."""
+    assert config.camera is not None
+    network: dict[str, Any] = {}
+    if config.camera.startswith("topic:"):
+        network = settings_of_arm(config)
+    try:
+        return make_camera(camera_settings(config.camera, None, network), lens)
+    except CameraError as error:
+        raise UserError(str(error)) from error
+    except ArmError as error:
+        raise UserError(f"camera={config.camera}: {error}") from error
+
+
+def settings_of_arm(config: OverlayConfig) -> dict[str, Any]:
+    """Of the arm; without one, of arm_config= as arm=ros2 reads it. Raises UserError."""
+    kind = "ros2" if config.arm is None else config.arm
+    return arm_settings(DeployConfig(bundle="-", arm=kind, arm_config=config.arm_config))
 
 
 def joint_angles(config: OverlayConfig) -> np.ndarray:
@@ -95,9 +114,9 @@ def joint_angles(config: OverlayConfig) -> np.ndarray:
         angles[: len(config.joints)] = config.joints
         return angles
     assert config.arm is not None
-    deployment = DeployConfig(bundle="-", arm=config.arm, arm_config=config.arm_config)
+    settings = settings_of_arm(config)
     try:
-        arm = make_arm({"kind": config.arm, "settings": arm_settings(deployment)})
+        arm = make_arm({"kind": config.arm, "settings": settings})
         arm.connect()
         state = arm.read()
     except ArmError as error:
@@ -142,7 +161,7 @@ def overlay(argv: list[str]) -> int:
     assert calibration.fovy is not None
     preprocess = Preprocessing(SIDE, SIDE, calibration.fovy, calibration.lens)
     try:
-        real = preprocess(real_frame(config), "BGR")
+        real = preprocess(*real_frame(config, calibration.lens))
     except ValueError as error:
         raise UserError(str(error)) from error
     drawn = simulated(config, joint_angles(config))

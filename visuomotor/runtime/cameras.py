@@ -94,7 +94,7 @@ class Capture:
         if not self._capture.isOpened():
             raise CameraError(
                 f"camera={source} cannot be opened; give the number of a camera (0 is the first), "
-                "a URL, or a video file"
+                "a URL, a video file, or topic:<ROS 2 image topic>"
             )
         # The newest frame is wanted, not the oldest of a queue.
         self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)

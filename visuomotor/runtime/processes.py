@@ -34,6 +34,19 @@ STREAMER_PRIORITY, POLICY_PRIORITY = 10, 5  # of SCHED_FIFO: the streamer comes 
 SWITCH_INTERVAL = 1e-4  # s after which the camera's thread lets the policy's have the interpreter
 
 
+def camera_settings(source: str, rate: float | None, network: dict[str, Any]) -> dict[str, Any]:
+    """What `make_camera` takes.
+
+    source: number, URL, file, or topic:<ROS 2 image topic>; rate: frames/s; network: an arm's
+    settings, whose `domain` and `network` are those of the topic, too.
+    """
+    if not source.startswith("topic:"):
+        return {"kind": "capture", "source": source, "rate": rate}
+    defaults = {"domain": 0, "network": "lo"}
+    place = {name: network.get(name, value) for name, value in defaults.items()}
+    return {"kind": "ros2", "topic": source.removeprefix("topic:"), **place}
+
+
 def make_camera(settings: dict[str, Any], lens: Lens | None = None) -> Camera:
     """settings: `kind` (sim, ros2 or capture) and what its class takes; lens: whose size a camera
     of this computer is asked for. Raises CameraError."""
