@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import onnx
 import pytest
 import safetensors.numpy
 import torch
@@ -13,13 +14,13 @@ import torch
 import visuomotor
 from visuomotor.config import Config
 from visuomotor.envs import make_env
-from visuomotor.export import PARITY_STEPS, PolicyStep, check_parity
+from visuomotor.export import OPSET, PARITY_STEPS, PolicyStep, check_parity
 from visuomotor.overrides import parse_overrides
 from visuomotor.policies import make_teacher
 from visuomotor.policy_files import load_policy
 from visuomotor.predecessors import TEACHERS, carried_over, shipped_teachers
 from visuomotor.runtime.bundle import BundleError, load_bundle
-from visuomotor.runtime.files import GOLDEN
+from visuomotor.runtime.files import GOLDEN, MODEL
 from visuomotor.runtime.jaco import LIMITS
 from visuomotor.runtime.policy_loop import check_arm
 
@@ -43,6 +44,13 @@ def test_a_shipped_policy_is_whole(name: str) -> None:
     judged = json.loads((FOLDER / name / "evaluation.json").read_text())
     assert judged["episodes"] >= 200
     assert judged["sims"] == "randomized"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_model_is_of_opset_18(name: str) -> None:
+    used = onnx.load(FOLDER / name / MODEL).opset_import
+    assert [(opset.domain, opset.version) for opset in used] == [("", OPSET)]
+    assert OPSET == 18
 
 
 @pytest.mark.parametrize("name", SHIPPED)
