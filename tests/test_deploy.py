@@ -219,6 +219,8 @@ def test_an_episode_on_the_simulated_arm_is_run_and_logged(
     [
         ([], "bundle= is missing"),
         (["bundle=nowhere"], "bundle=nowhere"),
+        (["bundle=liftin"], "did you mean lifting or lifting_wide?"),
+        (["bundle=nowhere"], "a shipped policy: clearing_blocks, "),
         (["bundle=lifting", "arm=ur5"], "sim, ros2, jaco2"),
         (["bundle=lifting", "arm=ros2"], "needs camera="),
         (["bundle=lifting", "episodes=0"], "episodes=0"),

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from visuomotor.config import CameraConfig
-from visuomotor.errors import UserError
+from visuomotor.errors import UserError, did_you_mean
 from visuomotor.limits import show, validate
 from visuomotor.overrides import load_yaml
 from visuomotor.runtime.arm import ArmError
@@ -166,6 +166,20 @@ def simulated_camera(manifest: dict[str, Any]) -> CameraConfig:
     return camera
 
 
+def find_bundle(name: str) -> Path:
+    """Of a shipped policy, or of any other. Raises UserError, with what is shipped, if there is
+    no such folder."""
+    shipped = sorted(path.parent.name for path in PRETRAINED.glob(f"*/{MANIFEST}"))
+    if name in shipped:
+        return PRETRAINED / name
+    if not Path(name).is_dir():
+        raise UserError(
+            f"bundle={name} is no folder{did_you_mean(name, shipped, cutoff=0.5)}; give a bundle, "
+            f"or a shipped policy: {', '.join(shipped)}"
+        )
+    return Path(name)
+
+
 def camera_rate(config: DeployConfig, contract: Contract) -> float:
     """frames/s. Raises UserError if the policy takes images more often: it would see one picture
     again and again, later than in training, and nothing would be late for the guard."""
@@ -235,8 +249,7 @@ class Deployment:
     def __init__(self, config: DeployConfig, out: Path, switch: Switch | None = None):
         self.config = config
         self.out = out
-        folder = PRETRAINED / config.bundle
-        self.bundle = folder if (folder / MANIFEST).is_file() else Path(config.bundle)
+        self.bundle = find_bundle(config.bundle)
         try:
             loaded = load_bundle(self.bundle)
         except BundleError as error:
