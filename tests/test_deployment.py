@@ -34,6 +34,7 @@ from visuomotor.envs import VisuomotorEnv, robot
 from visuomotor.errors import UserError
 from visuomotor.evaluation import evaluation_env
 from visuomotor.overrides import parse_overrides
+from visuomotor.runtime import processes
 from visuomotor.runtime.arms.sim import CAMERA_HELLO, JOINT_HELLO, encode_frame, encode_joints
 from visuomotor.runtime.cameras import Capture
 from visuomotor.runtime.errors import BundleError, CameraError
@@ -116,13 +117,39 @@ def test_a_policy_that_dies_ends_the_deployment_after_the_arm_came_to_rest(
 
 
 def test_a_process_that_ended_says_why() -> None:
-    settings = json.dumps({"bundle": "nowhere"})
-    refused = Process("policy", ["visuomotor.runtime.processes", "policy", settings])
-    crashed = Process("policy", ["visuomotor.runtime.processes", "nobody", "{}"])
+    slots = {"command": "-", "report": "-"}
+    told = {"bundle": "nowhere", "camera": {"kind": "sim"}, "lens": None, "slots": slots}
+    refused = Process("policy", ["visuomotor.runtime.processes", "policy", json.dumps(told)])
+    crashed = Process("policy", ["visuomotor.runtime.nowhere"])
     for process in (refused, crashed):
         process.popen.wait(timeout=60.0)
     assert refused.death() == "policy: nowhere is no folder, so no bundle"
     assert crashed.death() == "policy: ended with exit code 1"
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ([], "expected streamer or policy and its settings"),
+        (["policy"], "expected streamer or policy and its settings"),
+        (["nobody", "{}"], "expected streamer or policy and its settings"),
+        (["policy", "{}", "more"], "expected streamer or policy and its settings"),
+        (["policy", "{"], "no JSON"),
+        (["policy", "[]"], "bundle is missing"),
+        (["policy", '{"bundle": "x"}'], "camera.kind is missing"),
+        (["policy", '{"bundle": "x", "camera": "sim"}'], "camera.kind is missing"),
+        (["streamer", "{}"], "arm.kind is missing"),
+        (["streamer", '{"arm": {"kind": "sim"}, "slots": {}}'], "slots.command is missing"),
+    ],
+)
+def test_a_process_that_is_started_otherwise_says_so_in_one_line(
+    argv: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert processes.main(argv) == 2
+    said, errors = capsys.readouterr()
+    assert said.count("\n") == 1
+    assert told in json.loads(said)["error"]
+    assert errors == ""
 
 
 # --- a human's episodes -------------------------------------------------------------------------

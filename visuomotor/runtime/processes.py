@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,12 +142,45 @@ class _Stop:
         return self._asked or os.getppid() != self._parent
 
 
-def main(argv: list[str]) -> int:
-    role, settings = argv[0], json.loads(argv[1])
-    stop = _Stop()
+# Each with the settings that it cannot start without.
+_ROLES: dict[str, tuple[Callable[[dict[str, Any], _Stop], None], tuple[str, ...]]] = {
+    "streamer": (
+        streamer_process,
+        ("arm.kind", "slots.command", "slots.report", "slots.switch", "log", "camera_period"),
+    ),
+    "policy": (
+        policy_process,
+        ("bundle", "camera.kind", "lens", "slots.command", "slots.report"),
+    ),
+}
+
+
+class _UsageError(Exception):
+    """Arguments that deploy does not give."""
+
+
+def _parse(argv: list[str]) -> tuple[str, dict[str, Any]]:
+    """-> role, settings. Raises _UsageError."""
+    if len(argv) != 2 or argv[0] not in _ROLES:
+        raise _UsageError(f"expected {' or '.join(_ROLES)} and its settings as JSON; see deploy")
     try:
-        {"streamer": streamer_process, "policy": policy_process}[role](settings, stop)
-    except (ArmError, BundleError, CameraError, LogError) as error:
+        settings = json.loads(argv[1])
+    except ValueError as error:
+        raise _UsageError(f"settings: no JSON: {error}") from error
+    for path in _ROLES[argv[0]][1]:
+        inner = settings
+        for name in path.split("."):
+            if not isinstance(inner, dict) or name not in inner:
+                raise _UsageError(f"settings: {path} is missing")
+            inner = inner[name]
+    return argv[0], settings
+
+
+def main(argv: list[str]) -> int:
+    try:
+        role, settings = _parse(argv)
+        _ROLES[role][0](settings, _Stop())
+    except (ArmError, BundleError, CameraError, LogError, _UsageError) as error:
         print(json.dumps({"error": str(error)}), flush=True)
         return 2
     return 0
