@@ -9,7 +9,7 @@ import mujoco
 import numpy as np
 import torch
 
-from visuomotor.calibrate import BoardConfig, make_board
+from visuomotor.charuco import BoardConfig, make_board
 from visuomotor.config import CameraConfig, EnvConfig
 from visuomotor.envs import robot, scene
 from visuomotor.envs.camera import RayCaster

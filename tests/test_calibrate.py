@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import struct
 from pathlib import Path
 
 import board
@@ -14,15 +15,16 @@ from board import BOARD, FINGERS, Photographs, Studio
 
 from visuomotor import overlay as overlays
 from visuomotor.calibrate import (
-    BoardConfig,
     CalibrateConfig,
     HandEye,
     calibrate,
     check_place,
+    find_board,
     hand_eye,
     mean_transform,
     transform,
 )
+from visuomotor.charuco import BoardConfig, board_picture
 from visuomotor.cli import run_command
 from visuomotor.config import CameraConfig, Config
 from visuomotor.errors import UserError
@@ -386,6 +388,12 @@ def test_a_joints_file_that_cannot_be_is_refused_by_line(
         (["images=.", "board.square=30", "board.marker=22"], "up to 1 m"),
         (["images=.", "max_reprojection=-1"], "max_reprojection=-1"),
         (["images=.", "max_disagreement=0"], "max_disagreement=0"),
+        (["board_out=board.png", "images=."], "leave out images="),
+        (["board_out=board.foo"], "ends in .png"),
+        (["board_out=board.png", "board_dpi=10"], "72 to 1200"),
+        (["board_out=board.png", "board.columns=17"], "need 51 markers"),
+        (["board_out=board.png", "board.square=1"], "too large for board_dpi=300"),
+        (["board_out=board.png", "board.square=0.003", "board.marker=0.002"], "too small"),
         (["images=.", "board.dictionary=DICT_NONE"], "DICT_4X4_50"),
         (["images=.", "board.dictionary=DetectorParameters"], "DICT_4X4_50"),
     ],
@@ -402,6 +410,61 @@ def test_bad_input_is_one_line(
     error = capsys.readouterr().err
     assert told in error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dpi", [72, 300])
+@pytest.mark.parametrize("config", [BoardConfig(), BOARD])
+def test_a_printed_board_has_the_size_that_it_says(
+    config: BoardConfig, dpi: int, tmp_path: Path
+) -> None:
+    """The corners are where calibrate takes them to be, by the file's own pixels a metre."""
+    out = tmp_path / "new" / "board.png"
+    settings = [f"board.{name}={value}" for name, value in vars(config).items()]
+    assert run_command(calibrate, [f"board_out={out}", f"board_dpi={dpi}", *settings]) == 0
+    content = out.read_bytes()
+    at = content.index(b"pHYs") + 4
+    across, down, unit = struct.unpack(">IIB", content[at : at + 9])
+    assert (down, unit) == (across, 1)
+    assert 0.0254 * across == pytest.approx(dpi, rel=0.02)
+    picture = cv2.imread(str(out), cv2.IMREAD_GRAYSCALE)
+    seen = find_board(board.make_board(config), "board.png", picture)
+    assert seen is not None
+    assert len(seen.points) == (config.columns - 1) * (config.rows - 1)
+    there = seen.corners / across - seen.points[:, :2]
+    assert np.abs(there - there[0]).max() < 5e-5  # m
+    assert [path.name for path in out.parent.iterdir()] == ["board.png"]
+
+
+def test_the_board_of_the_documents_fits_on_a_sheet_of_a4() -> None:
+    height, width = (side * 0.03 / 100 for side in board_picture(BoardConfig(), 100).shape)
+    assert width < 0.297 and height < 0.21
+
+
+def test_a_printed_board_says_what_it_is_below_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, put = [], cv2.putText
+    monkeypatch.setattr(cv2, "putText", lambda *said: told.append(said[1]) or put(*said))
+    picture = board_picture(BoardConfig(), 100)
+    (text,) = told
+    for fact in ("8 x 6 squares of 30 mm", "markers of 22 mm", "DICT_4X4_50", "100 %"):
+        assert fact in text
+    rows = np.flatnonzero(picture.min(axis=1) < 128)
+    assert rows.max() < len(picture) - 10, "nothing is cut off"
+    assert (picture[625:645] == 255).all(), "apart from the board"
+    columns = np.flatnonzero(picture[645:].min(axis=0) < 128)
+    assert columns.min() >= 20 and columns.max() < picture.shape[1] - 20
+
+
+def test_a_board_does_not_take_the_place_of_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "board.png"
+    out.write_text("mine")
+    assert run_command(calibrate, [f"board_out={out}"]) == 2
+    assert "exists" in capsys.readouterr().err
+    assert out.read_text() == "mine"
+    assert run_command(calibrate, [f"board_out={out}", "overwrite=true"]) == 0
+    assert run_command(calibrate, [f"board_out={out}/board.png"]) == 2
+    assert "cannot be written" in capsys.readouterr().err
 
 
 def test_a_board_may_need_every_marker_of_its_dictionary() -> None:

@@ -4,7 +4,8 @@ Takes pictures of a ChArUco board, and, for the camera's place, the arm's joint 
 them with the board held by the hand. Writes a YAML file: for the runtime (`deploy lens=...`) the
 lens, and the turn that makes the camera look where the simulated one looks; for `train` and
 `evaluate` (`calibration=...`) the place that the simulated camera then takes. A calibration that
-does not hold on pictures that it has not seen is refused.
+does not hold on pictures that it has not seen is refused. `board_out=board.png` writes the board
+to print.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from visuomotor.charuco import BoardConfig, board_png, make_board
 from visuomotor.cli import run_command
 from visuomotor.config import CameraConfig
 from visuomotor.errors import UserError
+from visuomotor.files import write_atomic
 from visuomotor.limits import check_camera
 from visuomotor.overrides import parse_overrides
 from visuomotor.runtime.jaco import CHAIN
@@ -34,7 +37,6 @@ MIN_CORNERS = 8  # of a board in a picture that counts
 MIN_PICTURES = 8
 MOST_FOCAL_DEVIATION = 0.01  # of the focal length, its standard deviation
 TURNS = 15.0  # degrees that the hand must have been turned by, about axes that differ by as much
-MAX_SQUARE = 1.0  # m
 HELD_OUT = 5  # every so many pictures one is kept for the proof
 METHODS = {
     "tsai": cv2.CALIB_HAND_EYE_TSAI,
@@ -43,15 +45,6 @@ METHODS = {
     "daniilidis": cv2.CALIB_HAND_EYE_DANIILIDIS,
 }
 BASE_POS_W = np.array([0.0, 0.4, 0.0])  # m; the arm's base in the simulated world
-
-
-@dataclass(frozen=True)
-class BoardConfig:
-    columns: int = 8  # squares
-    rows: int = 6
-    square: float = 0.03  # m
-    marker: float = 0.022  # m
-    dictionary: str = "DICT_4X4_50"
 
 
 @dataclass(frozen=True)
@@ -64,30 +57,28 @@ class CalibrateConfig:
     max_reprojection: float = 1.0  # pixels, held-out pictures; worse is refused
     max_disagreement: float = 0.01  # m between the methods' places of the camera; more is refused
     overwrite: bool = False
+    board_out: str | None = None  # .png: the board to print is written there, and nothing else
+    board_dpi: int = 300  # dots an inch of it, nearly
 
     def validate(self) -> None:
-        board = self.board
-        if not self.images:
+        self.board.validate()
+        if self.board_out is not None:
+            self._validate_board()
+        elif not self.images:
             raise UserError("images= is missing: a folder with pictures of the board")
-        if board.columns < 3 or board.rows < 3:
-            raise UserError("board: expected at least 3 x 3 squares")
-        if not 0.0 < board.marker < board.square:
-            raise UserError("board.marker: expected more than 0 and less than board.square")
-        if not board.dictionary.startswith("DICT_") or not hasattr(cv2.aruco, board.dictionary):
-            raise UserError(f"board.dictionary={board.dictionary}: expected one like DICT_4X4_50")
-        markers, known = board.columns * board.rows // 2, len(dictionary_of(board).bytesList)
-        if markers > known:
-            raise UserError(
-                f"board: {board.columns} x {board.rows} squares need {markers} markers, "
-                f"{board.dictionary} has {known}"
-            )
-        if board.square > MAX_SQUARE:
-            raise UserError(f"board.square={board.square}: expected up to {MAX_SQUARE:g} m")
         for name in ("max_reprojection", "max_disagreement"):
             if not getattr(self, name) > 0.0:
                 raise UserError(f"{name}={getattr(self, name)}: expected more than 0")
         if not 1.0 <= self.fovy <= 120.0:
             raise UserError(f"fovy={self.fovy}: expected 1 to 120 degrees")
+
+    def _validate_board(self) -> None:
+        if self.images:
+            raise UserError("board_out= writes a board and calibrates nothing; leave out images=")
+        if not str(self.board_out).lower().endswith(".png"):
+            raise UserError(f"board_out={self.board_out}: expected a name that ends in .png")
+        if not 72 <= self.board_dpi <= 1200:
+            raise UserError(f"board_dpi={self.board_dpi}: expected 72 to 1200")
 
 
 class View(NamedTuple):
@@ -103,16 +94,6 @@ class HandEye(NamedTuple):
     board_to_hand: np.ndarray  # (4, 4)
     places: dict[str, np.ndarray]  # each method's place of the camera, (3,) m in the base's frame
     disagreement: float  # m, the largest distance of two of them
-
-
-def make_board(config: BoardConfig) -> cv2.aruco.CharucoBoard:
-    return cv2.aruco.CharucoBoard(
-        (config.columns, config.rows), config.square, config.marker, dictionary_of(config)
-    )
-
-
-def dictionary_of(config: BoardConfig) -> cv2.aruco.Dictionary:
-    return cv2.aruco.getPredefinedDictionary(getattr(cv2.aruco, config.dictionary))
 
 
 def find_board(board: cv2.aruco.CharucoBoard, name: str, picture: np.ndarray) -> View | None:
@@ -343,6 +324,20 @@ def locate_camera(
     return result.camera_to_base, facts
 
 
+def write_board(out: Path, config: CalibrateConfig) -> int:
+    """Raises UserError."""
+    if out.exists() and not config.overwrite:
+        raise UserError(f"board_out={out} exists; name another file, or say overwrite=true")
+    picture = board_png(config.board, config.board_dpi)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(out, picture)
+    except OSError as error:
+        raise UserError(f"board_out={out} cannot be written: {error.strerror}") from error
+    print(f"written: {out}; print it at 100 %, and give its squares as measured (board.square=)")
+    return 0
+
+
 def check_place(position: np.ndarray, config: CalibrateConfig) -> None:
     """position: (3,) m, world. Raises UserError if the simulated camera could not stand there, or
     not look at `lookat`."""
@@ -355,6 +350,8 @@ def check_place(position: np.ndarray, config: CalibrateConfig) -> None:
 
 def calibrate(argv: list[str]) -> int:
     config = parse_overrides(argv, CalibrateConfig)
+    if config.board_out is not None:
+        return write_board(Path(config.board_out), config)
     out = Path(config.out)
     if out.exists() and not config.overwrite:
         raise UserError(f"out={out} exists; name another file, or say overwrite=true")
