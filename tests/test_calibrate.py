@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from board import BOARD, FINGERS, Photographs, Studio
 
+from visuomotor import live
 from visuomotor import overlay as overlays
 from visuomotor.calibrate import (
     CalibrateConfig,
@@ -541,7 +542,7 @@ def test_an_overlay_looks_through_a_topic_as_deploy_does(
     said = tmp_path / "arm.yaml"
     said.write_text("domain: 7\nnetwork: eth3\n")
     made, camera = [], Topic()
-    monkeypatch.setattr(overlays, "make_camera", lambda *told: made.append(told) or camera)
+    monkeypatch.setattr(live, "make_camera", lambda *told: made.append(told) or camera)
     argv = ["calibration=x", "camera=topic:/cam/image", arm, f"arm_config={said}"]
     frame, channels = overlays.real_frame(parse_overrides(argv, OverlayConfig), board.LENS)
     topic = {"kind": "ros2", "topic": "/cam/image", "domain": 7, "network": "eth3"}

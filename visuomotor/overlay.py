@@ -10,10 +10,8 @@ the arm, `camera=` takes a live frame.
 from __future__ import annotations
 
 import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -21,20 +19,14 @@ import torch
 
 from visuomotor.cli import run_command
 from visuomotor.config import Config
-from visuomotor.deployment import DeployConfig, arm_settings
 from visuomotor.envs import make_env, robot
 from visuomotor.errors import UserError
+from visuomotor.live import check_arm_kind, connect_arm, newest_frame, open_camera
 from visuomotor.overrides import parse_overrides
 from visuomotor.real_camera import calibrated, read_calibration
-from visuomotor.runtime.arm import ArmError
-from visuomotor.runtime.arms import make_arm
-from visuomotor.runtime.cameras import IDLE, Camera
-from visuomotor.runtime.errors import CameraError
 from visuomotor.runtime.preprocessing import Lens, Preprocessing, resize
-from visuomotor.runtime.processes import camera_settings, make_camera
 
 SIDE = 512  # pixels of what is compared; the policy sees less
-FRAME_SECONDS = 10.0
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 
 
@@ -59,8 +51,7 @@ class OverlayConfig:
             raise UserError("give one of joints= (angles) and arm= (asked now)")
         if self.joints is not None and len(self.joints) not in (6, 9):
             raise UserError(f"joints: expected 6 or 9 angles [rad], received {len(self.joints)}")
-        if self.arm not in (None, "ros2", "jaco2"):
-            raise UserError(f"arm={self.arm}: expected ros2 or jaco2")
+        check_arm_kind(self.arm)
         if not 0.0 <= self.blend <= 1.0:
             raise UserError(f"blend={self.blend}: expected 0 to 1")
         if not self.out.lower().endswith(PICTURES):
@@ -74,37 +65,12 @@ def real_frame(config: OverlayConfig, lens: Lens) -> tuple[np.ndarray, str]:
         if frame is None:
             raise UserError(f"image={config.image} is no picture that OpenCV can read")
         return np.asarray(frame), "BGR"
-    camera = open_camera(config, lens)
-    deadline = time.monotonic() + FRAME_SECONDS
+    assert config.camera is not None
+    camera = open_camera(config.camera, config.arm, config.arm_config, lens)
     try:
-        while time.monotonic() < deadline:
-            live = camera.read()
-            if live is not None:
-                return live, camera.channels
-            time.sleep(IDLE)
+        return newest_frame(camera, config.camera), camera.channels
     finally:
         camera.close()
-    raise UserError(f"camera={config.camera} sent no frame within {FRAME_SECONDS:.0f} s")
-
-
-def open_camera(config: OverlayConfig, lens: Lens) -> Camera:
-    """As `deploy` opens it. Raises UserError."""
-    assert config.camera is not None
-    network: dict[str, Any] = {}
-    if config.camera.startswith("topic:"):
-        network = settings_of_arm(config)
-    try:
-        return make_camera(camera_settings(config.camera, None, network), lens)
-    except CameraError as error:
-        raise UserError(str(error)) from error
-    except ArmError as error:
-        raise UserError(f"camera={config.camera}: {error}") from error
-
-
-def settings_of_arm(config: OverlayConfig) -> dict[str, Any]:
-    """Of the arm; without one, of arm_config= as arm=ros2 reads it. Raises UserError."""
-    kind = "ros2" if config.arm is None else config.arm
-    return arm_settings(DeployConfig(bundle="-", arm=kind, arm_config=config.arm_config))
 
 
 def joint_angles(config: OverlayConfig) -> np.ndarray:
@@ -114,13 +80,7 @@ def joint_angles(config: OverlayConfig) -> np.ndarray:
         angles[: len(config.joints)] = config.joints
         return angles
     assert config.arm is not None
-    settings = settings_of_arm(config)
-    try:
-        arm = make_arm({"kind": config.arm, "settings": settings})
-        arm.connect()
-        state = arm.read()
-    except ArmError as error:
-        raise UserError(f"arm={config.arm}: {error}") from error
+    state = connect_arm(config.arm, config.arm_config).read()
     assert state is not None
     return state.position
 
