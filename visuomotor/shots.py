@@ -32,7 +32,7 @@ from visuomotor.runtime.jaco import CHAIN
 
 JOINTS = len(CHAIN.link_pos)  # that carry the hand
 SETTLING = 0.5  # s of frames before the one that counts; the arm must stand as long
-STILL = 0.002  # rad that a joint may differ by, before and after
+STILL = 0.004  # rad that a joint may differ by, before and after
 STALE = 0.5  # s that a joint state may be old
 
 
