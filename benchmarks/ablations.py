@@ -49,6 +49,7 @@ UNUSED = {
 }
 EVALUATIONS = 5  # in a run
 EPISODES = 128  # an evaluation
+STYLES = ("-", "--", ":", "-.")  # of seeds
 
 
 def settings(phase: str, steps: int, teacher: str) -> list[str]:
@@ -122,14 +123,16 @@ def write(table: list[tuple[str, int, int, float, float]], name: str, task: str)
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("variant", "seed", "env_steps", "wall_s", "success_rate"))
         writer.writerows(table)
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8.5, 4.2), layout="constrained")
     for number, variant in enumerate(dict.fromkeys(row[0] for row in table)):
-        for seed in dict.fromkeys(row[1] for row in table if row[0] == variant):
-            points = [(row[2], row[4]) for row in table if row[:2] == (variant, seed)]
-            label = variant if seed == table[0][1] else None
-            axes.plot(*zip(*points, strict=True), color=f"C{number}", label=label, lw=1.5)
-    axes.set(xlabel="environment steps", ylabel="success", ylim=(0, 1), title=f"{task}, {name}")
-    axes.legend(frameon=False)
+        seeds = dict.fromkeys(row[1] for row in table if row[0] == variant)
+        for style, seed in zip(STYLES, seeds, strict=False):
+            points = [(row[2] / 1e6, 100 * row[4]) for row in table if row[:2] == (variant, seed)]
+            label = f"{variant}, seed {seed}"
+            axes.plot(*zip(*points, strict=True), color=f"C{number}", ls=style, label=label, lw=1.5)
+    axes.set(xlabel="environment steps, M", ylabel="success, %", title=f"{task}, {name}")
+    axes.set_ylim(-2, 102)  # that what never succeeds is seen
+    figure.legend(frameon=False, loc="outside right upper", fontsize="small")
     figure.savefig(docs / f"ablations-{name}.png", dpi=120)
     plt.close(figure)
 
