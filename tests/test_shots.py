@@ -194,3 +194,22 @@ def test_a_damaged_table_is_refused_before_any_picture(
 def test_a_camera_that_is_not_there_is_one_line() -> None:
     with pytest.raises(UserError, match=r"camera=nowhere\.avi cannot be opened"):
         live.open_camera("nowhere.avi", None, None)
+
+
+def test_an_arm_and_a_camera_on_dds_are_looked_at_and_sent_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("cyclonedds")
+    from tests.dds_arm import DdsArm
+
+    settings = tmp_path / "arm.yaml"
+    settings.write_text("domain: 94\n")
+    arm = DdsArm(94, command="/forward_velocity_controller/commands")
+    try:
+        monkeypatch.setattr("sys.stdin", io.StringIO("\nq\n"))
+        argv = [f"out={tmp_path}/shots", "camera=topic:/image", "arm=ros2"]
+        assert run_command(shots.shots, [*argv, f"arm_config={settings}"]) == 0
+    finally:
+        arm.close()
+    assert "00.png" not in capsys.readouterr().out  # pictures of noise
+    assert arm.received == []
