@@ -127,12 +127,10 @@ def measure(job: Job) -> tuple[int, float]:
 
 
 def _held_out(change: str, renderer: str) -> HeldOut:
-    chosen = HeldOutOptions(change)
-    if change == ALL:
-        chosen = HeldOutOptions(None, renderer)
-    elif change == "shadows":  # alone of all changes it is drawn in a way of its own
-        chosen = HeldOutOptions(change, renderer)
-    held = held_out("heldout", chosen)
+    only = None if change == ALL else change
+    # Alone of all changes shadows are drawn in a way of their own.
+    drawn_by = renderer if change in (ALL, "shadows") else "auto"
+    held = held_out("heldout", HeldOutOptions(only, drawn_by))
     assert held is not None
     return held
 

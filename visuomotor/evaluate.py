@@ -71,9 +71,8 @@ from visuomotor.sweep import (
 from visuomotor.video import Clip
 
 SIMS = ("nominal", "randomized", "heldout")
-MAX_EPISODES = (
-    1_000_000  # their outcomes are held in memory; an interval of 0.1 points takes so many
-)
+# Their outcomes are held in memory; an interval of 0.1 points takes so many.
+MAX_EPISODES = 1_000_000
 OnStep = Callable[[int, Observation], None]
 
 

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import torch
 
+from visuomotor.calibrate import PICTURES
 from visuomotor.cli import run_command
 from visuomotor.config import Config
 from visuomotor.envs import make_env, robot
@@ -27,7 +28,6 @@ from visuomotor.real_camera import calibrated, read_calibration
 from visuomotor.runtime.preprocessing import Lens, Preprocessing, resize
 
 SIDE = 512  # pixels of what is compared; the policy sees less
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from visuomotor.config import RandomizationConfig
 from visuomotor.errors import UserError
-from visuomotor.factors import OWN, UNITS, Distributions, Factor, beyond, register_factor
+from visuomotor.factors import OWN, Distributions, Factor, beyond, register_factor, unit_of
 from visuomotor.image_noise import SensorFactors, distort
 from visuomotor.vision_import import functional
 
@@ -97,7 +97,7 @@ class Randomizer:
             if own.group in self._columns:
                 raise UserError(f"a factor '{own.group}' is there already; give yours another name")
             bounds, parts = (own.low, own.high), list(own.parts)
-            self._add(own.group, parts, bounds, own.neutral, True, own.distribution, unit=own.unit)
+            self._add(own.group, parts, bounds, own.neutral, True, own.distribution)
         self.factors: tuple[Factor, ...] = tuple(self._factors)
         self._distributions = Distributions(self._factors, self._enabled)
         self.factor_names: tuple[str, ...] = tuple(f.name for f in self._factors)
@@ -115,16 +115,15 @@ class Randomizer:
         enabled: bool,
         distribution: str = "uniform",
         limits: tuple[float, float] = (-math.inf, math.inf),
-        unit: str | None = None,
     ) -> None:
         """Factors `group/name` of one group; without names the group is one factor. limits: what a
-        world can have. unit: None: that of UNITS."""
-        unit = UNITS.get(group.split("/")[0], "") if unit is None else unit
+        world can have."""
         full = [f"{group}/{name}" for name in names] if names else [group]
         start = len(self._factors)
         self._columns[group] = list(range(start, start + len(full)))
         for name in full:
-            self._factors.append(Factor(name, *bounds, neutral, distribution, *limits, unit))
+            factor = Factor(name, *bounds, neutral, distribution, *limits, unit_of(name))
+            self._factors.append(factor)
             self._enabled.append(enabled)
 
     def _declare_appearance(self) -> None:
