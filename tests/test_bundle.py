@@ -226,8 +226,9 @@ def test_inputs_that_are_not_finite_are_reported_and_not_remembered(bundle: Bund
     assert not np.array_equal(first, second)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["proprio", "h_in", "c_in"])
-def test_the_graph_itself_says_so_and_commands_rest(good: Files, name: str):
+def test_the_graph_itself_says_so_and_commands_rest(good: Files, name: str, value: float):
     session = onnxruntime.InferenceSession(good[MODEL], providers=["CPUExecutionProvider"])
     pixels, proprio = _inputs(0)
     memory = np.full((1, 12), 0.25, np.float32)
@@ -236,7 +237,7 @@ def test_the_graph_itself_says_so_and_commands_rest(good: Files, name: str):
     assert bool(finite)
     assert np.abs(velocities).max() > 0.0
     feed[name] = feed[name].copy()
-    feed[name][0, 5] = np.nan
+    feed[name][0, 5] = value
     velocities, h, c, finite = session.run(None, feed)
     assert not bool(finite)
     np.testing.assert_array_equal(velocities, np.zeros((1, 9)))

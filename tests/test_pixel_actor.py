@@ -199,15 +199,35 @@ def test_the_policy_of_a_task_acts_where_there_is_nothing_but_pixels_and_proprio
     assert not torch.equal(action(pixels, proprio + 1.0), first)
 
 
-def test_forward_is_encode_and_step() -> None:
-    actor = make_actor()
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {},
+        {"recurrent": False},
+        *({"encoder": encoder, "target_dim": 6} for encoder in ("keypoints", "flat", "maps")),
+        *({"target_dim": 6, "reads": reads} for reads in READS),
+        {"encoder": "wide_maps", "target_dim": 6, "places": (0, 1)},
+    ],
+)
+def test_forward_is_encode_and_step_also_with_raw_pixels(kind: dict[str, Any]) -> None:
+    places = kind.get("places", ())
+    actor = make_actor(**kind)
     pixels = torch.randint(0, 256, (2, 3, 24, 32), dtype=torch.uint8)
     _, proprio, (h, c) = random_sequence(1, 2)
-    mean, h_next, c_next = actor(pixels, proprio[0], h, c)
-    expected, hidden = actor.step(actor.encode(pixels), proprio[0], (h, c))
+    hidden = (h, c) if actor.recurrent else actor.initial_hidden(2)
+    mean, h_next, c_next = actor(pixels, proprio[0], *hidden)
+    expected, memory = actor.step(actor.encode(pixels), proprio[0], hidden)
     assert torch.equal(mean, expected)
-    assert torch.equal(h_next, hidden[0])
-    assert torch.equal(c_next, hidden[1])
+    assert torch.equal(h_next, memory[0])
+    assert torch.equal(c_next, memory[1])
+    assert len(actor._place_indices) == 3 * len(places)
+
+    first = next(m for m in actor.modules() if isinstance(m, torch.nn.Conv2d))
+    before = first.weight.clone()
+    actor.take_raw_pixels()
+    assert not torch.allclose(first.weight, before)
+    raw, *_ = actor(pixels, proprio[0], *hidden)
+    assert torch.allclose(raw, mean, atol=1e-5)
 
 
 def test_worlds_do_not_leak_into_each_other() -> None:

@@ -64,8 +64,8 @@ class HandPosition(nn.Module):
         """proprio (..., P): sines of the joints come first, then their cosines -> (..., 3) m, in
         the world."""
         turned = linear(proprio[..., : 2 * self.num_joints], self.turning, self.still)
-        frames = turned.unflatten(-1, (self.num_joints, 4, 4)).unbind(dim=-3)
+        frames = turned.unflatten(-1, (self.num_joints, 4, 4)).split(1, dim=-3)
         point = self.tool
         for frame in reversed(frames):
             point = point @ frame
-        return point[..., 0, :3]
+        return point[..., 0, 0, :3]

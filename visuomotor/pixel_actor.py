@@ -23,6 +23,7 @@ from visuomotor.networks import GaussianHead, Normalizer, SpatialSoftmax, mlp, s
 Hidden = tuple[Tensor, Tensor]
 
 PIXEL_SCALE = 255.0  # largest value of a uint8 channel
+PIXEL_MIDDLE = 0.5  # of a scaled one
 LOCATED_CLIP = 5.0  # deviations: what the policy reads of an answer at most
 EMPTY = -3.0  # logit of a map's cell at first: few show anything
 DETAILS = 6  # numbers about what a map says is in a cell: where in it, how it lies
@@ -181,6 +182,7 @@ class PixelActor(nn.Module):
         self.hidden_dim = hidden_dim
         self.visual_dim = visual_dim
         self.recurrent = recurrent
+        self._takes_raw_pixels = False
 
         # Keeps the features' scale while the CNN learns, so that the LSTM's gates do not
         # saturate; also takes out most of a global change of brightness.
@@ -266,16 +268,33 @@ class PixelActor(nn.Module):
         their K answers, and maps, as logits. Once per frame, not once per step."""
         if pixels.dtype != torch.uint8:
             raise TypeError(f"pixels: expected torch.uint8, received {pixels.dtype}")
-        images, maps = pixels.float().div_(PIXEL_SCALE).sub_(0.5), None
+        parts = self._look(pixels)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _look(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """The parts of `encode`."""
+        images = pixels.float()
+        if not self._takes_raw_pixels:
+            images = images.div_(PIXEL_SCALE).sub_(PIXEL_MIDDLE)
+        maps: tuple[Tensor, ...] = ()
         if self.place_maps is None:
-            features: Tensor = self.encoder(images)
+            features = self.encoder(images)
         else:
-            features, maps = self.encoder[0](images)
+            features, *maps = self.encoder[0](images)
             features = self.encoder[1:](features)
         if self.aux_heads is None:
-            return features
-        parts = (features, self.aux_heads.normalized(features))
-        return torch.cat(parts if maps is None else (*parts, maps), dim=1)
+            return (features,)
+        return features, self.aux_heads.normalized(features), *maps
+
+    @torch.no_grad()
+    def take_raw_pixels(self) -> None:
+        """Puts the scaling of pixels into the first convolution, for good: the same function but
+        for rounding, in less time. For a copy that acts and does not learn."""
+        first = next(layer for layer in self.encoder.modules() if isinstance(layer, nn.Conv2d))
+        assert first.bias is not None and not any(first.padding) and not self._takes_raw_pixels
+        first.bias -= PIXEL_MIDDLE * first.weight.sum(dim=(1, 2, 3))
+        first.weight /= PIXEL_SCALE
+        self._takes_raw_pixels = True
 
     def answers(self, visual: Tensor) -> Tensor:
         """What the auxiliary losses judge: (..., V) of `encode` -> (..., *)."""
@@ -313,12 +332,16 @@ class PixelActor(nn.Module):
 
         The caller zeroes the hidden rows of worlds that start an episode.
         """
-        inputs = self._core_inputs(visual, proprio)
+        return self._act(self._core_inputs(visual, proprio), hidden)
+
+    def _act(self, inputs: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
+        """The core's step, (N, inputs) of `_core_inputs`."""
         if not self.recurrent:
             return self.mean_head(self.feed_forward(inputs)), hidden
         h, c = hidden
-        outputs, (h, c) = self.lstm(inputs.unsqueeze(0), (h.unsqueeze(0), c.unsqueeze(0)))
-        return self.mean_head(outputs.squeeze(0)), (h.squeeze(0), c.squeeze(0))
+        _, (h, c) = self.lstm(inputs.unsqueeze(0), (h.unsqueeze(0), c.unsqueeze(0)))
+        h, c = h.squeeze(0), c.squeeze(0)
+        return self.mean_head(h), (h, c)
 
     def unroll(
         self, visual: Tensor, proprio: Tensor, hidden: Hidden, episode_start: Tensor
@@ -351,7 +374,9 @@ class PixelActor(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One step from raw inputs, as exported: (N, 3, H, W) uint8, (N, P), (N, H), (N, H)
         -> mean (N, A), h (N, H), c (N, H)."""
-        mean, (h, c) = self.step(self.encode(pixels), proprio, (h, c))
+        features, *answers = self._look(pixels)
+        located = self._read_answers(answers[0]) if answers else None
+        mean, (h, c) = self._act(self._core_of(features, located, proprio), (h, c))
         return mean, h, c
 
     def reading(self, visual: Tensor) -> Tensor:
@@ -360,10 +385,11 @@ class PixelActor(nn.Module):
         For an LSTM the preactivations of its gates, R = 4 H; where this is the same, so is the
         policy, whatever its memory.
         """
-        seen = self._seen(visual)
+        features, located = self._read(visual)
+        seen = self._seen(features, located)
         if self.hand is not None:
-            seen = torch.cat((seen, self._place_numbers(visual) / REACH), dim=-1)
-        return linear(seen, self.reading_weight[:, self._proprio_width :])
+            seen.append(self._place_numbers(located) / REACH)
+        return linear(torch.cat(seen, dim=-1), self.reading_weight[:, self._proprio_width :])
 
     @property
     def reading_weight(self) -> nn.Parameter:
@@ -372,28 +398,36 @@ class PixelActor(nn.Module):
         assert isinstance(layer, nn.Parameter)
         return layer
 
-    def _seen(self, visual: Tensor) -> Tensor:
-        """What the policy reads of an image, (..., V) -> (..., *)."""
+    def _read(self, visual: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the policy may read of an image: (..., V) of `encode` -> features (..., visual_dim)
+        and, where there are heads, their answers (..., K) in deviations."""
         features = visual[..., : self.visual_dim]
-        if self.reads == "features":
-            return features
-        located = self._read_answers(visual)
-        return located if self.reads == "located" else torch.cat((features, located), dim=-1)
+        if self.aux_heads is None:
+            return features, None
+        return features, self._read_answers(self.answers(visual)[..., : self.target_dim])
 
-    def _read_answers(self, visual: Tensor) -> Tensor:
-        """(..., V) -> (..., K) deviations: the heads' answers, as the policy reads them."""
+    def _read_answers(self, answers: Tensor) -> Tensor:
+        """As the heads give them -> as the policy reads them."""
         # They answer to the auxiliary loss alone: what they say stays a position.
-        located = visual[..., self.visual_dim : self.visual_dim + self.target_dim].detach()
-        return located.clamp(-LOCATED_CLIP, LOCATED_CLIP)
+        return answers.detach().clamp(-LOCATED_CLIP, LOCATED_CLIP)
 
-    def _place_numbers(self, visual: Tensor) -> Tensor:
-        """(..., V) -> (..., 3 * places) m, in the world, as the heads see them."""
-        return self._in_metres(self._read_answers(visual))[..., self._place_indices]
+    def _seen(self, features: Tensor, located: Tensor | None) -> list[Tensor]:
+        """What of these it does read, by `reads`."""
+        parts = {"both": (features, located), "located": (located,), "features": (features,)}
+        return [part for part in parts[self.reads] if part is not None]
+
+    def _place_numbers(self, located: Tensor | None) -> Tensor:
+        """-> (..., 3 * places) m, in the world, as the heads see them."""
+        assert located is not None
+        return self._in_metres(located).index_select(-1, self._place_indices)
 
     def _core_inputs(self, visual: Tensor, proprio: Tensor) -> Tensor:
-        parts = [self.proprio_mlp(self.normalizer(proprio)), self._seen(visual)]
+        return self._core_of(*self._read(visual), proprio)
+
+    def _core_of(self, features: Tensor, located: Tensor | None, proprio: Tensor) -> Tensor:
+        parts = [self.proprio_mlp(self.normalizer(proprio)), *self._seen(features, located)]
         if self.hand is not None:
-            places = self._place_numbers(visual).unflatten(-1, (-1, 3))
+            places = self._place_numbers(located).unflatten(-1, (-1, 3))
             away = (places - self.hand(proprio).unsqueeze(-2)) / REACH
             parts.append(away.flatten(-2))
         return torch.cat(parts, dim=-1)
