@@ -49,6 +49,7 @@ WORDS: dict[str, tuple[str, str, str]] = {
     "pixel_noise": ("half width of uniform noise a channel", PAPER, PAPER),
     "shade": ("share of the light missing in patches with sharp edges", OURS, "here: off"),
     "shade_pattern": ("which patches; from 0 to 1 where there is shade", OURS, "here: off"),
+    "blur": ("standard deviation by which light spreads", OURS, "here: off"),
     "prop_friction": ("scale of sliding, torsional and rolling friction", PAPER, OURS),
     "prop_mass": ("scale of mass and inertia", PAPER, OURS),
     "prop_inertia": ("further scale of the inertia", PAPER, OURS),
@@ -67,9 +68,9 @@ SURFACES = ("table", "floor", "arm")  # with a colour's range of their own; all 
 SEEN = (
     *("camera_pos", "camera_rotation", "camera_fovy", "num_lights", "light_pos"),
     *("light_direction", "light_colour", "colour", "texture", "texture_repeat"),
-    *("brightness", "contrast", "hue", "pixel_noise", "prop_size", "shade"),
+    *("brightness", "contrast", "hue", "pixel_noise", "prop_size", "shade", "blur"),
 )
-SHADE = (0.0, 0.8)  # in the picture: by default there is none
+OFF = {"shade": (0.0, 0.8), "blur": (0.0, 0.6)}  # in the picture: by default there is none
 ENDS = ("low", "high")
 
 
@@ -103,13 +104,13 @@ def picture(config: Config, groups: dict[str, list[str]]) -> np.ndarray:
         pinned = [{name: getattr(by_name[name], end) for name in groups[group]} for end in ENDS]
         if group == "texture_repeat":  # of a texture, which a plain surface has not
             pinned = [ends | dict.fromkeys(groups["texture"], 1.0) for ends in pinned]
-        if group == "shade":
-            pinned = [{"shade": value, "shade_pattern": 0.07} for value in SHADE]
+        if group in OFF:
+            pinned = [{group: value, "shade_pattern": 0.07} for value in OFF[group]]
         pair = [_view(large if group == "prop_size" else env, ends) for ends in pinned]
         pair = _close(pair) if group == "prop_size" else pair
         unit = "" if group == "texture" else by_name[groups[group][0]].unit
         values = [_values(ends[name] for name in groups[group]) for ends in pinned]
-        values = [f"{SHADE[i]:g}" for i in range(2)] if group == "shade" else values
+        values = [f"{value:g}" for value in OFF[group]] if group in OFF else values
         below = [_line(f"{value} {unit}".strip(), SIZE, 0.4) for value in values]
         cell = np.concatenate((np.concatenate(pair, axis=1), np.concatenate(below, axis=1)))
         cells.append(np.concatenate((_line(group, cell.shape[1], 0.48), cell)))

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from visuomotor.image_noise import SensorFactors, distort, shaded
+from visuomotor.image_noise import MOST_BLUR, SensorFactors, blurred, distort, shaded
 from visuomotor.vision_import import functional
 
 SHAPE = (4, 3, 24, 20)
@@ -26,6 +26,7 @@ def _factors(n: int = 4, **values: float | list[float]) -> SensorFactors:
     """Neutral for n worlds, but for these."""
     neutral = {"brightness": 1.0, "contrast": 1.0, "pixel_noise": 0.0}
     neutral |= {"action_drop": 0.0, "proprio_noise": 0.0, "shade": 0.0, "shade_pattern": 0.0}
+    neutral["blur"] = 0.0
     columns = {k: torch.as_tensor(v).expand(n).float() for k, v in (neutral | values).items()}
     delay = torch.zeros(n, dtype=torch.int64)
     return SensorFactors(**columns, camera_delay=delay, action_delay=delay)
@@ -96,6 +97,35 @@ def test_patterns_differ_and_are_patches_of_some_pixels_that_leave_most_in_the_l
     )  # some are without a patch at first
     # Over all patterns every pixel is in the shade as often.
     assert 0.2 < lies.double().mean(dim=0).min() < lies.double().mean(dim=0).max() < 0.4
+
+
+def test_blur_spreads_light_by_its_deviation_and_loses_none():
+    images = torch.zeros(3, 3, 9, 11)
+    images[:, 1, 4, 5] = 100.0
+    deviation = torch.tensor([0.0, 0.4, MOST_BLUR])
+    out = blurred(images, deviation)
+    assert torch.equal(out[0], images[0])
+    assert torch.allclose(out.sum(dim=(2, 3)), images.sum(dim=(2, 3)))
+    for axis, size in ((2, 9), (1, 11)):
+        across = out[:, 1].sum(dim=axis) / 100.0
+        place = torch.arange(size).float()
+        middle = (across * place).sum(dim=1, keepdim=True)
+        spread = (across * (place - middle).square()).sum(dim=1)
+        assert torch.allclose(spread, deviation.square(), atol=1e-6)
+    at_the_edge = torch.zeros(1, 3, 5, 5)
+    at_the_edge[:, :, 0, 0] = 1.0
+    assert blurred(at_the_edge, deviation[2:]).sum() == pytest.approx(3.0)
+
+
+def test_blur_meets_its_own_images_alone_and_even_ones_stay():
+    pixels = _images(3)
+    out = _distort(pixels, blur=[0.0, 0.5, 0.0])
+    assert torch.equal(out[0], pixels[0])
+    assert torch.equal(out[2], pixels[2])
+    expected = blurred(pixels[1:2].float(), torch.tensor([0.5])).round()
+    assert torch.equal(out[1:2].float(), expected)
+    even = torch.full(SHAPE, 91, dtype=torch.uint8)
+    assert torch.equal(_distort(even, blur=MOST_BLUR), even)
 
 
 def test_shade_drifts_with_its_episode_and_is_another_within_seconds():

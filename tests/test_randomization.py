@@ -33,7 +33,7 @@ GROUPS = {
     "appearance": (
         *("camera_pos", "camera_rotation", "camera_fovy", "num_lights", "light_pos"),
         *("light_direction", "light_colour", "colour", "texture", "texture_repeat"),
-        *("brightness", "contrast", "hue", "pixel_noise", "shade", "shade_pattern"),
+        *("brightness", "contrast", "hue", "pixel_noise", "shade", "shade_pattern", "blur"),
     ),
     "dynamics": (
         *("prop_friction", "prop_mass", "prop_inertia", "prop_size", "joint_damping"),
@@ -44,6 +44,7 @@ GROUPS = {
 # Factors of camera, actuators and joint sensors with their neutral values; no model field.
 SENSOR = {
     **{"brightness": 1.0, "contrast": 1.0, "pixel_noise": 0.0, "shade": 0.0, "shade_pattern": 0.0},
+    "blur": 0.0,
     **{"camera_delay": 0, "action_delay": 0, "action_drop": 0.0, "proprio_noise": 0.0},
 }
 LOG_UNIFORM = (
@@ -53,8 +54,8 @@ LOG_UNIFORM = (
 INTEGER = ("num_lights", "texture", "camera_delay", "action_delay")
 
 
-# Shade is off by default.
-CONFIG = RandomizationConfig(appearance=AppearanceConfig(shade=(0.0, 0.8)))
+# Shade and blur are off by default.
+CONFIG = RandomizationConfig(appearance=AppearanceConfig(shade=(0.0, 0.8), blur=(0.0, 0.6)))
 
 
 def _spec():

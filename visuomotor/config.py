@@ -56,6 +56,9 @@ class AppearanceConfig:
     contrast: Range = (0.8, 1.25)  # factor, torchvision adjust_contrast
     # Share of the light that is missing in patches with sharp edges, as shadows have them.
     shade: Range = (0.0, 0.0)
+    # Standard deviation in pixels by which light spreads, as through a lens: a real camera's image
+    # that is averaged down to the policy's size has soft edges, a ray-cast one has not.
+    blur: Range = (0.0, 0.0)
     hue: Range = (-0.03, 0.03)  # turns of the hue circle, torchvision adjust_hue
     pixel_noise: Range = (0.0, 5.0)  # half width of uniform noise per channel, of 255
 

@@ -28,6 +28,7 @@ UNITS = {
     "texture": "texture's number",
     "hue": "turns",
     "pixel_noise": "of 255",
+    "blur": "pixels",
     "gravity_tilt": "degrees",
     "camera_delay": "control steps",
     "action_delay": "control steps",

@@ -1,4 +1,4 @@
-"""What a real camera does to an image, per world: shade, brightness, contrast, pixel noise.
+"""What a real camera does to an image, per world: shade, blur, brightness, contrast, pixel noise.
 
 Knows nothing of simulation. The photometric operations are those of torchvision's transforms.v2.
 """
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# Standard deviation of the widest blur, pixels: a pixel then gives away half of itself an axis.
+MOST_BLUR = 0.7
 # Of the waves whose sum makes a shade's outline: how many, periods across an image, and most
 # periods that one drifts in a control step: a hand's shadow comes and goes within seconds.
 WAVES, PERIODS, DRIFT = 3, (0.5, 6.0), 0.025
@@ -21,6 +23,7 @@ class SensorFactors:
 
     shade: Tensor  # share of the light that is missing in it
     shade_pattern: Tensor  # in [0, 1): where it lies
+    blur: Tensor  # standard deviation, pixels
     brightness: Tensor  # factor
     contrast: Tensor  # factor
     pixel_noise: Tensor  # half width of uniform noise, of 255
@@ -65,6 +68,20 @@ def shaded(patterns: Tensor, elapsed: Tensor, height: int, width: int) -> Tensor
     return waves > 1.4 * level.float().view(-1, 1, 1)
 
 
+def blurred(images: Tensor, deviation: Tensor) -> Tensor:
+    """images (n, 3, H, W) float, deviation (n,) pixels, MOST_BLUR at most -> (n, 3, H, W): along
+    rows and columns each pixel gives to its two neighbours so much that light spreads by that."""
+    share = (deviation.square() / 2).view(-1, 1, 1, 1)
+    for dim in (2, 3):
+        before, after = (images.narrow(dim, start, images.shape[dim] - 1) for start in (0, 1))
+        # What flows over each border between two pixels; nothing leaves the image.
+        flow = (before - after).mul_(share)
+        images = images.clone()
+        images.narrow(dim, 0, images.shape[dim] - 1).sub_(flow)
+        images.narrow(dim, 1, images.shape[dim] - 1).add_(flow)
+    return images
+
+
 def distort(
     pixels: Tensor,
     factors: SensorFactors,
@@ -75,8 +92,8 @@ def distort(
 
     elapsed: (n,) control steps of their episodes, with which shade drifts; None: at their start.
 
-    Shade, then brightness, then contrast, then uniform noise; neutral factors leave every bit as it
-    is. The generator (CPU) advances by the same amount whatever the factors are.
+    Shade, then blur, then brightness, then contrast, then uniform noise; neutral factors leave
+    every bit as it is. The generator (CPU) advances by the same amount whatever the factors are.
     """
     device = pixels.device
     brightness, contrast, half_width = (
@@ -94,6 +111,10 @@ def distort(
         lies.mul_(factors.shade[dark].to(device).float().view(-1, 1, 1))
         out[dark.to(device)] *= (1.0 - lies).unsqueeze(1)
         out.floor_()
+    soft = factors.blur.nonzero().squeeze(1)
+    if len(soft) > 0:
+        there = soft.to(device)
+        out[there] = blurred(out[there], factors.blur[soft].to(device)).round_()
     out.mul_(brightness.float()).clamp_(0.0, 255.0).floor_()
     red, green, blue = out.unbind(dim=1)
     grey = red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_()

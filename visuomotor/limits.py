@@ -34,6 +34,7 @@ from visuomotor.config import (
     TeacherConfig,
 )
 from visuomotor.errors import UserError
+from visuomotor.image_noise import MOST_BLUR
 
 # A step count this close to a whole number is one: 0.05 / 0.01 is 5.000000000000001 in binary.
 STEP_TOLERANCE = 1e-6
@@ -148,6 +149,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "contrast": range_within(0, 10),
         "hue": range_within(-0.5, 0.5),
         "shade": range_within(0, 1),
+        "blur": range_within(0, MOST_BLUR),
         "pixel_noise": range_within(0, 255),
     },
     DynamicsConfig: {

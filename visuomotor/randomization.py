@@ -20,7 +20,7 @@ from torch import Tensor
 from visuomotor.config import RandomizationConfig
 from visuomotor.errors import UserError
 from visuomotor.factors import OWN, Distributions, Factor, beyond, register_factor, unit_of
-from visuomotor.image_noise import SensorFactors, distort
+from visuomotor.image_noise import MOST_BLUR, SensorFactors, distort
 from visuomotor.vision_import import functional
 
 __all__ = ["Factor", "Randomizer", "SensorFactors", "distort", "register_factor"]
@@ -91,7 +91,7 @@ class Randomizer:
         self._declare_appearance()
         self._declare_dynamics()
         self._declare_latency()
-        self._declare_shade()
+        self._declare_later_appearance()
         self._own = tuple(OWN.values())
         for own in self._own:
             if own.group in self._columns:
@@ -193,12 +193,13 @@ class Randomizer:
         self._add("action_drop", [], c.action_drop, 0.0, on, limits=(0.0, 1.0))
         self._add("proprio_noise", [], c.proprio_noise, 0.0, on, limits=NOT_NEGATIVE)
 
-    def _declare_shade(self) -> None:
-        """Of appearance; behind all others, whose values stay as they were drawn without it."""
+    def _declare_later_appearance(self) -> None:
+        """Behind all others, whose values stay as they were drawn without these."""
         c = self._config.appearance
         self._add("shade", [], c.shade, 0.0, c.enabled, limits=(0.0, 1.0))
         patterns = (0.0, 1.0) if c.shade[1] > 0.0 else (0.0, 0.0)
         self._add("shade_pattern", [], patterns, 0.0, c.enabled, limits=(0.0, 1.0))
+        self._add("blur", [], c.blur, 0.0, c.enabled, limits=(0.0, MOST_BLUR))
 
     @property
     def groups(self) -> tuple[str, ...]:
