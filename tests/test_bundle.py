@@ -6,140 +6,50 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 import safetensors.numpy
 import torch
-from onnx.external_data_helper import convert_model_to_external_data
 
-from visuomotor.export import PolicyStep, record_golden, to_onnx
-from visuomotor.pixel_actor import PixelActor
-from visuomotor.runtime import Bundle, BundleError, files, load_bundle, onnx_file
+from tests.bundles import (
+    JOINTS,
+    LIMITS,
+    SIDE,
+    Files,
+    bundle_files,
+    policy_step,
+    refusal,
+    resealed,
+    write_files,
+)
+from visuomotor.export import PolicyStep, to_onnx
+from visuomotor.runtime import Bundle, BundleError, files, load_bundle
 from visuomotor.runtime.files import GOLDEN, MANIFEST, MODEL, parse_manifest, seal_manifest
-from visuomotor.runtime.onnx_file import check_self_contained
-
-SIDE = 20  # pixels, the smallest image that the actor takes
-JOINTS = [f"joint_{i}" for i in range(9)]
-LIMITS = torch.linspace(0.5, 1.3, 9, dtype=torch.float64)  # rad/s
-EPISODE_STEPS = 60
-
-Files = dict[str, bytes]
-
-
-class _Worlds:
-    """Stands in for the simulator: random frames, held for 4 steps, and random joints."""
-
-    num_envs = 1
-
-    def __init__(self, seed: int):
-        self.jaco = SimpleNamespace(velocity_limits=LIMITS)
-        self._generator = torch.Generator().manual_seed(seed)
-        self._elapsed = 0
-
-    def reset(self) -> SimpleNamespace:
-        self._elapsed = 0
-        return self._observe()
-
-    def step(self, action: torch.Tensor) -> SimpleNamespace:
-        assert action.shape == (1, 9)
-        assert action.abs().max() <= 1.0 + 1e-6
-        self._elapsed += 1
-        ended = torch.tensor([self._elapsed % EPISODE_STEPS == 0])
-        return SimpleNamespace(
-            observation=self._observe(), truncated=ended, terminated=torch.tensor([False])
-        )
-
-    def _observe(self) -> SimpleNamespace:
-        if self._elapsed % 4 == 0:
-            shape = (1, 3, SIDE, SIDE)
-            self._pixels = torch.randint(
-                0, 256, shape, generator=self._generator, dtype=torch.uint8
-            )
-        return SimpleNamespace(
-            pixels=self._pixels, proprio=torch.randn(1, 24, generator=self._generator)
-        )
-
-
-def _actor(seed: int, recurrent: bool = True) -> PixelActor:
-    torch.manual_seed(seed)
-    actor = PixelActor(
-        height=SIDE,
-        width=SIDE,
-        encoder="keypoints",
-        visual_dim=16,
-        proprio_dim_out=8,
-        hidden_dim=12,
-        recurrent=recurrent,
-        init_log_std=torch.zeros(9),
-        min_std=torch.full((9,), 0.1),
-    )
-    torch.nn.init.normal_(actor.mean_head.weight, std=9.0)  # velocities that differ and saturate
-    return actor
-
-
-def _files(step: PolicyStep, kind: str) -> Files:
-    golden = record_golden(step, _Worlds(0))  # type: ignore[arg-type]
-    manifest = {
-        "task": "lifting",
-        "control": {"rate_hz": 20.0, "episode_steps": 100},
-        "joints": {"names": JOINTS, "velocity_limits": LIMITS.tolist()},
-        "camera": {"height": SIDE, "width": SIDE, "fovy_deg": 30.0, "refresh_period_steps": 4},
-        "proprio": {"size": 24},
-        "recurrent": {"kind": kind, "shape": [1, step.memory]},
-    }
-    content = {MODEL: to_onnx(step, golden), GOLDEN: safetensors.numpy.save(golden)}
-    return {**content, MANIFEST: seal_manifest(manifest, content)}
 
 
 @pytest.fixture(scope="module")
 def step() -> PolicyStep:
-    return PolicyStep(_actor(0), LIMITS)
+    return policy_step(0)
 
 
 @pytest.fixture(scope="module")
 def good(step: PolicyStep) -> Files:
-    return _files(step, "lstm")
+    return bundle_files(step, "lstm")
 
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[[Files], Path]:
-    def to_folder(content: Files) -> Path:
-        folder = tmp_path / "bundle"
-        folder.mkdir(exist_ok=True)
-        for name, value in content.items():
-            (folder / name).write_bytes(value)
-        return folder
-
-    return to_folder
+    return partial(write_files, tmp_path / "bundle")
 
 
 @pytest.fixture
 def bundle(good: Files, write: Callable[[Files], Path]) -> Bundle:
     return load_bundle(write(good))
-
-
-def _resealed(good: Files, changed: Files, **manifest: Any) -> Files:
-    """Hashes that agree with changed contents: what an accident could not do."""
-    content = {MODEL: good[MODEL], GOLDEN: good[GOLDEN], **changed}
-    return {
-        **content,
-        MANIFEST: seal_manifest({**parse_manifest(good[MANIFEST]), **manifest}, content),
-    }
-
-
-def _refusal(folder: Path) -> str:
-    with pytest.raises(BundleError) as caught:
-        load_bundle(folder)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert 0 < len(message) <= 500
-    return message
 
 
 def _inputs(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -204,8 +114,8 @@ def test_infer_leaves_the_memory_of_step_alone(bundle: Bundle):
 
 
 def test_a_feed_forward_policy_runs_through_the_same_interface(write: Callable[[Files], Path]):
-    step = PolicyStep(_actor(1, recurrent=False), LIMITS)
-    bundle = load_bundle(write(_files(step, "none")))
+    step = policy_step(1, recurrent=False)
+    bundle = load_bundle(write(bundle_files(step, "none")))
     assert bundle.contract.memory == 1
     first = bundle.step(*_inputs(0))
     bundle.step(*_inputs(1))
@@ -280,34 +190,34 @@ def test_flipped_bits_are_found(name: str, good: Files, write: Callable[[Files],
     for at in rng.integers(0, len(good[name]), 20):
         flipped = bytearray(good[name])
         flipped[at] ^= 1 << int(rng.integers(8))
-        message = _refusal(write({**good, name: bytes(flipped)}))
+        message = refusal(write({**good, name: bytes(flipped)}))
         assert name in message
 
 
 @pytest.mark.parametrize("name", [MODEL, GOLDEN, MANIFEST])
 def test_truncated_files_are_found(name: str, good: Files, write: Callable[[Files], Path]):
     for length in (0, 1, len(good[name]) // 2, len(good[name]) - 1):
-        assert name in _refusal(write({**good, name: good[name][:length]}))
+        assert name in refusal(write({**good, name: good[name][:length]}))
 
 
 @pytest.mark.parametrize("name", [MODEL, GOLDEN, MANIFEST])
 def test_missing_files_are_named(name: str, good: Files, write: Callable[[Files], Path]):
     folder = write(good)
     (folder / name).unlink()
-    assert f"{name} is missing" in _refusal(folder)
+    assert f"{name} is missing" in refusal(folder)
 
 
 def test_files_of_another_policy_are_found(good: Files, write: Callable[[Files], Path]):
     golden = safetensors.numpy.load(good[GOLDEN])
-    other = to_onnx(PolicyStep(_actor(8), LIMITS), golden)
-    assert "is not the file that policy.json describes" in _refusal(write({**good, MODEL: other}))
+    other = to_onnx(policy_step(8), golden)
+    assert "is not the file that policy.json describes" in refusal(write({**good, MODEL: other}))
     # Even with hashes that agree, the golden episode tells.
-    message = _refusal(write(_resealed(good, {MODEL: other})))
+    message = refusal(write(resealed(good, {MODEL: other})))
     assert "differs first at step 0 of 240, velocity of joint_" in message
 
 
 def test_no_folder_is_no_bundle(tmp_path: Path):
-    assert "is no folder" in _refusal(tmp_path / "nothing")
+    assert "is no folder" in refusal(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize(
@@ -327,12 +237,12 @@ def test_replay_names_the_first_step_that_differs(
 ):
     golden = safetensors.numpy.load(good[GOLDEN])
     golden[record][123:, 4] += np.float32(error)
-    folder = write(_resealed(good, {GOLDEN: safetensors.numpy.save(golden)}))
+    folder = write(resealed(good, {GOLDEN: safetensors.numpy.save(golden)}))
     if accepted:
         assert load_bundle(folder).replay.max_error > 1e-6
     else:
         where = "velocity of joint_4" if record == "joint_velocities" else "memory h[4]"
-        assert f"differs first at step 123 of 240, {where}" in _refusal(folder)
+        assert f"differs first at step 123 of 240, {where}" in refusal(folder)
 
 
 def _cut(golden: dict[str, np.ndarray]) -> None:
@@ -362,8 +272,8 @@ def test_malformed_golden_episodes_are_refused(
     golden = {k: v.copy() for k, v in safetensors.numpy.load(good[GOLDEN]).items()}
     spoil(golden)
     content = {k: np.ascontiguousarray(v) for k, v in golden.items()}
-    folder = write(_resealed(good, {GOLDEN: safetensors.numpy.save(content)}))
-    assert told in _refusal(folder)
+    folder = write(resealed(good, {GOLDEN: safetensors.numpy.save(content)}))
+    assert told in refusal(folder)
 
 
 def test_an_unknown_schema_version_is_refused(
@@ -378,7 +288,7 @@ def test_an_unknown_schema_version_is_refused(
             if k not in ("format", "schema_version")
         }
         newer = seal_manifest(manifest, content)
-    assert "schema version 2 is unknown here, 1 is known" in _refusal(
+    assert "schema version 2 is unknown here, 1 is known" in refusal(
         write({**good, MANIFEST: newer})
     )
 
@@ -420,154 +330,10 @@ def test_anything_but_strict_json_is_refused(text: bytes, told: str):
 def test_impossible_facts_are_refused(
     entry: str, value: Any, told: str, good: Files, write: Callable[[Files], Path]
 ):
-    assert told in _refusal(write(_resealed(good, {}, **{entry: value})))
+    assert told in refusal(write(resealed(good, {}, **{entry: value})))
 
 
 # --- tricks --------------------------------------------------------------------------------------
-
-
-def test_external_data_is_refused_before_anything_is_read(
-    good: Files, write: Callable[[Files], Path]
-):
-    model = onnx.load_from_string(good[MODEL])
-    convert_model_to_external_data(model, location="elsewhere.bin", size_threshold=0)
-    for tensor in model.graph.initializer:
-        tensor.ClearField("raw_data")
-    folder = write(_resealed(good, {MODEL: model.SerializeToString()}))
-    assert "external data" in _refusal(folder)
-
-
-def test_external_data_is_found_in_attributes_and_subgraphs(good: Files):
-    check_self_contained(good[MODEL])
-    tensor = onnx.numpy_helper.from_array(np.zeros(3, np.float32), "t")
-    tensor.data_location = onnx.TensorProto.EXTERNAL
-    constant = onnx.helper.make_node("Constant", [], ["x"], value=tensor)
-    inner = onnx.helper.make_graph([constant], "inner", [], [])
-    branch = onnx.helper.make_node("If", ["cond"], ["y"], then_branch=inner, else_branch=inner)
-    for node in (constant, branch):
-        model = onnx.helper.make_model(onnx.helper.make_graph([node], "outer", [], []))
-        with pytest.raises(BundleError, match="external data"):
-            check_self_contained(model.SerializeToString())
-
-
-def _varint(value: int, length: int = 0) -> bytes:
-    """In its shortest form, or with zeros up to so many bytes."""
-    groups = [value & 0x7F]
-    while value := value >> 7:
-        groups.append(value & 0x7F)
-    groups += [0] * (length - len(groups))
-    return bytes([0x80 | group for group in groups[:-1]] + groups[-1:])
-
-
-def _field(number: int, content: bytes, tag: Callable[[int], bytes] = _varint) -> bytes:
-    return tag(number << 3 | 2) + _varint(len(content)) + content
-
-
-def _outward() -> bytes:
-    """A tensor with its values in another file."""
-    tensor = onnx.TensorProto(name="t", dims=[3], data_type=onnx.TensorProto.FLOAT)
-    tensor.data_location = onnx.TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value="elsewhere.bin")
-    return tensor.SerializeToString()
-
-
-@pytest.mark.parametrize(
-    "tag",
-    [
-        lambda tag: _varint(tag | 1 << 32),  # ONNX Runtime cuts the bit off
-        lambda tag: _varint(tag | 1 << 34),
-        lambda tag: _varint(tag | 1 << 63),
-        lambda tag: _varint(tag, length=2),
-        lambda tag: _varint(tag, length=5),
-        lambda tag: _varint(tag, length=10),
-        lambda tag: _varint(tag ^ 1),  # a group's begin
-        lambda tag: _varint(tag ^ 6),  # a group's end
-        lambda tag: _varint(tag ^ 7),
-        lambda tag: _varint(tag ^ 4),
-    ],
-)
-@pytest.mark.parametrize("path", [(7,), (7, 5), (7, 1), (7, 15), (7, 1, 5), (7, 1, 5, 5), (20,)])
-def test_fields_are_not_hidden_behind_tags_that_others_read_otherwise(
-    path: tuple[int, ...], tag: Callable[[int], bytes]
-):
-    content = _field(path[-1], _outward(), tag)
-    for number in reversed(path[:-1]):
-        content = _field(number, content)
-    with pytest.raises(BundleError, match="malformed"):
-        check_self_contained(content)
-
-
-def test_lengths_have_their_shortest_form(good: Files):
-    name = b"\x12"  # producer_name
-    check_self_contained(good[MODEL] + name + b"\x01x")
-    for length in (b"\x81\x00", b"\x81\x80\x80\x80\x00", b"\x81\x80\x80\x80\x10"):
-        with pytest.raises(BundleError, match="malformed"):
-            check_self_contained(good[MODEL] + name + length + b"x")
-
-
-@pytest.mark.parametrize("number", [24, 99, (1 << 29) - 1])
-@pytest.mark.parametrize("path", [(), (7,), (7, 1), (7, 1, 5), (7, 5), (7, 15), (20,), (25,)])
-def test_fields_that_onnx_does_not_know_are_refused(path: tuple[int, ...], number: int):
-    content = _field(number, b"")
-    for outer in reversed(path):
-        content = _field(outer, content)
-    with pytest.raises(BundleError, match=f"unknown field {number}"):
-        check_self_contained(content)
-
-
-def test_each_part_of_a_field_that_stands_twice_is_looked_into(good: Files):
-    """ONNX Runtime merges both graphs into one."""
-    check_self_contained(good[MODEL] + _field(7, b""))
-    for second in (_field(5, _outward()), _field(1, _field(5, _field(5, _outward())))):
-        with pytest.raises(BundleError, match="external data"):
-            check_self_contained(good[MODEL] + _field(7, second))
-        with pytest.raises(BundleError, match="external data"):
-            check_self_contained(_field(7, second) + good[MODEL])
-
-
-def test_the_fields_that_are_known_here_are_those_of_onnx():
-    seen: dict[str, Any] = {}
-
-    def visit(message: str, descriptor: Any) -> None:
-        if message in seen:
-            assert seen[message] is descriptor
-            return
-        seen[message] = descriptor
-        fields = {field.number: field for field in descriptor.fields}
-        assert onnx_file._KNOWN[message] <= fields.keys()
-        messages = {n: f.message_type for n, f in fields.items() if f.message_type is not None}
-        for number, child in onnx_file._CHILDREN[message].items():
-            visit(child, messages[number])
-
-    visit("model", onnx.ModelProto.DESCRIPTOR)
-    assert seen.keys() == onnx_file._KNOWN.keys() == onnx_file._CHILDREN.keys()
-    # Whatever else may hold one of these messages is not known, so refused.
-    for message, descriptor in seen.items():
-        inner = {f.number for f in descriptor.fields if f.message_type in seen.values()}
-        assert inner & onnx_file._KNOWN[message] == onnx_file._CHILDREN[message].keys()
-
-
-def test_onnx_runtime_reads_what_was_looked_into_and_no_format_of_its_own(
-    good: Files, write: Callable[[Files], Path]
-):
-    """Bytes 4 to 8 say ORTM; before them stands a producer's name."""
-    both = _field(2, b"xxORTM") + good[MODEL]
-    with pytest.raises(Exception, match="ORT model"):
-        onnxruntime.InferenceSession(both, providers=["CPUExecutionProvider"])
-    assert load_bundle(write(_resealed(good, {MODEL: both}))).replay.max_error < 1e-5
-
-
-def test_operators_of_other_domains_are_refused(good: Files):
-    model = onnx.load_from_string(good[MODEL])
-    model.graph.node[0].domain = "com.somebody"
-    with pytest.raises(BundleError, match=r"domain b'com\.somebody'"):
-        check_self_contained(model.SerializeToString())
-
-
-def test_bytes_that_are_no_model_are_refused(good: Files, write: Callable[[Files], Path]):
-    rng = np.random.default_rng(0)
-    for garbage in (rng.bytes(5000), b"", b"\x0a\xff\xff\xff\xff\x0f"):
-        assert MODEL in _refusal(write(_resealed(good, {MODEL: garbage})))
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "sub/policy.onnx", "extra.py"])
@@ -578,7 +344,7 @@ def test_only_the_files_of_a_bundle_are_ever_opened(
     content = {MODEL: good[MODEL], GOLDEN: good[GOLDEN], name: b""}
     manifest = seal_manifest(parse_manifest(good[MANIFEST]), content)
     folder = write({**good, MANIFEST: manifest})
-    assert "which is no file of a bundle" in _refusal(folder)
+    assert "which is no file of a bundle" in refusal(folder)
 
 
 @pytest.mark.parametrize("name", [MODEL, GOLDEN, MANIFEST])
@@ -589,20 +355,20 @@ def test_links_pipes_and_folders_are_no_files(
     target = folder / name
     target.rename(tmp_path / "real")
     target.symlink_to(tmp_path / "real")
-    assert "is a link" in _refusal(folder)
+    assert "is a link" in refusal(folder)
     target.unlink()
     os.mkfifo(target)
-    assert "is no plain file" in _refusal(folder)
+    assert "is no plain file" in refusal(folder)
     target.unlink()
     target.mkdir()
-    assert name in _refusal(folder)
+    assert name in refusal(folder)
 
 
 @pytest.mark.parametrize("name", [MODEL, GOLDEN, MANIFEST])
 def test_oversized_files_are_not_read(name: str, good: Files, write: Callable[[Files], Path]):
     folder = write(good)
     os.truncate(folder / name, 1 << 40)  # sparse: takes no room on the disk
-    assert "bytes, at most" in _refusal(folder)
+    assert "bytes, at most" in refusal(folder)
 
 
 def test_messages_are_one_short_line():
