@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import mujoco
@@ -34,6 +36,14 @@ LENS = Lens(
     np.array([[830.0, 0.0, 325.0], [0.0, 826.0, 233.0], [0.0, 0.0, 1.0]]),
     np.array([-0.18, 0.06, 0.0008, -0.0006, 0.0]),
 )
+# As a command is told of the board; calibrate needs to know of the simulated camera, too.
+SETTINGS = [
+    f"board.columns={BOARD.columns}",
+    f"board.rows={BOARD.rows}",
+    f"board.square={BOARD.square}",
+    f"board.marker={BOARD.marker}",
+]
+CALIBRATION = [*SETTINGS, "lookat=(0.01,0.05,0.2)", "fovy=24"]
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,16 @@ def photograph(count: int, seed: int = 0) -> Photographs:
     angles = [facing_pose(rng, eye) for _ in range(count)]
     pictures = [cv2.cvtColor(studio.picture(q), cv2.COLOR_RGB2GRAY) for q in angles]
     return Photographs(pictures, np.array(angles), LENS, CAMERA)
+
+
+def keep(photographs: Photographs, folder: Path) -> None:
+    """The pictures and joints.csv, as visuomotor.shots leaves them."""
+    with open(folder / "joints.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", *(f"joint_{i}" for i in range(1, 7))])
+        for i, picture in enumerate(photographs.pictures):
+            cv2.imwrite(str(folder / f"{i:02d}.png"), picture)
+            writer.writerow([f"{i:02d}.png", *photographs.angles[i]])
 
 
 def facing_pose(rng: np.random.Generator, eye: np.ndarray) -> np.ndarray:

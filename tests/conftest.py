@@ -1,14 +1,17 @@
-"""A tiny configuration and small environments, shared by all tests."""
+"""A tiny configuration, small environments, and what takes long to make, shared by all tests."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from tests import learning
+from tests import board, learning
+from visuomotor.calibrate import calibrate
+from visuomotor.cli import run_command
 from visuomotor.config import Config, RandomizationConfig
 from visuomotor.demonstrations import save_demonstrations
 from visuomotor.envs import VisuomotorEnv, make_env
@@ -43,3 +46,25 @@ def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("demonstrations") / "lifting.hdf5"
     save_demonstrations(path, learning.demonstrations())
     return f"demonstrations={path}"
+
+
+@pytest.fixture(scope="session")
+def photographs() -> board.Photographs:
+    """Of a board in the arm's hand; only read."""
+    return board.photograph(20)
+
+
+@pytest.fixture(scope="session")
+def shots(photographs: board.Photographs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of these pictures; only read."""
+    folder = tmp_path_factory.mktemp("shots")
+    board.keep(photographs, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def camera_file(shots: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What calibrate makes of them; only read."""
+    out = tmp_path_factory.mktemp("calibration") / "camera.yaml"
+    assert run_command(calibrate, [f"images={shots}", f"out={out}", *board.CALIBRATION]) == 0
+    return out

@@ -11,19 +11,12 @@ import numpy as np
 import pytest
 
 from tests import board
-from tests.board import BOARD, Photographs
+from tests.board import SETTINGS, Photographs
 from visuomotor import live, shots
 from visuomotor.calibrate import read_joints
 from visuomotor.cli import run_command
 from visuomotor.errors import UserError
 from visuomotor.runtime.arm import JointState
-
-SETTINGS = [
-    f"board.columns={BOARD.columns}",
-    f"board.rows={BOARD.rows}",
-    f"board.square={BOARD.square}",
-    f"board.marker={BOARD.marker}",
-]
 
 
 @pytest.fixture(scope="module")
