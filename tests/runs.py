@@ -1,4 +1,4 @@
-"""A small run folder and how commands refuse: what the tests of commands share."""
+"""A small run and how commands refuse: what the tests of commands and of evaluation share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from visuomotor.checkpoint import save_checkpoint
 from visuomotor.cli import run_command
-from visuomotor.config import ActorConfig, CameraConfig, Config, EnvConfig
+from visuomotor.config import ActorConfig, CameraConfig, Config, CurriculumConfig, EnvConfig
 from visuomotor.overrides import to_yaml
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.policies import make_actor
@@ -29,6 +29,16 @@ SMALL = Config(
 
 def small_run(episode_steps: int) -> Config:
     return replace(SMALL, env=replace(SMALL.env, episode_steps=episode_steps))
+
+
+# What an evaluation and its command are tried on.
+EVALUATED = replace(
+    small_run(episode_steps=6),
+    camera=CameraConfig(height=24, width=32),
+    # Both are of training alone.
+    curriculum=CurriculumConfig(enabled=True, initial_share=0.0, final_share=0.0),
+    randomization=replace(Config().randomization, curriculum_steps=1000),
+)
 
 
 def moving_actor(config: Config, seed: int = 0) -> PixelActor:
