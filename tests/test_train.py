@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests import learning
-from tests.training import DISTILL, ITERATION, REHEARSED, RIL, SMALL, metrics, stop_at
+from tests.training import AVERAGED, DISTILL, ITERATION, REHEARSED, RIL, SMALL, metrics, stop_at
 from visuomotor.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from visuomotor.cli import run_command
 from visuomotor.config import FINETUNE_STEPS, Config, DistillConfig
@@ -65,8 +65,8 @@ def assert_same_end(one: Path, other: Path) -> None:
 @pytest.mark.parametrize(
     ("algorithm", "interruptions"),
     # Iterations, counted over a sitting, in the middle of which the run is asked to stop.
-    [(RIL, (2,)), (DISTILL, (2, 3, 4)), (REHEARSED, (5, 2))],
-    ids=["ril", "distill", "rehearsed"],
+    [(RIL, (2,)), (AVERAGED, (2, 3, 4)), (REHEARSED, (5, 2))],
+    ids=["ril", "averaged", "rehearsed"],
 )
 def test_an_interrupted_run_ends_as_one_that_was_not(
     algorithm: tuple[str, ...],

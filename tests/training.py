@@ -55,6 +55,7 @@ DISTILL = (
     f"distill.finetune_steps={3 * ITERATION}",
 )
 STUDENT = (*DISTILL[:-1], "distill.finetune_steps=0")  # which is not finetuned
+AVERAGED = (*DISTILL, f"averaging_steps={3 * ITERATION}")
 # With a teacher that goes on learning, and a vision of its own.
 REHEARSED = (
     *DISTILL,

@@ -309,6 +309,9 @@ class Config:
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     num_envs: int = 128
     total_steps: int = 1_000_000  # env steps of ril
+    # Env steps over which the pixel actor's weights are averaged, newest most; the mean is what is
+    # judged, handed on and kept, and never acts in training. 0: the newest weights.
+    averaging_steps: int = 0
     demonstrations: str | None = None  # HDF5 file; None: made on first use and cached
     # More demonstrations out of these: their motions carried over to other starts, where that
     # succeeds, and copies of all of them turned about the arm's base, in which physics sees no

@@ -27,6 +27,7 @@ from visuomotor.rehearsal import Rehearsal
 from visuomotor.replay import DemonstrationReplay, ScatteredFrames
 from visuomotor.rollout import RolloutBuffer
 from visuomotor.state_teacher import StateTeacher
+from visuomotor.weight_average import WeightAverage, averaged
 
 TEACHER_FADE = 0.3  # share of the run after which the teacher's share of worlds is the final one
 MAX_GRAD_NORM = 1.0
@@ -106,6 +107,15 @@ class Distillation:
         self._met: list[torch.Tensor] = []  # states of this rollout
         self.iterations = 0
         self._episodes = EpisodeLog(self.env.task.stages, self.observation.stage)
+        self.average: WeightAverage[PixelActor] | None = None
+        if config.averaging_steps > 0:
+            steps = config.ppo.num_steps * num_envs
+            self.average = WeightAverage(self.actor, config.averaging_steps / steps)
+
+    @property
+    def judged(self) -> PixelActor:
+        """What the learner has come to: the mean of the weights, where it is taken."""
+        return averaged(self.average, self.actor)
 
     def _parameters(self) -> list[list[torch.nn.Parameter]]:
         """All of the actor's; where its vision learns apart, of CNN and heads in a list of their
@@ -168,6 +178,8 @@ class Distillation:
         for group, of_group in zip(self.optimizer.param_groups, rates, strict=False):
             group["lr"] = of_group
         metrics = self._fit(slot)
+        if self.average is not None:
+            self.average.update(self.actor)
         self.iterations += 1
         self.env_steps += self.config.ppo.num_steps * self.env.num_envs
         metrics |= {"learning_rate": rate, "teacher_share": self._teacher_share()}
@@ -298,6 +310,7 @@ class Distillation:
             "teacher": self.teacher.state_dict(),
             "rehearsal": None if self.rehearsal is None else self.rehearsal.state_dict(),
             "optimizer": optimizer_state(self.optimizer),
+            "average": None if self.average is None else self.average.state_dict(),
             "buffers": [buffer.state_dict() for buffer in self._buffers[: self._filled]],
             "hidden": list(self.policy.hidden),
             "episode_start": self._episode_start,
@@ -320,6 +333,8 @@ class Distillation:
         if self.rehearsal is not None:
             self.rehearsal.load_state_dict(state["rehearsal"])
         load_optimizer_state(self.optimizer, state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         if self._vision is not None and self._scattered is not None:
             self._vision.load_state_dict(state["vision"])
             self._scattered.load_state_dict(state["scattered"])

@@ -115,6 +115,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "seed": between(0, 2**40 - 1),  # evaluations lie beyond
         "num_envs": at_least(1),
         "total_steps": at_least(1),
+        "averaging_steps": at_least(0),
         "retargeted": at_least(0),
         "turned_copies": at_least(0),
     },

@@ -28,6 +28,7 @@ from visuomotor.randomization import strength_at
 from visuomotor.replay import DemonstrationReplay, ScatteredFrames
 from visuomotor.rollout import ReturnNormalizer, RolloutBuffer
 from visuomotor.state_teacher import StateTeacher
+from visuomotor.weight_average import WeightAverage, averaged
 
 
 class Reinforcement:
@@ -96,6 +97,15 @@ class Reinforcement:
         self._episode_start = torch.ones(num_envs, dtype=torch.bool, device=device)
         self.policy = PixelPolicy(self.actor, num_envs) if pixels else None
         self._episodes = EpisodeLog(self.env.task.stages, self.observation.stage)
+        self.average: WeightAverage[Any] | None = None
+        if pixels and config.averaging_steps > 0:
+            steps = config.ppo.num_steps * num_envs
+            self.average = WeightAverage(self.actor, config.averaging_steps / steps)
+
+    @property
+    def judged(self) -> Any:
+        """What the learner has come to: the mean of the weights, where it is taken."""
+        return averaged(self.average, self.actor)
 
     def _build_networks(self, num_envs: int, vision: bool) -> None:
         config, replay, device = self.config, self._replay, self.device
@@ -230,6 +240,8 @@ class Reinforcement:
             # What was encoded while acting still holds where PPO left the CNN alone.
             visual = buffer.visual if self.ppo.encoder_epochs == 0 else None
             metrics |= self.vision.update(buffer, self.ppo.learning_rate_scale, visual)
+        if self.average is not None:
+            self.average.update(self.actor)
         self.iterations += 1
         self.env_steps += ppo.num_steps * self.env.num_envs
         metrics |= {"cloning_weight": weight, "initial_share": self.share.value}
@@ -331,6 +343,7 @@ class Reinforcement:
         state: dict[str, Any] = {
             "env": self.env.state_dict(),
             "ppo": self.ppo.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "gail": self.gail.state_dict(),
             "normalizer": self.normalizer.state_dict(),
             "share": self.share.state_dict(),
@@ -354,6 +367,8 @@ class Reinforcement:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.env.load_state_dict(state["env"])
         self.ppo.load_state_dict(state["ppo"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.gail.load_state_dict(state["gail"])
         if self.vision is not None:
             self.vision.load_state_dict(state["vision"])

@@ -319,7 +319,7 @@ class Run:
         if isinstance(learner, Reinforcement):
             self.carried |= teacher_networks(learner)
         else:
-            self.carried["actor"] = learner.actor.state_dict()
+            self.carried["actor"] = learner.judged.state_dict()
             if learner.rehearsal is not None:
                 self.carried |= learner.rehearsal.networks()
 
@@ -349,8 +349,8 @@ class Run:
         }
         if self._unlogged:
             state["unlogged"] = self._unlogged
-        if isinstance(self.learner.actor, PixelActor):
-            state["policy"] = {"actor": self.learner.actor.state_dict()}
+        if isinstance(self.learner.judged, PixelActor):
+            state["policy"] = {"actor": self.learner.judged.state_dict()}
         save_checkpoint(
             self.folder.checkpoints,
             self.steps_before + self.learner.env_steps,
@@ -393,7 +393,7 @@ class Run:
 
         Raises _StopRequested, and leaves nothing, if the run is asked to stop.
         """
-        actor = self.learner.actor
+        actor = self.learner.judged
         film = Film() if isinstance(actor, PixelActor) else None
         strength = self.config.randomization.strength
         outcome = evaluate_actor(
@@ -425,7 +425,7 @@ class Run:
         if self.config.run.final_episodes == 0:
             return
         summary = self._evaluate(self.config.run.final_episodes, "final")
-        sees = isinstance(self.learner.actor, PixelActor)
+        sees = isinstance(self.learner.judged, PixelActor)
         if sees:
             write_json(self.folder.path / "evaluation.json", summary)
         low, high = 100 * summary["success_low"], 100 * summary["success_high"]
