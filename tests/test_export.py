@@ -15,6 +15,7 @@ import pytest
 import safetensors.numpy
 import torch
 
+from tests.runs import write_run
 from visuomotor import export, policy_files
 from visuomotor.checkpoint import save_checkpoint
 from visuomotor.config import ActorConfig, CameraConfig, Config, EnvConfig
@@ -389,6 +390,17 @@ def test_the_command_prints_one_line(
     # The same weights, worlds and seed give the same bytes.
     for name in (MODEL, "golden.safetensors", "weights.safetensors", "evaluation.json"):
         assert (out / name).read_bytes() == (exported / name).read_bytes(), name
+
+
+def test_settings_are_kept_word_for_word(tmp_path: Path):
+    """What an older policy's leave out had other defaults then, and must not get those of now."""
+    run = write_run(tmp_path / "run", CONFIG)
+    left_out = (line for line in to_yaml(CONFIG).splitlines() if "finger_loss" not in line)
+    settings = "\n".join(("# of then", *left_out))
+    (run / "config.yaml").write_text(settings)
+    for policy, out in (("run", "bundle"), ("bundle", "again")):
+        assert export.export([f"policy={tmp_path / policy}", f"out={tmp_path / out}"]) == 0
+        assert (tmp_path / out / "config.yaml").read_text() == settings
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,7 @@ def export_bundle(
     weights: bool = True,
     *,
     curve: str | None = None,
+    settings: str | None = None,
     seed: int = 0,
     overwrite: bool = False,
 ) -> ExportReport:
@@ -138,6 +139,7 @@ def export_bundle(
       provenance: where the weights come from; strict JSON.
       weights: adds weights.safetensors.
       curve: the contents of curve.csv.
+      settings: the contents of config.yaml; None: those of `config`, with today's defaults.
       seed: of the golden episodes.
       overwrite: replaces a bundle that is there.
 
@@ -153,7 +155,7 @@ def export_bundle(
         step = PolicyStep(actor, env.jaco.velocity_limits)
         golden = record_golden(step, env)
         files = {MODEL: to_onnx(step, golden), GOLDEN: safetensors.numpy.save(golden)}
-        files[CONFIG] = to_yaml(config).encode()
+        files[CONFIG] = (to_yaml(config) if settings is None else settings).encode()
         if weights:
             files[WEIGHTS] = safetensors.torch.save(step.actor.state_dict())
         if evaluation is not None:
@@ -409,6 +411,7 @@ def export(argv: list[str]) -> int:
         provenance,
         options.weights,
         curve=records.curve,
+        settings=records.settings,
         seed=options.seed,
         overwrite=options.overwrite,
     )

@@ -74,6 +74,7 @@ class RunRecords:
 
     evaluation: dict[str, Any] | None  # of evaluation.json
     curve: str | None  # of curve.csv
+    settings: str  # of config.yaml, word for word: what it leaves out had other defaults then
 
 
 class BundlePolicy:
@@ -141,14 +142,17 @@ def load_evaluated_policy(policy: str, device: torch.device) -> LoadedPolicy:
 
 
 def run_records(policy: str) -> RunRecords:
-    """The evaluation and learning curve that belong to a policy, as far as there are any."""
+    """The evaluation and learning curve that belong to a policy, as far as there are any, and its
+    settings."""
     folder = find_policy(policy)
     if _is_bundle(folder):
         _, files = _read_bundle(folder)
-        return RunRecords(_evaluation(folder, files.get(EVALUATION)), training_curve(policy))
+        evaluation = _evaluation(folder, files.get(EVALUATION))
+        return RunRecords(evaluation, training_curve(policy), files[CONFIG].decode())
     path = folder / EVALUATION
     content = path.read_bytes() if path.is_file() else None
-    return RunRecords(_evaluation(folder, content), training_curve(policy))
+    settings = (folder / CONFIG).read_text()
+    return RunRecords(_evaluation(folder, content), training_curve(policy), settings)
 
 
 def training_curve(policy: str) -> str | None:
