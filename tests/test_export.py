@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -401,6 +402,40 @@ def test_settings_are_kept_word_for_word(tmp_path: Path):
     for policy, out in (("run", "bundle"), ("bundle", "again")):
         assert export.export([f"policy={tmp_path / policy}", f"out={tmp_path / out}"]) == 0
         assert (tmp_path / out / "config.yaml").read_text() == settings
+
+
+def test_the_evaluation_of_a_bundle_goes_with_it_and_with_no_other(
+    exported: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    out, given = tmp_path / "bundle", tmp_path / "evaluation.json"
+    model = hashlib.sha256((exported / MODEL).read_bytes()).hexdigest()
+    through = {"task": "lifting", "acts_through": "onnxruntime", "episodes": 500, "successes": 481}
+    arguments = [f"policy={exported}", f"out={out}", f"evaluation={given}"]
+
+    def export_with(**facts: str) -> None:
+        given.write_text(json.dumps(through | facts))
+        assert export.export([*arguments, "overwrite=true"]) == 0
+
+    with pytest.raises(UserError, match=r"evaluation=.* cannot be read: No such file"):
+        export.export(arguments)
+    with pytest.raises(UserError, match=r"of the task stacking, the policy of lifting"):
+        export_with(task="stacking")
+    with pytest.raises(UserError, match=r"evaluation=.*another policy\.onnx"):
+        export_with(model_sha256="0" * 64)
+    assert not out.exists()
+    export_with(model_sha256=model)
+    assert json.loads((out / "evaluation.json").read_text())["model_sha256"] == model
+    assert json.loads((out / MANIFEST).read_text())["evaluation"]["successes"] == 481
+
+    # What goes with a policy already and is of an older export is left out, and said to be.
+    older = policy_files.RunRecords({"model_sha256": "0" * 64}, None, to_yaml(CONFIG))
+    monkeypatch.setattr(export, "run_records", lambda _: older)
+    assert export.export([*arguments[:2], "overwrite=true"]) == 0
+    assert "left out evaluation.json" in capsys.readouterr().err
+    assert not (out / "evaluation.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ from visuomotor.heldout import CHANGES, HeldOut, HeldOutOptions, held_out
 from visuomotor.overrides import parse_overrides, to_yaml
 from visuomotor.policy_files import LoadedPolicy, load_evaluated_policy, training_curve
 from visuomotor.real_camera import calibrated
-from visuomotor.runtime.files import EVALUATION
+from visuomotor.runtime.files import EVALUATION, MODEL
 from visuomotor.sweep import (
     PREFIX,
     SweepPoint,
@@ -290,9 +290,13 @@ def _how(
         env.episode_steps,
         None if heldout is None else (heldout.names, heldout.renderer),
     )
+    through: dict[str, Any] = {"acts_through": "torch"}
+    if loaded.bundle is not None:
+        model = loaded.bundle.manifest["files"][MODEL]
+        through = {"acts_through": "onnxruntime", "model_sha256": model}
     return {
         "provenance": loaded.provenance,
-        "acts_through": "torch" if loaded.bundle is None else "onnxruntime",
+        **through,
         "device": str(device),
         "worlds": hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16],
     }

@@ -8,6 +8,7 @@ What the files mean is said in `runtime/files.py` and, entry by entry, in `descr
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import shutil
@@ -34,7 +35,7 @@ from visuomotor.errors import UserError
 from visuomotor.files import partial_path, sync
 from visuomotor.overrides import parse_overrides, to_yaml
 from visuomotor.pixel_actor import PixelActor
-from visuomotor.policy_files import load_policy, run_records
+from visuomotor.policy_files import load_policy, parse_evaluation, run_records
 from visuomotor.runtime.bundle import (
     MAX_GOLDEN_STEPS,
     MEMORY_TOLERANCE,
@@ -70,7 +71,14 @@ class ExportConfig:
     out: str = ""  # folder to write
     overwrite: bool = False  # replace a bundle that is there
     weights: bool = True  # add weights.safetensors, to go on training from
+    # An evaluation.json of this policy, to go with it in the place of its own; that of a bundle
+    # tells how good it is as an arm runs it.
+    evaluation: str | None = None
     seed: int = 0  # of the golden episodes
+
+
+class OtherModel(UserError):
+    """An evaluation is not of what is exported."""
 
 
 class ExportReport(NamedTuple):
@@ -143,7 +151,8 @@ def export_bundle(
       seed: of the golden episodes.
       overwrite: replaces a bundle that is there.
 
-    Raises UserError if `out_path` is in the way or cannot be written, if the weights are not
+    Raises OtherModel for an evaluation through ONNX Runtime of another model than is exported, and
+    UserError if `out_path` is in the way or cannot be written, if the weights are not
     finite, or if ONNX Runtime and torch differ by more than 1e-5 rad/s.
     """
     check_destination(out_path, overwrite)
@@ -162,6 +171,7 @@ def export_bundle(
             files[EVALUATION] = (json.dumps(evaluation, indent=2, allow_nan=False) + "\n").encode()
         if curve is not None:
             files[CURVE] = curve.encode()
+        _check_evaluated(evaluation, files[MODEL])
         manifest = describe(config, env, step.memory, actor.recurrent, evaluation, provenance)
         manifest["golden"] = {
             "steps": len(golden["proprio"]),
@@ -190,6 +200,17 @@ def export_bundle(
     size = sum(len(content) for content in files.values())
     replay = bundle.replay
     return ExportReport(out_path, size, error, of_memory, replay.steps, replay.max_error)
+
+
+def _check_evaluated(evaluation: dict[str, Any] | None, model: bytes) -> None:
+    """Raises OtherModel for an evaluation through ONNX Runtime of another model than this."""
+    evaluated = None if evaluation is None else evaluation.get("model_sha256")
+    if evaluated is not None and evaluated != hashlib.sha256(model).hexdigest():
+        raise OtherModel(
+            "the evaluation is of another policy.onnx than what is exported now, which may be the "
+            "same policy exported by another version; evaluate this bundle and give its "
+            "evaluation.json"
+        )
 
 
 def _hint(error: BundleError, seed: int) -> str:
@@ -403,18 +424,31 @@ def export(argv: list[str]) -> int:
     check_destination(out, options.overwrite)
     actor, config, provenance = load_policy(options.policy)
     records = run_records(options.policy)
-    report = export_bundle(
-        actor,
-        config,
-        out,
-        records.evaluation,
-        provenance,
-        options.weights,
-        curve=records.curve,
-        settings=records.settings,
-        seed=options.seed,
-        overwrite=options.overwrite,
-    )
+    evaluation = records.evaluation
+    if options.evaluation is not None:
+        evaluation = _given_evaluation(Path(options.evaluation), config)
+
+    def write(evaluation: dict[str, Any] | None) -> ExportReport:
+        return export_bundle(
+            actor,
+            config,
+            out,
+            evaluation,
+            provenance,
+            options.weights,
+            curve=records.curve,
+            settings=records.settings,
+            seed=options.seed,
+            overwrite=options.overwrite,
+        )
+
+    try:
+        report = write(evaluation)
+    except OtherModel as error:
+        if options.evaluation is not None:
+            raise UserError(f"evaluation={options.evaluation}: {error}") from error
+        print(f"{options.policy}: left out {EVALUATION}: {error}", file=sys.stderr)
+        report = write(None)
     print(
         f"{report.path}: {config.task}, {report.size / 1e6:.2f} MB; ONNX Runtime within "
         f"{report.parity_error:.1e} rad/s of torch over {PARITY_STEPS} recurrent steps (memory "
@@ -422,6 +456,21 @@ def export(argv: list[str]) -> int:
         f"{report.golden_steps} steps within {report.golden_error:.1e}"
     )
     return 0
+
+
+def _given_evaluation(path: Path, config: Config) -> dict[str, Any]:
+    """Of a file. Raises UserError if it cannot be read or is of another task."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"evaluation={path} cannot be read: {error.strerror}") from error
+    evaluation = parse_evaluation(path, content)
+    if evaluation.get("task") != config.task:
+        raise UserError(
+            f"evaluation={path} is of the task {evaluation.get('task')}, the policy of "
+            f"{config.task}; give an evaluation.json of this policy"
+        )
+    return evaluation
 
 
 def main() -> None:

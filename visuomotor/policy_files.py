@@ -346,14 +346,17 @@ def _bundle_provenance(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]
 
 
 def _evaluation(folder: Path, content: bytes | None) -> dict[str, Any] | None:
-    if content is None:
-        return None
+    return None if content is None else parse_evaluation(folder / EVALUATION, content)
+
+
+def parse_evaluation(path: Path, content: bytes) -> dict[str, Any]:
+    """What evaluation.json at `path` holds. Raises UserError if it is no JSON object."""
     try:
         evaluation = json.loads(content, parse_constant=_refuse_constant)
-    except ValueError as error:
-        raise UserError(f"{folder / EVALUATION} is no strict JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no strict JSON: {error}") from error
     if not isinstance(evaluation, dict):
-        raise UserError(f"{folder / EVALUATION}: expected an object")
+        raise UserError(f"{path}: expected an object")
     return evaluation
 
 
