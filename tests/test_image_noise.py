@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from visuomotor.image_noise import MOST_BLUR, SensorFactors, blurred, distort, shaded
+from visuomotor.config import MOST_BLUR
+from visuomotor.image_noise import SensorFactors, blurred, distort, shaded
 from visuomotor.vision_import import functional
 
 SHAPE = (4, 3, 24, 20)

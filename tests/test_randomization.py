@@ -576,7 +576,7 @@ def test_one_to_three_lights_are_on_and_the_key_light_always_is(randomizer, buil
     assert active.sum(dim=1).tolist() == values[:, _column(randomizer, "num_lights")].tolist()
     assert set(active.sum(dim=1).tolist()) == {1, 2, 3}
     assert bool(active[:, 0].all())
-    assert len(_names(randomizer, "light_pos")) == 3 * scene.NUM_LIGHTS
+    assert len(_names(randomizer, "light_pos")) == 3 * len(scene.LIGHTS)
 
 
 def test_each_surface_has_a_texture_that_the_model_knows(model, randomizer, build):

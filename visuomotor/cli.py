@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 EXIT_DONE = 0
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # 130, as a shell reports it
-EXIT_TERMINATED = 128 + signal.SIGTERM  # 143
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _CUDA = re.compile(r"cuda:(\d+)", re.ASCII)

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 
 Range = tuple[float, float]
 
+# Standard deviation of the widest blur, pixels: a pixel then gives away half of itself an axis.
+MOST_BLUR = 0.7
+
 
 @dataclass(frozen=True)
 class EnvConfig:
@@ -325,7 +328,7 @@ class Config:
     start_from: str | None = None
     # A camera file of visuomotor.calibrate, in the place of camera.pos, camera.lookat, camera.fovy.
     calibration: str | None = None
-    out: str | None = None  # run folder; None: runs/<task>-<algorithm>-<seed>-<time>
+    out: str | None = None  # run folder; None: runs/<task>-<algorithm>-seed<seed>-<time>
     env: EnvConfig = field(default_factory=EnvConfig)
     camera: CameraConfig = field(default_factory=CameraConfig)
     randomization: RandomizationConfig = field(default_factory=RandomizationConfig)

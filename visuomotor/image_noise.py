@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Standard deviation of the widest blur, pixels: a pixel then gives away half of itself an axis.
-MOST_BLUR = 0.7
 # Of the waves whose sum makes a shade's outline: how many, periods across an image, and most
 # periods that one drifts in a control step: a hand's shadow comes and goes within seconds.
 WAVES, PERIODS, DRIFT = 3, (0.5, 6.0), 0.025
@@ -69,8 +67,10 @@ def shaded(patterns: Tensor, elapsed: Tensor, height: int, width: int) -> Tensor
 
 
 def blurred(images: Tensor, deviation: Tensor) -> Tensor:
-    """images (n, 3, H, W) float, deviation (n,) pixels, MOST_BLUR at most -> (n, 3, H, W): along
-    rows and columns each pixel gives to its two neighbours so much that light spreads by that."""
+    """images (n, 3, H, W) float, deviation (n,) pixels, `config.MOST_BLUR` at most -> (n, 3, H, W).
+
+    Along rows and columns each pixel gives to its two neighbours as much as spreads light by that.
+    """
     share = (deviation.square() / 2).view(-1, 1, 1, 1)
     for dim in (2, 3):
         before, after = (images.narrow(dim, start, images.shape[dim] - 1) for start in (0, 1))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from visuomotor.config import (
+    MOST_BLUR,
     ActorConfig,
     AppearanceConfig,
     AuxConfig,
@@ -34,7 +35,6 @@ from visuomotor.config import (
     TeacherConfig,
 )
 from visuomotor.errors import UserError
-from visuomotor.image_noise import MOST_BLUR
 
 # A step count this close to a whole number is one: 0.05 / 0.01 is 5.000000000000001 in binary.
 STEP_TOLERANCE = 1e-6

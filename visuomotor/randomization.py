@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visuomotor.config import RandomizationConfig
+from visuomotor.config import MOST_BLUR, RandomizationConfig
 from visuomotor.errors import UserError
 from visuomotor.factors import OWN, Distributions, Factor, beyond, register_factor, unit_of
-from visuomotor.image_noise import MOST_BLUR, SensorFactors, distort
+from visuomotor.image_noise import SensorFactors, distort
 from visuomotor.vision_import import functional
 
 __all__ = ["Factor", "Randomizer", "SensorFactors", "distort", "register_factor"]

@@ -22,7 +22,6 @@ FLOOR_Z = -0.75  # m; below the table, only seen, never touched
 
 TABLE_RGBA = (0.62, 0.6, 0.57, 1.0)
 FLOOR_RGBA = (0.35, 0.37, 0.4, 1.0)
-NUM_LIGHTS = 3
 # (position [m], direction, diffuse): one key light in front, two weak fills from the sides. Wide
 # spots, so that both position and direction show in the image.
 LIGHTS = (
