@@ -220,6 +220,20 @@ def test_every_number_of_a_run_has_a_limit() -> None:
         "randomization.latency.action_drop=[0,1]",
         "run.keep_checkpoints=0",
         "cloning.decay_steps=0",
+        # What no machine can hold.
+        "num_envs=400000000",
+        "distill.teacher.num_envs=400000000",
+        "total_steps=1e300",
+        "actor.hidden_dim=1000000000",
+        "critic.hidden_sizes=[64,1000000000]",
+        "ppo.num_steps=1e12",
+        "aux.memory=1e12",
+        "aux.batch_size=1e12",
+        "distill.memory=1e12",
+        "turned_copies=1e12",
+        "env.num_threads=1e9",
+        "env.physics_dt=1e-300",
+        "env.physics_dt=1e-7",
     ],
 )
 def test_impossible_values_are_refused_with_key_and_range(argument: str) -> None:
@@ -254,6 +268,29 @@ def test_worlds_must_divide_into_minibatches() -> None:
     assert "distill.teacher.num_envs=128" in refusal("algorithm=distill", *odd)
 
 
+def test_the_start_of_ril_needs_a_world_for_every_minibatch() -> None:
+    message = refusal("num_envs=4")
+    assert "distill.minibatches=8" in message and "num_envs=4" in message
+    for settings in (
+        ["distill.minibatches=4"],
+        ["cloning.start_steps=0"],
+        ["cloning.enabled=false"],
+        ["start_from=stacking"],
+    ):
+        parse_overrides(["num_envs=4", *settings], Config)
+    assert "distill.minibatches=8" in refusal("algorithm=distill", "num_envs=4")
+
+
+def test_a_rollout_has_an_end() -> None:
+    assert "20000000 env steps" in refusal("num_envs=20000", "ppo.num_steps=1000")
+    parse_overrides(["num_envs=65536", "ppo.num_steps=32"], Config)
+
+
+def test_a_control_step_holds_no_endless_number_of_physics_steps() -> None:
+    assert "100000 steps of env.physics_dt" in refusal("env.control_dt=1", "env.physics_dt=1e-5")
+    parse_overrides(["env.control_dt=0.05", "env.physics_dt=1e-5"], Config)
+
+
 def test_a_control_step_is_a_whole_number_of_physics_steps() -> None:
     assert "env.control_dt=0.06" in refusal("env.physics_dt=0.03")
     refusal("env.control_dt=0.05", "env.physics_dt=0.1")
@@ -273,6 +310,11 @@ def test_a_limit_knows_open_and_closed_ends() -> None:
         False, True, True, False, True,
     ]  # fmt: skip
     assert half_open.describe() == "above 0 up to 1"
+
+
+def test_a_limit_is_told_in_full() -> None:
+    assert refusal("seed=-1").endswith("valid: from 0 up to 1099511627775")
+    assert Limit(low=1e-5, high=0.5).describe() == "from 1e-05 up to 0.5"
 
 
 # --- YAML ---------------------------------------------------------------------------------------

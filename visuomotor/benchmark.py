@@ -24,7 +24,7 @@ from visuomotor import rows
 from visuomotor.cache import check_writable
 from visuomotor.checkpoint import write_atomic
 from visuomotor.cli import resolve_device, run_command
-from visuomotor.config import Config
+from visuomotor.config import CloningConfig, Config
 from visuomotor.demonstrate import demonstrations_for
 from visuomotor.envs import make_task
 from visuomotor.envs.mujoco_cpu import available_cores
@@ -133,6 +133,7 @@ def benchmark(argv: list[str]) -> int:
         task=options.task,
         num_envs=options.num_envs,
         total_steps=10**9,
+        cloning=CloningConfig(start_steps=0),  # reinforcement is what is timed
     )
     validate(config)
     # The step size at its floor and no early stop: every update does all of its passes.

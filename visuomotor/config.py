@@ -304,6 +304,9 @@ class RunConfig:
     tensorboard: bool = True
 
 
+START_SHARE = 0.25  # of ril's total_steps at most is spent on its start
+
+
 @dataclass(frozen=True)
 class Config:
     task: str = "stacking"
@@ -341,3 +344,11 @@ class Config:
     cloning: CloningConfig = field(default_factory=CloningConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+    @property
+    def starting(self) -> int:
+        """Env steps of ril under a clone's labels, before reinforcement; of demonstrations that
+        have actions."""
+        if not self.cloning.enabled or self.start_from is not None:
+            return 0
+        return min(self.cloning.start_steps, int(START_SHARE * self.total_steps))

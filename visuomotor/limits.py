@@ -42,6 +42,19 @@ LEAST_ASIDE = 1e-6  # m, of a camera from straight above or below what it looks 
 SMALLEST_IMAGE = 20  # pixels a side: what the two convolutions of the pixel actor need
 # Whether the machine has it is for cli.resolve_device to say.
 DEVICE_NAME = re.compile(r"auto|cpu|cuda(:\d+)?", re.ASCII)
+# What no machine can hold, or no run live to see: beyond these a number is a slip of the hand.
+MOST_STEPS = 10**12  # env steps: three years at 10,000 a second
+MOST_WORLDS = 2**16  # each with a model, a camera's image and a rollout of its own
+MOST_ROLLOUT = 2**24  # env steps in a rollout: of 64x64 pixels they are 200 GB
+MOST_FRAMES = 10**7  # frames kept: of 64x64 pixels they are 120 GB
+MOST_BATCH = 10**7  # in a minibatch
+MOST_ROLLOUTS = 10**4  # kept
+MOST_UNITS = 2**14  # of a layer: an LSTM of so many has 2 billion weights, which take 8 GB
+MOST_EPISODES = 10**6  # of an evaluation: their outcomes are held in memory
+MOST_DEMONSTRATIONS = 10**6  # made out of those that there are
+MOST_THREADS = 4096
+LEAST_PHYSICS_DT = 1e-5  # s; a contact is stiff to steps of 1e-3
+MOST_SUBSTEPS = 10_000  # physics steps in a control step: the shortest usual ones in the longest
 
 
 @dataclass(frozen=True)
@@ -76,14 +89,19 @@ class Limit:
     def describe(self) -> str:
         if self.choices:
             return f"one of {', '.join(self.choices)}"
-        low = f"{'above' if self.low_open else 'from'} {self.low:g}"
-        high = f"{'below' if self.high_open else 'up to'} {self.high:g}"
+        low = f"{'above' if self.low_open else 'from'} {_plain(self.low)}"
+        high = f"{'below' if self.high_open else 'up to'} {_plain(self.high)}"
         bounds = [low] * (self.low > -math.inf) + [high] * (self.high < math.inf)
         return ", ".join(
             [" ".join(bounds)] * bool(bounds)
             + ["lowest first"] * self.ascending
             + ["at least one"] * self.filled
         )
+
+
+def _plain(number: float) -> str:
+    """A whole number in full: 1e+12 would not tell where it ends."""
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def at_least(low: float) -> Limit:
@@ -106,24 +124,28 @@ ANY = Limit()
 POSITIVE = Limit(low=0, low_open=True)
 SHARE = between(0, 1)
 SCALE = range_within(0, math.inf, low_open=True)  # a factor of 0 would take the thing away
-LAYERS = Limit(low=1, filled=True)
+LAYERS = Limit(low=1, high=MOST_UNITS, filled=True)
+UNITS = between(1, MOST_UNITS)
+WORLDS = between(1, MOST_WORLDS)
+BATCH = between(1, MOST_BATCH)
+STEPS = between(0, MOST_STEPS)
 
 LIMITS: dict[type, dict[str, Limit]] = {
     Config: {
         "algorithm": one_of("ril", "distill"),
         # NumPy's seed sequences take no negative numbers.
         "seed": between(0, 2**40 - 1),  # evaluations lie beyond
-        "num_envs": at_least(1),
-        "total_steps": at_least(1),
-        "averaging_steps": at_least(0),
-        "retargeted": at_least(0),
-        "turned_copies": at_least(0),
+        "num_envs": WORLDS,
+        "total_steps": between(1, MOST_STEPS),
+        "averaging_steps": STEPS,
+        "retargeted": between(0, MOST_DEMONSTRATIONS),
+        "turned_copies": between(0, MOST_DEMONSTRATIONS),
     },
     EnvConfig: {
-        "episode_steps": at_least(1),
+        "episode_steps": between(1, MOST_STEPS),
         "control_dt": Limit(low=0, high=1, low_open=True),
-        "physics_dt": POSITIVE,
-        "num_threads": at_least(0),
+        "physics_dt": between(LEAST_PHYSICS_DT, 1),
+        "num_threads": between(0, MOST_THREADS),
     },
     CameraConfig: {
         "height": between(SMALLEST_IMAGE, 1024),
@@ -131,7 +153,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "pos": between(-10, 10),
         "lookat": between(-10, 10),
         "fovy": Limit(low=0, high=180, low_open=True, high_open=True),
-        "period": at_least(1),
+        "period": between(1, MOST_STEPS),
     },
     AppearanceConfig: {
         "camera_pos": range_within(-1, 1),
@@ -170,13 +192,13 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "action_drop": Limit(low=0, high=1, high_open=True, ascending=True),
         "proprio_noise": range_within(0, math.inf),
     },
-    RandomizationConfig: {"strength": SHARE, "curriculum_steps": at_least(0)},
+    RandomizationConfig: {"strength": SHARE, "curriculum_steps": STEPS},
     ActorConfig: {
         "encoder": one_of("compact", "keypoints", "maps", "wide_maps", "flat"),
         "reads": one_of("both", "located", "features"),
-        "visual_dim": at_least(1),
-        "proprio_dim": at_least(1),
-        "hidden_dim": at_least(1),
+        "visual_dim": UNITS,
+        "proprio_dim": UNITS,
+        "hidden_dim": UNITS,
         "init_log_std_arm": between(-10, 2),
         "init_log_std_finger": between(-10, 2),
         "min_std_arm": at_least(0),
@@ -190,25 +212,25 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "scale": at_least(0),
         "learning_rate": POSITIVE,
         "updates": at_least(1),
-        "batch_size": at_least(1),
+        "batch_size": BATCH,
         "hidden_sizes": LAYERS,
         "gradient_penalty": at_least(0),
     },
     AuxConfig: {
         "weight": at_least(0),
         "hidden_sizes": LAYERS,
-        "start_frames": at_least(1),
+        "start_frames": between(1, MOST_FRAMES),
         "start_updates": at_least(0),
-        "scattered": at_least(0),
+        "scattered": between(0, MOST_FRAMES),
         "minibatches": at_least(1),
-        "batch_size": at_least(1),
+        "batch_size": BATCH,
         "replayed": at_least(0),
-        "memory": at_least(1),
+        "memory": between(1, MOST_FRAMES),
         "learning_rate": POSITIVE,
         "hold": at_least(0),
     },
     PPOConfig: {
-        "num_steps": at_least(1),
+        "num_steps": between(1, MOST_ROLLOUT),
         "epochs": at_least(1),
         "encoder_epochs": at_least(0),
         "minibatches": at_least(1),
@@ -232,20 +254,20 @@ LIMITS: dict[type, dict[str, Limit]] = {
     CurriculumConfig: {"initial_share": SHARE, "final_share": SHARE, "by_stage": SHARE},
     CloningConfig: {
         "start_updates": at_least(0),
-        "start_steps": at_least(0),
+        "start_steps": STEPS,
         "learning_rate": POSITIVE,
         "weight": at_least(0),
         "final_weight": at_least(0),
-        "decay_steps": at_least(1),
+        "decay_steps": between(1, MOST_STEPS),
         "label_weight": at_least(0),
         "final_label_weight": at_least(0),
-        "label_decay_steps": at_least(1),
+        "label_decay_steps": between(1, MOST_STEPS),
     },
     TeacherConfig: {
         "enough_success": Limit(low=0, high=1, low_open=True),
-        "total_steps": at_least(1),
-        "num_envs": at_least(1),
-        "episode_steps": at_least(1),
+        "total_steps": between(1, MOST_STEPS),
+        "num_envs": WORLDS,
+        "episode_steps": between(1, MOST_STEPS),
         "hidden_sizes": LAYERS,
         "init_log_std_arm": between(-10, 2),
         "init_log_std_finger": between(-10, 2),
@@ -253,7 +275,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "min_std_finger": at_least(0),
     },
     DistillConfig: {
-        "dagger_steps": at_least(0),
+        "dagger_steps": STEPS,
         "learning_rate": POSITIVE,
         "vision_learning_rate": POSITIVE,
         "finger_loss": one_of("squared", "linear"),
@@ -265,18 +287,18 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "minibatches": at_least(1),
         "epochs": at_least(1),
         "replayed": at_least(0),
-        "memory": at_least(1),
-        "finetune_steps": at_least(0),
+        "memory": between(1, MOST_ROLLOUTS),
+        "finetune_steps": STEPS,
         "finetune_noise": Limit(low=0, high=1, low_open=True),
         "finetune_label_weight": at_least(0),
-        "rehearsal_steps": at_least(0),
+        "rehearsal_steps": STEPS,
     },
     RunConfig: {
         "checkpoint_seconds": at_least(0),
         "keep_checkpoints": at_least(1),
-        "evaluate_every": at_least(0),
-        "evaluate_episodes": at_least(1),
-        "final_episodes": at_least(0),
+        "evaluate_every": STEPS,
+        "evaluate_episodes": between(1, MOST_EPISODES),
+        "final_episodes": between(0, MOST_EPISODES),
     },
 }
 
@@ -359,6 +381,12 @@ def _contradictions(config: Config) -> Iterable[tuple[str, bool, str]]:
     if config.algorithm == "distill":
         worlds["distill.teacher.num_envs"] = config.distill.teacher.num_envs
     for key, num_envs in worlds.items():
+        yield (
+            f"{key}={num_envs} with ppo.num_steps={ppo.num_steps} makes a rollout of "
+            f"{num_envs * ppo.num_steps} env steps",
+            num_envs * ppo.num_steps > MOST_ROLLOUT,
+            f"valid: up to {MOST_ROLLOUT}",
+        )
         below = num_envs // ppo.minibatches * ppo.minibatches
         yield (
             f"{key}={num_envs} does not divide into ppo.minibatches={ppo.minibatches} equal groups",
@@ -367,10 +395,12 @@ def _contradictions(config: Config) -> Iterable[tuple[str, bool, str]]:
             f"{below if below > 0 else ppo.minibatches}, or another ppo.minibatches",
         )
     distill = config.distill
+    starts = config.algorithm == "ril" and config.starting > 0
     yield (
-        f"distill.minibatches={distill.minibatches} is more than num_envs={config.num_envs}",
-        config.algorithm == "distill" and distill.minibatches > config.num_envs,
-        f"valid: 1 to {config.num_envs}",
+        f"distill.minibatches={distill.minibatches} is more than num_envs={config.num_envs}"
+        + ", which the start of algorithm=ril has too" * starts,
+        (starts or config.algorithm == "distill") and distill.minibatches > config.num_envs,
+        f"valid: 1 to {config.num_envs}" + ", or cloning.start_steps=0: no such start" * starts,
     )
     yield (
         f"distill.vision_learning_rate={distill.vision_learning_rate} with aux.weight=0 leaves the "
@@ -403,6 +433,12 @@ def _contradictions(config: Config) -> Iterable[tuple[str, bool, str]]:
         "valid: either of the two above 0",
     )
     substeps = env.control_dt / env.physics_dt
+    yield (
+        f"env.control_dt={env.control_dt} holds {substeps:.0f} steps of env.physics_dt="
+        f"{env.physics_dt}",
+        substeps > MOST_SUBSTEPS,
+        f"valid: up to {MOST_SUBSTEPS}",
+    )
     yield (
         f"env.control_dt={env.control_dt} is no whole number of env.physics_dt={env.physics_dt}",
         round(substeps) < 1 or abs(substeps - round(substeps)) > STEP_TOLERANCE * substeps,

@@ -55,7 +55,6 @@ from visuomotor.state_teacher import StateTeacher
 
 # Phases of each algorithm, in order; a checkpoint belongs to one phase.
 PHASES = {"ril": ("start", "ril"), "distill": ("teacher", "dagger", "finetune")}
-START_SHARE = 0.25  # of ril's total_steps at most is spent on its start
 # Of what a checkpoint says about a learner; another number means that it cannot go on exactly.
 CHECKPOINT_FORMAT = 5
 # In every row of metrics.jsonl, besides env_steps, wall_s and fps.
@@ -112,14 +111,10 @@ class Run:
 
     def total_steps(self, phase: str) -> int:
         distill = self.config.distill
-        cloning, total = self.config.cloning, self.config.total_steps
-        labelled = cloning.enabled and self.replay.has_actions
-        start = min(cloning.start_steps, int(START_SHARE * total))
-        if not labelled or self.config.start_from is not None:
-            start = 0
+        start = self.config.starting if self.replay.has_actions else 0
         return {
             "start": start,
-            "ril": total - start,
+            "ril": self.config.total_steps - start,
             "teacher": distill.teacher.total_steps,
             "dagger": distill.dagger_steps,
             "finetune": distill.finetuning,
