@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -52,6 +53,30 @@ def test_a_full_disk_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[s
     assert printed.count("\n") == 1
     assert "no room" in printed
     assert "resume=" in printed
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENAMETOOLONG])
+def test_a_path_that_cannot_be_used_is_one_line_and_exit_code_2(
+    number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = f"runs/two\nlines/{'x' * 300}"
+
+    def refused(argv: list[str]) -> int:
+        raise OSError(number, os.strerror(number), path)
+
+    assert run_command(refused, []) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert printed.startswith("error: 'runs/two lines/xxx") and len(printed) < 350
+    assert f"{os.strerror(number)}; name another path" in printed
+
+
+def test_trouble_with_no_path_is_a_defect() -> None:
+    def refused(argv: list[str]) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with pytest.raises(PermissionError):
+        run_command(refused, [])
 
 
 def test_other_trouble_with_files_is_a_defect() -> None:

@@ -413,8 +413,9 @@ def test_another_task_and_another_scene_are_refused(good: Path) -> None:
 
 
 def test_no_file_is_refused_with_what_makes_one(tmp_path: Path) -> None:
-    assert "no such demonstration file; make one with" in _refusal(tmp_path / "none.hdf5")
-    assert "no such demonstration file" in _refusal(tmp_path)  # a folder
+    assert "no such demonstration file; name an HDF5 file" in _refusal(tmp_path / "none.hdf5")
+    assert "is a folder" in _refusal(tmp_path)
+    assert "is no plain file" in _refusal(Path("/dev/null"))
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"\x89HDF\r\n\x1a\n", b"PK\x03\x04" * 500])

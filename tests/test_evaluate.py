@@ -228,6 +228,7 @@ def _refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["policy=RUN", "episodes=-3"], r"episodes=-3; at least 1"),
         (["policy=RUN", "episodes=1e12"], r"episodes=1000000000000; at most 1000000 are valid"),
         (["policy=RUN", "calibration=no.yaml"], r"calibration=no.yaml is no file; make one"),
+        (["policy=RUN", "calibration=/dev/null"], r"/dev/null is there, but is no plain file"),
         (["policy=RUN", "episodes=many"], r"episodes=many is not valid; valid: a whole number"),
         (["policy=RUN", "seed=-1"], r"seed=-1; valid: from 0"),
         (["policy=RUN", "strength=1.5"], r"strength=1.5; valid: 0 to 1"),

@@ -443,6 +443,7 @@ def test_the_evaluation_of_a_bundle_goes_with_it_and_with_no_other(
     [
         (["out=x"], "policy= is missing"),
         (["policy=lifting"], "out= is missing"),
+        (["policy=lifting", "out=x", "seed=-1"], "seed=-1 is not valid; valid: from 0"),
         (["policy=no-such-run", "out=x"], "there is no policy 'no-such-run'"),
     ],
 )

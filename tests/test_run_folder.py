@@ -17,7 +17,7 @@ from visuomotor.config import Config, RunConfig
 from visuomotor.errors import UserError
 from visuomotor.overrides import load_yaml
 from visuomotor.progress import Progress
-from visuomotor.run_folder import RunFolder, versions_record
+from visuomotor.run_folder import RunFolder, check_makeable, versions_record
 
 QUIET = Config(task="lifting", run=RunConfig(tensorboard=False))
 
@@ -62,6 +62,20 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UserError, match=r"cannot make the run folder.*out="):
             RunFolder.create(path, QUIET)
+
+
+@pytest.mark.parametrize("name", ["file/below", "x" * 300])
+def test_a_folder_that_cannot_be_made_is_told_before_and_nothing_is_left(
+    name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot make the run folder.*out="):
+        check_makeable(tmp_path / name)
+    check_makeable(tmp_path / "new" / "deep")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+    (tmp_path / "empty").mkdir()
+    check_makeable(tmp_path / "empty")
+    assert not list((tmp_path / "empty").iterdir())
 
 
 def test_opening_what_is_no_run_names_one_that_is(tmp_path: Path) -> None:
@@ -217,6 +231,14 @@ def test_the_end_always_gets_its_line() -> None:
         bar.update(10, {})
         bar.update(20, {})
     assert stream.getvalue().splitlines() == ["10/20 (50%)", "20/20 (100%)"]
+
+
+def test_a_last_iteration_beyond_the_total_is_the_whole_of_it() -> None:
+    for stream in (io.StringIO(), Terminal()):
+        with Progress(total=20, label="ril", stream=stream, clock=lambda: 5.0) as bar:
+            bar.update(32, {})
+        shown = stream.getvalue().splitlines()[-1]
+        assert "100%" in shown and "160%" not in shown
 
 
 def test_a_metric_that_an_update_leaves_out_or_cannot_give_keeps_its_last_value() -> None:

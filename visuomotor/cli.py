@@ -27,6 +27,10 @@ EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # 130, as a shell reports it
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+# What the system says of a path that somebody gave, and no code of ours is to blame for. Not that
+# there is nothing: a command that looks in vain for its own file is broken.
+_UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
+MOST_SHOWN = 200  # characters of a path in a message
 _CUDA = re.compile(r"cuda:(\d+)", re.ASCII)
 
 NOTICE = b"\nstopping after this iteration; Ctrl-C ends at once\n"
@@ -47,6 +51,13 @@ def run_command(main: Callable[[list[str]], int | None], argv: Sequence[str]) ->
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except OSError as error:
+        if error.errno in _UNUSABLE and isinstance(error.filename, str):
+            print(
+                f"error: '{_shown(error.filename)}': {error.strerror}; name another path, or make "
+                "this one usable",
+                file=sys.stderr,
+            )
+            return EXIT_BAD_INPUT
         if error.errno not in _FULL:
             raise
         where = f" for '{error.filename}'" if error.filename else ""
@@ -57,6 +68,12 @@ def run_command(main: Callable[[list[str]], int | None], argv: Sequence[str]) ->
         )
         return EXIT_BAD_INPUT
     return EXIT_DONE if code is None else code
+
+
+def _shown(path: str) -> str:
+    """A path as one line of bounded length."""
+    line = " ".join(path.splitlines())
+    return line if len(line) <= MOST_SHOWN else f"{line[:MOST_SHOWN]}..."
 
 
 class StopSignal:

@@ -146,7 +146,12 @@ def load_demonstrations(
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such demonstration file; make one with visuomotor.demonstrate")
+        matter = "no such demonstration file"
+        if path.exists():
+            matter = "is a folder" if path.is_dir() else "is no plain file"
+        raise UserError(
+            f"{path}: {matter}; name an HDF5 file, or make one with visuomotor.demonstrate"
+        )
     try:
         with h5py.File(path, "r") as file:
             return _read(_Reader(path, file), task, state_dim, action_dim, control_dt)

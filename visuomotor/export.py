@@ -32,7 +32,8 @@ from visuomotor.cli import run_command
 from visuomotor.config import Config
 from visuomotor.envs import VisuomotorEnv, make_env
 from visuomotor.errors import UserError
-from visuomotor.files import partial_path, sync
+from visuomotor.files import partial_path, sync, try_folder
+from visuomotor.limits import at_least, require
 from visuomotor.overrides import parse_overrides, to_yaml
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.policy_files import load_policy, parse_evaluation, run_records
@@ -377,6 +378,16 @@ def check_destination(out: Path, overwrite: bool) -> None:
         raise UserError(f"out={out} also holds {foreign[0]}, which is not part of the bundle")
 
 
+def check_makeable(out: Path) -> None:
+    """Raises UserError, before any work, where no folder can be made. Leaves nothing."""
+    try:
+        try_folder(partial_path(out))  # what will be made first
+    except OSError as error:
+        raise UserError(
+            f"cannot make the folder out={out}: {error.strerror}; choose another"
+        ) from error
+
+
 def write_bundle(files: dict[str, bytes], out: Path, overwrite: bool) -> Bundle:
     """Writes, verifies and replays in a folder beside `out`, then renames it to `out`.
 
@@ -420,8 +431,10 @@ def export(argv: list[str]) -> int:
         raise UserError("policy= is missing; give a run folder, a bundle or a shipped name")
     if options.out == "":
         raise UserError("out= is missing; give the folder to write, for example out=bundle/")
+    require("seed", options.seed, at_least(0))
     out = Path(options.out)
     check_destination(out, options.overwrite)
+    check_makeable(out)
     actor, config, provenance = load_policy(options.policy)
     records = run_records(options.policy)
     evaluation = records.evaluation

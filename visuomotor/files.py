@@ -5,6 +5,7 @@ Standard library only: the arm's side uses it too.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -51,6 +52,27 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def try_folder(folder: Path) -> None:
+    """Makes a folder with all above it and a file in it, and removes what was made.
+
+    Raises OSError where that is impossible: before hours of work for what is to be kept there.
+    """
+    made: list[Path] = []
+    try:
+        for place in reversed((folder, *folder.parents)):
+            if not place.is_dir():
+                place.mkdir()
+                made.append(place)
+        probe = partial_path(folder / "probe")
+        probe.touch()
+        probe.unlink()
+    finally:
+        for place in reversed(made):
+            # Not empty: somebody else has taken it meanwhile.
+            with contextlib.suppress(OSError):
+                place.rmdir()
 
 
 def remove_tree(folder: Path) -> None:

@@ -44,14 +44,14 @@ class Progress:
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
         self._began, self._initial = clock(), initial
-        self._last_steps = initial
+        self._last_steps = min(initial, total)
         self._last_line: float | None = None
         self._shown: dict[str, str] = {}
         self._bar: tqdm | None = None
         if self._stream.isatty():
             self._bar = tqdm(
                 total=total,
-                initial=initial,
+                initial=self._last_steps,
                 desc=label,
                 unit_scale=True,
                 bar_format=BAR_FORMAT,
@@ -60,15 +60,17 @@ class Progress:
             )
 
     def update(self, env_steps: int, metrics: Mapping[str, Any]) -> None:
-        """env_steps: so far in all. Metrics that an update leaves out keep their last value."""
+        """env_steps: so far in all; the last iteration may go beyond the total. Metrics that an
+        update leaves out keep their last value."""
         for name, title, form in SHOWN:
             value = plain_number(metrics.get(name))
             if value is not None:
                 self._shown[title] = form.format(value)
         if self._bar is not None:
             self._bar.set_postfix(self._shown, refresh=False)
-            self._bar.update(env_steps - self._last_steps)
-        self._last_steps = env_steps
+            shown = min(env_steps, self.total)
+            self._bar.update(shown - self._last_steps)
+            self._last_steps = shown
         now = self._clock()
         due = self._last_line is None or now - self._last_line >= LINE_SECONDS
         if self._bar is None and (due or env_steps >= self.total):
@@ -77,9 +79,8 @@ class Progress:
 
     def _line(self, env_steps: int, now: float) -> str:
         done, seconds = env_steps - self._initial, now - self._began
-        parts = [
-            f"{self._label} {env_steps:,}/{self.total:,} ({env_steps / self.total:.0%})".strip()
-        ]
+        share = min(1.0, env_steps / self.total)
+        parts = [f"{self._label} {env_steps:,}/{self.total:,} ({share:.0%})".strip()]
         parts += [f"{title} {value}" for title, value in self._shown.items()]
         if done > 0 and seconds > 0:
             left = max(0, self.total - env_steps) * seconds / done

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import visuomotor
 from visuomotor.config import Config
 from visuomotor.errors import UserError
-from visuomotor.files import remove_leftovers, write_atomic
+from visuomotor.files import remove_leftovers, try_folder, write_atomic
 from visuomotor.overrides import load_yaml, save_yaml
 from visuomotor.progress import Progress, plain_number
 
@@ -196,6 +196,15 @@ def refuse_occupied(path: Path | str) -> None:
             f"'{path}' is not empty and holds no run (there is '{content[0]}'); name a new "
             "folder with out=, or go on with a run by resume=<its folder>"
         )
+
+
+def check_makeable(path: Path | str) -> None:
+    """Raises UserError where no run's folder can be made or written to. Leaves nothing."""
+    path = Path(path)
+    try:
+        try_folder(path)
+    except OSError as error:
+        raise _cannot_make(path, error) from error
 
 
 def _cannot_make(path: Path, error: OSError) -> UserError:

@@ -50,7 +50,7 @@ from visuomotor.rehearsal import Rehearsal, take_over_judgement, teacher_network
 from visuomotor.reinforcement import Reinforcement
 from visuomotor.replay import DemonstrationReplay
 from visuomotor.retargeting import with_retargeted
-from visuomotor.run_folder import Progress, RunFolder, refuse_occupied
+from visuomotor.run_folder import Progress, RunFolder, check_makeable, refuse_occupied
 from visuomotor.state_teacher import StateTeacher
 
 # Phases of each algorithm, in order; a checkpoint belongs to one phase.
@@ -468,9 +468,10 @@ def _open(argv: list[str]) -> Run:
         name = f"{config.task}-{config.algorithm}-seed{config.seed}-{stamp}"
         config = replace(config, out=f"runs/{name}")
     assert config.out is not None
-    # What is read comes first: a file that cannot be read leaves no run behind. But an occupied
-    # folder is refused before any work is done for it.
+    # What is read comes first: a file that cannot be read leaves no run behind. But a folder that
+    # is occupied, or cannot be made, is refused before any work is done for it.
     refuse_occupied(config.out)
+    check_makeable(config.out)
     carried = carried_over(config)
     replay = replay_of(config)
     run = Run(RunFolder.create(Path(config.out), config), replay, device)

@@ -39,7 +39,8 @@ def load_calibration(path: Path | str, key: str = "lens") -> Calibration:
     """
     told = f"{key}={path}"
     if not Path(path).is_file():
-        raise CameraError(f"{told} is no file; make one: python -m visuomotor.calibrate")
+        matter = "is there, but is no plain file" if Path(path).exists() else "is no file"
+        raise CameraError(f"{told} {matter}; make one: python -m visuomotor.calibrate")
     try:
         storage = cv2.FileStorage(str(path), cv2.FileStorage_READ)
         nodes = {name: storage.getNode(name) for name in _SCALARS + _MATRICES}

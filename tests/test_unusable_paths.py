@@ -1,0 +1,91 @@
+"""Paths that the system refuses, given to every command that takes one: one line, nothing left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from visuomotor import benchmark, demonstrate, evaluate, export, train
+from visuomotor.cli import run_command
+
+LONG = "x" * 300  # no file system here takes such a name
+NOBODY = 65534
+# P: the path.
+COMMANDS = [
+    (evaluate.evaluate, ["policy=P"]),
+    (evaluate.evaluate, ["policy=lifting", "out=P"]),
+    (export.export, ["policy=lifting", "out=P"]),
+    (demonstrate.demonstrate, ["out=P"]),
+    (benchmark.benchmark, ["out=P"]),
+    (train.train, ["resume=P"]),
+    (train.train, ["calibration=P"]),
+    (train.train, ["out=P"]),
+]
+# What is opened after the place to write, or files of the package, which may be closed as well.
+LATER = [
+    (train.train, ["algorithm=distill", "distill.teacher_run=P"]),
+    (train.train, ["start_from=P"]),
+    (export.export, ["policy=P", "out=bundle"]),
+    (evaluate.evaluate, ["policy=lifting", "calibration=P"]),
+    (train.train, ["demonstrations=P"]),
+]
+
+
+def names(commands: list[tuple[Callable[[list[str]], int], list[str]]]) -> list[str]:
+    return [f"{command.__name__} {argv[-1]}" for command, argv in commands]
+
+
+@pytest.fixture(autouse=True)
+def _no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(benchmark, "demonstrations_for", None)
+    monkeypatch.setattr(demonstrate, "collect", None)
+    monkeypatch.setattr(export, "export_bundle", None)
+
+
+def assert_one_line(
+    command: Callable[[list[str]], int],
+    argv: list[str],
+    path: str,
+    capsys: pytest.CaptureFixture[str],
+) -> str:
+    """The line."""
+    assert run_command(command, [argument.replace("=P", f"={path}") for argument in argv]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and len(error.splitlines()) == 1
+    assert path[:150] in error
+    return error
+
+
+@pytest.mark.parametrize(("command", "argv"), [*COMMANDS, *LATER], ids=names([*COMMANDS, *LATER]))
+def test_a_name_beyond_the_systems_is_one_line(
+    command: Callable[[list[str]], int],
+    argv: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert "too long" in assert_one_line(command, argv, LONG, capsys)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else for a while")
+@pytest.mark.parametrize(("command", "argv"), COMMANDS, ids=names(COMMANDS))
+def test_a_folder_that_may_not_be_entered_is_one_line(
+    command: Callable[[list[str]], int],
+    argv: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    closed = tmp_path / "closed"
+    (closed / "below").mkdir(parents=True)
+    closed.chmod(0o700)
+    os.seteuid(NOBODY)
+    try:
+        error = assert_one_line(command, argv, str(closed / "below"), capsys)
+    finally:
+        os.seteuid(0)
+    assert "Permission denied" in error
+    assert not list((closed / "below").iterdir())
