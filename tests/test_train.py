@@ -17,6 +17,7 @@ import torch
 
 from tests import learning
 from tests.training import AVERAGED, DISTILL, ITERATION, REHEARSED, RIL, SMALL, metrics, stop_at
+from visuomotor import train as training
 from visuomotor.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from visuomotor.cli import run_command
 from visuomotor.config import FINETUNE_STEPS, Config, DistillConfig
@@ -110,6 +111,42 @@ def test_a_run_stopped_while_a_phase_begins_ends_as_one_that_was_not(
         assert train([*settings, f"out={parts}"]) == 143
     assert train([f"resume={parts}"]) == 0
     assert_same_end(whole, parts)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "sigterm"]
+)
+@pytest.mark.parametrize("moment", ["clone", "vision start"])
+def test_a_run_stopped_before_its_first_checkpoint_says_what_is_lost_and_begins_anew(
+    moment: str,
+    number: signal.Signals,
+    code: int,
+    demonstrations: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        place, name = {
+            "clone": (training, "clone_from_state"),
+            "vision start": (Distillation, "vision_start"),
+        }[moment]
+        original = getattr(place, name)
+
+        def stopped(*arguments: Any) -> None:
+            os.kill(os.getpid(), number)
+            original(*arguments)
+            pytest.fail("the run went on")
+
+        patch.setattr(place, name, stopped)
+        assert run_command(train, [*SMALL, *RIL, demonstrations, f"out={run}"]) == code
+    told = capsys.readouterr().err
+    assert "stopped before the first checkpoint" in told and f"resume={run}" in told
+    assert not (run / "checkpoints").exists() and metrics(run) == []
+    if moment == "clone":
+        assert train([f"resume={run}"]) == 0
+        assert len(metrics(run)) == 4
 
 
 def test_a_run_stopped_while_it_evaluates_ends_as_one_that_was_not(
@@ -375,6 +412,7 @@ def test_the_log_holds_what_the_house_promises(demonstrations: str, tmp_path: Pa
         (["algorithm=sac"], ["algorithm", "ril", "distill"]),
         (["demonstrations=nowhere.hdf5"], ["nowhere.hdf5", "visuomotor.demonstrate"]),
         (["resume=nowhere"], ["nowhere", "run"]),
+        (["resume="], ["resume= has no value"]),
         (["algorithm=distill", "distill.teacher_run=nowhere"], ["nowhere", "algorithm=distill"]),
         (["distill.teacher_run=nowhere"], ["algorithm=distill", "ril"]),
         (
@@ -442,7 +480,7 @@ def test_a_run_of_another_version_is_not_gone_on_with(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert train([*SMALL, *RIL, demonstrations, f"out={tmp_path / 'run'}"]) == 0
-    monkeypatch.setattr("visuomotor.train.CHECKPOINT_FORMAT", 99)
+    monkeypatch.setattr("visuomotor.resuming.CHECKPOINT_FORMAT", 99)
     assert run_command(train, [f"resume={tmp_path / 'run'}"]) == 2
     said = capsys.readouterr().err
     assert "another version" in said

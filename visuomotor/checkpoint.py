@@ -28,7 +28,13 @@ from torch import Tensor
 from visuomotor.errors import UserError
 from visuomotor.files import partial_path, remove_leftovers, remove_tree, sync, write_atomic
 
-__all__ = ["list_checkpoints", "load_checkpoint", "save_checkpoint", "write_atomic"]
+__all__ = [
+    "list_checkpoints",
+    "load_checkpoint",
+    "newest_facts",
+    "save_checkpoint",
+    "write_atomic",
+]
 
 FORMAT = 1  # of state.json; raise it when a reader of the old form would misread the new one
 TENSORS_FILE = "tensors.safetensors"
@@ -134,6 +140,18 @@ def load_checkpoint(
     raise UserError(f"no sound checkpoint in '{folder}': {'; '.join(reasons)}; start a new run")
 
 
+def newest_facts(folder: Path | str) -> dict[str, Any] | None:
+    """The newest sound state.json of a folder, tensors unread: the state as JSON has it; None if
+    there is none. Quick: of plain entries and of what is there, not to go on from."""
+    for step, _, path in reversed(_scan(Path(folder))):
+        try:
+            state = _read_content(path, step)["state"]
+        except _DamagedError:
+            continue
+        return state if isinstance(state, dict) else None
+    return None
+
+
 def list_checkpoints(folder: Path | str) -> list[int]:
     """Steps of the checkpoints in a folder, oldest first; sound or not."""
     return sorted({step for step, _, _ in _scan(Path(folder))})
@@ -149,8 +167,8 @@ def _scan(folder: Path) -> list[tuple[int, int, Path]]:
     return sorted(found)
 
 
-def _read(path: Path, step: int) -> dict[Any, Any]:
-    """The state in a checkpoint's folder. Raises _DamagedError."""
+def _read_content(path: Path, step: int) -> dict[str, Any]:
+    """state.json of a checkpoint's folder. Raises _DamagedError."""
     try:
         content = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -161,6 +179,12 @@ def _read(path: Path, step: int) -> dict[Any, Any]:
         raise _DamagedError(f"format {content['format']}, this version reads {FORMAT}")
     if content["step"] != step:
         raise _DamagedError(f"it holds step {content['step']}")
+    return content
+
+
+def _read(path: Path, step: int) -> dict[Any, Any]:
+    """The state in a checkpoint's folder. Raises _DamagedError."""
+    content = _read_content(path, step)
     try:
         if _file_digest(path / TENSORS_FILE) != content["tensors_sha256"]:
             raise _DamagedError(f"{TENSORS_FILE} does not match its checksum")

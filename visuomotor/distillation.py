@@ -339,6 +339,11 @@ class Distillation:
             self._vision.load_state_dict(state["vision"])
             self._scattered.load_state_dict(state["scattered"])
         self._filled = len(state["buffers"])
+        if self._filled > len(self._buffers):
+            raise ValueError(
+                f"{self._filled} rollouts are kept; expected distill.memory={len(self._buffers)} "
+                "at most"
+            )
         for buffer, saved in zip(self._buffers, state["buffers"], strict=False):
             buffer.load_state_dict(saved)
         h, c = state["hidden"]

@@ -85,7 +85,12 @@ def _teacher_of(config: Config) -> dict[str, Any]:
     state, _, notes = load_checkpoint(path / "checkpoints")
     for note in notes:
         print(note, file=sys.stderr)
-    carried = state["carried"]
+    if state.get("phase") == "average":
+        raise UserError(
+            f"{key} is a mean of pixel policies, which holds no teacher; name the folder of a run "
+            f"with algorithm=distill, or a shipped teacher: {', '.join(shipped_teachers())}"
+        )
+    carried = state.get("carried", {})
     if "teacher" in carried:
         return {name: carried[name] for name in TEACHER_PARTS if name in carried}
     raise UserError(

@@ -19,7 +19,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -78,8 +78,12 @@ class RunFolder:
         return folder
 
     @classmethod
-    def open(cls, path: Path | str) -> RunFolder:
+    def open(
+        cls, path: Path | str, check: Callable[[Path, Config], None] | None = None
+    ) -> RunFolder:
         """The folder of a run that goes on. Raises UserError if it is none.
+
+        check: has its say before anything in the folder is touched.
 
         Says so on stderr if the run was started with other versions: it goes on all the same.
         """
@@ -91,6 +95,8 @@ class RunFolder:
                 "task=..."
             )
         config = load_yaml(path / CONFIG_FILE, Config)
+        if check is not None:
+            check(path, config)
         try:
             folder = cls(path, config)
         except OSError as error:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from tqdm import tqdm
 
 from visuomotor.checkpoint import (
     list_checkpoints,
-    load_checkpoint,
     save_checkpoint,
 )
 from visuomotor.cli import StopSignal, resolve_device, run_command
@@ -49,14 +49,17 @@ from visuomotor.real_camera import calibrated
 from visuomotor.rehearsal import Rehearsal, take_over_judgement, teacher_networks
 from visuomotor.reinforcement import Reinforcement
 from visuomotor.replay import DemonstrationReplay
+from visuomotor.resuming import (
+    CHECKPOINT_FORMAT,
+    PHASES,
+    does_not_fit,
+    open_run,
+    to_go_on_from,
+)
 from visuomotor.retargeting import with_retargeted
 from visuomotor.run_folder import Progress, RunFolder, check_makeable, refuse_occupied
 from visuomotor.state_teacher import StateTeacher
 
-# Phases of each algorithm, in order; a checkpoint belongs to one phase.
-PHASES = {"ril": ("start", "ril"), "distill": ("teacher", "dagger", "finetune")}
-# Of what a checkpoint says about a learner; another number means that it cannot go on exactly.
-CHECKPOINT_FORMAT = 5
 # In every row of metrics.jsonl, besides env_steps, wall_s and fps.
 PROMISED_METRICS = (
     "success_rate",
@@ -95,7 +98,9 @@ class Run:
 
     def begin(self, carried: dict[str, Any]) -> None:
         """Starts the first phase; `carried` may hold another run's teacher, whose phase is over,
-        and another's pixel actor, which takes the place of ril's start."""
+        and another's pixel actor, which takes the place of ril's start.
+
+        Raises _StopRequested if the run is asked to stop meanwhile; nothing is saved then."""
         self.carried = dict(carried)
         phase = PHASES[self.config.algorithm][0]
         if phase == "teacher" and "teacher" in carried:
@@ -300,6 +305,15 @@ class Run:
         )
         return self.stop.exit_code
 
+    def not_begun(self) -> int:
+        """The exit code of a run that was asked to stop before it had anything to save."""
+        print(
+            "stopped before the first checkpoint: what the start had learned is lost; begin anew "
+            f"with: python -m visuomotor.train resume={self.folder.path}",
+            file=sys.stderr,
+        )
+        return self.stop.exit_code
+
     def _teacher_is_done(self) -> bool:
         enough = self.config.distill.teacher.enough_success
         if self.phase != "teacher" or enough is None:
@@ -355,8 +369,9 @@ class Run:
         self._since_checkpoint = time.monotonic()
 
     def load(self, state: dict[str, Any], step: int) -> None:
-        """Goes on from a checkpoint, of `_to_go_on_from`. Says so on stderr if it was trained with
-        other demonstrations."""
+        """Goes on from a checkpoint, of `to_go_on_from`. Says so on stderr if it was trained with
+        other demonstrations. Raises UserError if the settings make networks or worlds of another
+        kind."""
         if state.get("demonstrations", self.demonstrations) != self.demonstrations:
             print(
                 "warning: the demonstrations, or what is made of them, are not what they were when "
@@ -365,8 +380,14 @@ class Run:
             )
         self.carried = state["carried"]
         self.steps_before = int(state["steps_before"])
-        self.start_phase(state["phase"], resuming=True)
-        self.learner.load_state_dict(state["learner"])
+        try:
+            self.start_phase(state["phase"], resuming=True)
+            self.learner.load_state_dict(state["learner"])
+        except torch.OutOfMemoryError:
+            raise
+        # What networks, worlds and buffers of another size raise on being given a state.
+        except (RuntimeError, ValueError, LookupError, TypeError) as error:
+            raise does_not_fit(self.folder, step, error) from error
         self._next_evaluation = int(state["next_evaluation"])
         self._unlogged = state.get("unlogged", {})
         self._wall_before = float(state["wall_s"])
@@ -436,8 +457,9 @@ def _seed(seed: int) -> int:
     return int(np.random.SeedSequence([seed, 51]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _open(argv: list[str]) -> Run:
-    """A new run, or an old one where it stopped."""
+def _open(argv: list[str]) -> tuple[Run, Callable[[], None]]:
+    """A new run, or an old one, and what puts it where it begins or stopped: to be called once
+    signals are heard, as it may take minutes."""
     keys = [argument.partition("=")[0] for argument in argv]
     _refuse_misspelt_resume(keys)
     if "resume" in keys and not any(key in HELP_WORDS for key in keys):
@@ -475,8 +497,7 @@ def _open(argv: list[str]) -> Run:
     carried = carried_over(config)
     replay = replay_of(config)
     run = Run(RunFolder.create(Path(config.out), config), replay, device)
-    run.begin(carried)
-    return run
+    return run, partial(run.begin, carried)
 
 
 def replay_of(config: Config) -> DemonstrationReplay:
@@ -488,7 +509,7 @@ def replay_of(config: Config) -> DemonstrationReplay:
     return DemonstrationReplay(config, demonstrations)
 
 
-def _resume(argv: list[str]) -> Run:
+def _resume(argv: list[str]) -> tuple[Run, Callable[[], None]]:
     if len(argv) > 1:
         extra = [a for a in argv[1:] if a.startswith("resume=")] or [
             a for a in argv if not a.startswith("resume=")
@@ -497,39 +518,19 @@ def _resume(argv: list[str]) -> Run:
             f"resume= goes on with one run and its own config.yaml; {' '.join(extra)} does not go "
             "with it; start a new run for other settings"
         )
-    folder = RunFolder.open(Path(argv[0].removeprefix("resume=")))
+    given = argv[0].removeprefix("resume=").strip()
+    if given == "":
+        raise UserError("resume= has no value; name a run's folder, such as resume=runs/mine")
+    folder = open_run(Path(given))
     config = folder.config
     device = resolve_device(config.device)
     # What cannot be gone on with is refused before any work is done for it.
-    saved = _to_go_on_from(folder) if list_checkpoints(folder.checkpoints) else None
+    saved = to_go_on_from(folder) if list_checkpoints(folder.checkpoints) else None
     run = Run(folder, replay_of(config), device)
     if saved is not None:
-        run.load(*saved)
-    else:
-        print("no checkpoint yet: beginning from the start", file=sys.stderr)
-        run.begin(carried_over(config))
-    return run
-
-
-def _to_go_on_from(folder: RunFolder) -> tuple[dict[str, Any], int]:
-    """A run's newest sound checkpoint and its step. Raises UserError if there is none, or one of
-    another version of this package."""
-    state, step, notes = load_checkpoint(folder.checkpoints)
-    for note in notes:
-        print(note, file=sys.stderr)
-    if state.get("phase") == "average":
-        raise UserError(
-            f"{folder.path} is a mean of policies and no training to go on with; begin a "
-            f"new one from it: start_from={folder.path}"
-        )
-    written = state.get("format", 1)
-    if written != CHECKPOINT_FORMAT:
-        raise UserError(
-            f"{folder.path} was trained by another version of visuomotor (its checkpoints "
-            f"have format {written}, not {CHECKPOINT_FORMAT}); its policy can be evaluated and "
-            f"exported; to train on: start_from={folder.path} in a new run"
-        )
-    return state, step
+        return run, partial(run.load, *saved)
+    print("no checkpoint yet: beginning from the start", file=sys.stderr)
+    return run, partial(run.begin, carried_over(config))
 
 
 def _refuse_misspelt_resume(keys: list[str]) -> None:
@@ -542,8 +543,12 @@ def _refuse_misspelt_resume(keys: list[str]) -> None:
 def train(argv: list[str]) -> int:
     torch.set_float32_matmul_precision("high")
     np.seterr(invalid="raise")
-    run = _open(argv)
+    run, start = _open(argv)
     with run.folder, run.stop:
+        try:
+            start()
+        except _StopRequested:
+            return run.not_begun()
         return run.train()
 
 

@@ -1,0 +1,138 @@
+"""What cannot be gone on with: said in one line, and left as it is."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.runs import small_run, write_run
+from tests.training import DISTILL, RIL, SMALL, stop_at
+from visuomotor.average import average
+from visuomotor.checkpoint import load_checkpoint, save_checkpoint
+from visuomotor.cli import run_command
+from visuomotor.policy_files import PRETRAINED
+from visuomotor.predecessors import TEACHERS
+from visuomotor.train import train
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def refused(argv: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What is told of a folder, in which nothing is touched."""
+    before = contents(folder)
+    capsys.readouterr()
+    assert run_command(train, argv) == 2
+    assert contents(folder) == before
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if "Warp" not in text]
+    assert line.startswith("error: ") and str(folder) in line
+    return line
+
+
+def mean(folder: Path) -> Path:
+    """As visuomotor.average leaves it."""
+    runs = [write_run(folder / name, small_run(4), seed=i) for i, name in enumerate("ab")]
+    policies = ",".join(map(str, runs))
+    assert run_command(average, [f"policies={policies}", f"out={folder / 'mean'}"]) == 0
+    (folder / "mean" / ".lock").unlink()
+    return folder / "mean"
+
+
+def test_a_bundle_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(PRETRAINED / "lifting", folder)
+    line = refused([f"resume={folder}"], folder, capsys)
+    assert "is a bundle" in line and f"start_from={folder}" in line
+
+
+def test_a_shipped_teacher_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "teacher"
+    shutil.copytree(TEACHERS / "pouring", folder)
+    line = refused([f"resume={folder}"], folder, capsys)
+    assert f"distill.teacher_run={folder}" in line and "start_from" not in line
+
+
+def test_a_mean_is_no_run_and_no_teacher(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = mean(tmp_path)
+    (folder / "metrics.jsonl").unlink()
+    line = refused([f"resume={folder}"], folder, capsys)
+    assert "is a mean of policies" in line and f"start_from={folder}" in line
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("algorithm: ril", "algorithm: distill"))
+    settings = ["task=lifting", "algorithm=distill", f"distill.teacher_run={folder}"]
+    line = refused([*settings, f"out={tmp_path / 'new'}"], folder, capsys)
+    assert "holds no teacher" in line and "pouring" in line
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("policy", [True, False])
+def test_a_run_of_an_older_format_is_left_as_it_is(
+    policy: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_run(tmp_path / "run", small_run(4), learner={}, format=4)
+    if not policy:
+        state, step, _ = load_checkpoint(folder / "checkpoints")
+        del state["policy"]
+        save_checkpoint(folder / "checkpoints", step + 1, state)
+    line = refused([f"resume={folder}"], folder, capsys)
+    assert "another version" in line and "format 4, not" in line
+    assert (f"start_from={folder}" in line) == policy
+
+
+@pytest.fixture(scope="module")
+def stopped(demonstrations: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs that were stopped in their first phase, and in that of a student; only read."""
+    runs = {}
+    for name, algorithm, iteration in (
+        ("ril", RIL, 1),
+        ("teacher", DISTILL, 1),
+        ("student", DISTILL, 5),
+    ):
+        runs[name] = tmp_path_factory.mktemp("runs") / name
+        with pytest.MonkeyPatch.context() as patch:
+            stop_at(patch, iteration, signal.SIGTERM)
+            argv = [*SMALL, *algorithm, demonstrations, f"out={runs[name]}"]
+            assert train(argv) == 143
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "now"),
+    [
+        ("ril", "hidden_dim: 16", "hidden_dim: 8"),
+        ("ril", "recurrent: true", "recurrent: false"),
+        ("ril", "encoder: compact", "encoder: keypoints"),
+        ("ril", "num_envs: 4\ntotal", "num_envs: 8\ntotal"),
+        ("ril", "num_steps: 8", "num_steps: 16"),
+        ("ril", "  height: 64", "  height: 32"),
+        ("ril", "algorithm: ril", "algorithm: distill"),
+        ("teacher", "algorithm: distill", "algorithm: ril"),
+        ("teacher", "    num_envs: 4\n", "    num_envs: 8\n"),
+        ("student", "  memory: 2\n", "  memory: 1\n"),
+        ("student", "    hidden_sizes: [256, 256]", "    hidden_sizes: [16]"),
+    ],
+    ids=lambda value: value.strip().partition("\n")[0],
+)
+def test_settings_that_no_longer_fit_the_checkpoint_are_told(
+    name: str,
+    before: str,
+    now: str,
+    stopped: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(stopped[name], folder)
+    text = (folder / "config.yaml").read_text()
+    assert before in text
+    (folder / "config.yaml").write_text(text.replace(before, now))
+    line = refused([f"resume={folder}"], folder, capsys)
+    assert f"'{folder / 'config.yaml'}'" in line and "checkpoint" in line
+    assert "put its settings back" in line

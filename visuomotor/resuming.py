@@ -1,0 +1,95 @@
+"""What of a folder a run can go on from, and what else it is where it cannot.
+
+Judges a folder by its names and by what its newest checkpoint says of itself, before anything in it
+is touched. Knows no learner.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from visuomotor.checkpoint import load_checkpoint, newest_facts
+from visuomotor.config import Config
+from visuomotor.errors import UserError
+from visuomotor.run_folder import CONFIG_FILE, RunFolder
+from visuomotor.runtime.files import MANIFEST
+
+# Phases of each algorithm, in order; a checkpoint belongs to one phase.
+PHASES = {"ril": ("start", "ril"), "distill": ("teacher", "dagger", "finetune")}
+# Of what a checkpoint says about a learner; another number means that it cannot go on exactly.
+CHECKPOINT_FORMAT = 5
+
+
+def open_run(path: Path) -> RunFolder:
+    """The folder of a run that goes on. Raises UserError, and leaves the folder as it is, if it is
+    none, or none that can be gone on with."""
+    return RunFolder.open(path, _refuse_what_is_no_training)
+
+
+def to_go_on_from(folder: RunFolder) -> tuple[dict[str, Any], int]:
+    """A run's newest sound checkpoint and its step. Raises UserError if there is none, or one that
+    cannot be gone on from."""
+    state, step, notes = load_checkpoint(folder.checkpoints)
+    for note in notes:
+        print(note, file=sys.stderr)
+    _refuse_state(folder.path, folder.config, state)
+    return state, step
+
+
+def does_not_fit(folder: RunFolder, step: int, error: Exception) -> UserError:
+    """Of a checkpoint that cannot be put into what the run's settings make."""
+    facts = " ".join(str(error).split())
+    facts = facts if len(facts) <= 160 else f"{facts[:160]}..."
+    return UserError(
+        f"'{folder.path / CONFIG_FILE}' does not fit the run's checkpoint of step {step} "
+        f"({type(error).__name__}: {facts}); put its settings back as they were when the run "
+        "began, or start a new run for other ones"
+    )
+
+
+def _refuse_what_is_no_training(path: Path, config: Config) -> None:
+    if (path / MANIFEST).is_file():
+        raise UserError(
+            f"'{path}' is a bundle, which holds a policy and no training to go on with; begin a "
+            f"new run with it: start_from={path}"
+        )
+    state = newest_facts(path / "checkpoints")
+    if state is not None:
+        _refuse_state(path, config, state)
+
+
+def _refuse_state(path: Path, config: Config, state: dict[str, Any]) -> None:
+    """state: of a checkpoint, or the facts of one."""
+    if state.get("phase") == "average":
+        raise UserError(
+            f"'{path}' is a mean of policies and no training to go on with; begin a new one from "
+            f"it: start_from={path}"
+        )
+    if "learner" not in state:
+        raise UserError(
+            f"'{path}' is a finished teacher and no training to go on with; begin a new run with "
+            f"it: algorithm=distill distill.teacher_run={path}"
+        )
+    written = state.get("format", 1)
+    if written != CHECKPOINT_FORMAT:
+        raise UserError(
+            f"'{path}' was trained by another version of visuomotor (its checkpoints have format "
+            f"{written}, not {CHECKPOINT_FORMAT}); " + _still_good_for(path, state)
+        )
+    if state.get("phase") not in PHASES[config.algorithm]:
+        its = next((name for name in PHASES if state.get("phase") in PHASES[name]), "another")
+        raise UserError(
+            f"'{path / CONFIG_FILE}' says algorithm={config.algorithm}, and the run's checkpoint "
+            f"is of algorithm={its} (phase {state.get('phase')}); put its settings back as they "
+            "were when the run began, or start a new run for other ones"
+        )
+
+
+def _still_good_for(path: Path, state: dict[str, Any]) -> str:
+    if "policy" in state:
+        return (
+            f"its policy can be evaluated and exported; to train on: start_from={path} in a new run"
+        )
+    return "it holds no policy from pixels yet; start a new run"
