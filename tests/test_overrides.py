@@ -13,7 +13,7 @@ import pytest
 from visuomotor import config as config_module
 from visuomotor.config import Config, DynamicsConfig, PPOConfig, RandomizationConfig
 from visuomotor.errors import UserError
-from visuomotor.limits import LIMITS, Limit, at_least, require, validate
+from visuomotor.limits import LIMITS, Limit, at_least, require, validate, without_effect
 from visuomotor.overrides import (
     leaf_types,
     leaf_values,
@@ -302,6 +302,26 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
     assert "camera.lookat" in refusal("camera.pos=[0,0,1]", "camera.lookat=[0,0,1]")
     assert "ppo.max_learning_rate" in refusal("ppo.learning_rate=0.01")
     assert "camera_fovy" in refusal("camera.fovy=1")
+
+
+@pytest.mark.parametrize(
+    ("settings", "idle"),
+    [
+        (["algorithm=distill", "total_steps=5"], ["total_steps"]),
+        (["algorithm=distill", "distill.epochs=2"], []),
+        (["total_steps=5000", "distill.epochs=2", "distill.teacher.hidden_sizes=[8]"], []),
+        (["distill.dagger_steps=5", "ppo.epochs=2"], ["distill.dagger_steps"]),
+        (["distill.teacher.num_envs=8"], ["distill.teacher.num_envs"]),
+        (["cloning.enabled=false", "distill.epochs=2"], ["distill.epochs"]),
+        (["distill.teacher_run=pouring"], []),  # which is refused
+    ],
+    ids=str,
+)
+def test_settings_that_the_algorithm_never_reads_are_known(
+    settings: list[str], idle: list[str]
+) -> None:
+    keys = [setting.partition("=")[0] for setting in settings]
+    assert without_effect(parse_overrides(settings, Config), keys) == idle
 
 
 def test_a_limit_knows_open_and_closed_ends() -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from tests import learning
+from tests.failing import Failing
 from tests.training import AVERAGED, DISTILL, ITERATION, REHEARSED, RIL, SMALL, metrics, stop_at
 from visuomotor import train as training
 from visuomotor.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
@@ -545,6 +546,44 @@ def test_going_on_with_other_demonstrations_is_told(
     assert train([f"resume={run}"]) == 0
     told = "warning: the demonstrations" in capsys.readouterr().err
     assert told == (changed in ("the file", "what is retargeted"))
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("lacking", [0, 1, 2])
+def test_demonstrations_without_actions_are_told_unless_cloning_is_off(
+    lacking: int,
+    enabled: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = learning.demonstrations()
+    assert len(made) == 2
+    demos = [
+        replace(d, actions=None if i < lacking else d.actions) for i, d in enumerate(made.demos)
+    ]
+    monkeypatch.setattr("visuomotor.train.demonstrations_for", lambda _: replace(made, demos=demos))
+    cloning = replace(Config().cloning, enabled=enabled)
+    training.replay_of(Config(task=made.task, retargeted=0, turned_copies=0, cloning=cloning))
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert len(told) == (lacking > 0 and enabled)
+    for line in told:
+        assert f"{lacking} of 2 demonstrations" in line and "cloning.enabled=false" in line
+
+
+def test_settings_that_the_algorithm_never_reads_are_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("visuomotor.train.replay_of", Failing(print, 2))
+    for argv, told in (
+        (DISTILL, ""),
+        ([*DISTILL, "total_steps=99"], "algorithm=distill does not use total_steps;"),
+    ):
+        with pytest.raises(RuntimeError):
+            train([*SMALL, *argv, f"out={tmp_path / 'run'}"])
+        lines = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+        assert len(lines) == (told != "") and all(told in line for line in lines)
 
 
 def test_help_names_resume_and_every_setting(capsys: pytest.CaptureFixture[str]) -> None:

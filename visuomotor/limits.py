@@ -329,6 +329,24 @@ def require(key: str, value: Any, limit: Limit) -> None:
         raise UserError(f"{key}={show(value)} is not valid; valid: {limit.describe()}")
 
 
+# Of `distill`, what the start of ril uses too: all of a student, and the shape of its clone.
+_OF_A_START = (
+    *("learning_rate", "vision_learning_rate", "finger_loss", "teacher_share"),
+    *("final_teacher_share", "anneal_fraction", "action_noise", "noisy_share", "minibatches"),
+    *("epochs", "replayed", "memory", "teacher.hidden_sizes"),
+)
+
+
+def without_effect(config: Config, given: Iterable[str]) -> list[str]:
+    """Those of the keys given that the run's algorithm never reads."""
+    if config.algorithm == "distill":
+        return [key for key in given if key == "total_steps"]
+    read = [f"distill.{name}" for name in _OF_A_START] if config.starting > 0 else []
+    # A teacher's run is refused instead.
+    read.append("distill.teacher_run")
+    return [key for key in given if key.startswith("distill.") and key not in read]
+
+
 def describe_limit(cls: type[Any], key: str) -> str:
     """The valid range of a dotted key of a dataclass in words; empty if there is none."""
     name, dot, rest = key.partition(".")

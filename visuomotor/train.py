@@ -40,7 +40,7 @@ from visuomotor.evaluation import (
     write_evaluation,
     write_json,
 )
-from visuomotor.limits import validate
+from visuomotor.limits import validate, without_effect
 from visuomotor.overrides import HELP_WORDS, leaf_types, parse_overrides
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.policies import make_teacher, places_of, view_of
@@ -495,6 +495,13 @@ def _open(argv: list[str]) -> tuple[Run, Callable[[], None]]:
     refuse_occupied(config.out)
     check_makeable(config.out)
     carried = carried_over(config)
+    idle = without_effect(config, keys)
+    if idle:
+        print(
+            f"warning: algorithm={config.algorithm} does not use {', '.join(idle)}; the run goes "
+            "on without",
+            file=sys.stderr,
+        )
     replay = replay_of(config)
     run = Run(RunFolder.create(Path(config.out), config), replay, device)
     return run, partial(run.begin, carried)
@@ -503,6 +510,14 @@ def _open(argv: list[str]) -> tuple[Run, Callable[[], None]]:
 def replay_of(config: Config) -> DemonstrationReplay:
     """The run's demonstrations, and more out of them, as the networks see them."""
     demonstrations = demonstrations_for(config)
+    lacking = sum(demo.actions is None for demo in demonstrations.demos)
+    if lacking > 0 and config.cloning.enabled:
+        print(
+            f"warning: {lacking} of {len(demonstrations)} demonstrations have no actions: nothing "
+            "is cloned from any of them, and those are not carried over to other starts; leave "
+            "them out, or say that it is meant: cloning.enabled=false",
+            file=sys.stderr,
+        )
     # Without cloning the demonstrations' actions are not to be used, nor what is made with them.
     if config.retargeted > 0 and config.cloning.enabled:
         demonstrations = with_retargeted(config, demonstrations, config.retargeted)
