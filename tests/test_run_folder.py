@@ -64,12 +64,14 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
             RunFolder.create(path, QUIET)
 
 
-@pytest.mark.parametrize("name", ["file/below", "x" * 300])
+@pytest.mark.parametrize(
+    ("name", "reason"), [("file/below", "Not a directory"), ("x" * 300, "too long")]
+)
 def test_a_folder_that_cannot_be_made_is_told_before_and_nothing_is_left(
-    name: str, tmp_path: Path
+    name: str, reason: str, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot make the run folder.*out="):
+    with pytest.raises(UserError, match=rf"cannot make the run folder.*{reason}.*out="):
         check_makeable(tmp_path / name)
     check_makeable(tmp_path / "new" / "deep")
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]

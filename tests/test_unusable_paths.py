@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,3 +90,20 @@ def test_a_folder_that_may_not_be_entered_is_one_line(
         os.seteuid(0)
     assert "Permission denied" in error
     assert not list((closed / "below").iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else for a while")
+def test_a_calibration_that_may_not_be_read_is_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to others
+        os.chmod(folder, 0o755)
+        path = Path(folder) / "camera.yaml"
+        path.write_text("")
+        path.chmod(0o600)
+        os.seteuid(NOBODY)
+        try:
+            error = assert_one_line(train.train, ["calibration=P"], str(path), capsys)
+        finally:
+            os.seteuid(0)
+    assert "cannot be read: Permission denied" in error

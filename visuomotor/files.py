@@ -6,6 +6,7 @@ Standard library only: the arm's side uses it too.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import shutil
@@ -62,6 +63,8 @@ def try_folder(folder: Path) -> None:
     made: list[Path] = []
     try:
         for place in reversed((folder, *folder.parents)):
+            if place.exists() and not place.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
             if not place.is_dir():
                 place.mkdir()
                 made.append(place)

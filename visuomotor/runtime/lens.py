@@ -42,6 +42,11 @@ def load_calibration(path: Path | str, key: str = "lens") -> Calibration:
         matter = "is there, but is no plain file" if Path(path).exists() else "is no file"
         raise CameraError(f"{told} {matter}; make one: python -m visuomotor.calibrate")
     try:
+        # OpenCV would tell of no such trouble, and find nothing in the file.
+        Path(path).open("rb").close()
+    except OSError as error:
+        raise CameraError(f"{told} cannot be read: {error.strerror}") from error
+    try:
         storage = cv2.FileStorage(str(path), cv2.FileStorage_READ)
         nodes = {name: storage.getNode(name) for name in _SCALARS + _MATRICES}
         found = {n: node for n, node in nodes.items() if not node.empty()}
