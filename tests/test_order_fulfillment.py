@@ -70,6 +70,35 @@ def test_in_the_right_box_means_between_its_walls_and_not_on_top_of_them(env, bo
     assert int(env.task.stage()[0]) == (4 if inside else 0)
 
 
+@pytest.mark.parametrize("size", [0.95, 1.05])
+def test_a_car_across_a_wall_is_not_in_the_box_and_one_inside_is_at_any_size(size):
+    """Of the box. At rest: over a wall, level; leaning on it from inside; on the floor."""
+    worlds = 3
+    env = orders_env(worlds)
+    factors = np.tile(env.randomizer.default(), (worlds, 1))
+    factors[:, env.randomizer.factor_names.index("prop_size/red_box")] = size
+    everyone = torch.arange(worlds)
+    env.randomizer.apply(env.sim, everyone, factors)
+    env.task.vary(everyone, [np.random.default_rng(7) for _ in range(worlds)])
+    state = start_with(env, (2,))
+    box, car = (env.task._prop_qpos_ids[prop] for prop in (RED_BOX, 2))
+    state[box + 2] = float(env.task.rest_heights()[0, RED_BOX])
+    state[car + 3 : car + 7] = state[box + 3 : box + 7]
+    wall = size * (order.INNER_HALF[0] + order.WALL / 2)
+    offsets = ((-wall, 0.0, 0.045), (-wall + 0.012, 0.0, 0.045), (-wall + 0.04, 0.0, 0.03))
+    set_worlds(env, *(into(env, state, 2, RED_BOX, offset) for offset in offsets))
+    for _ in range(60):
+        env.sim.step()
+    dof = env.task._prop_dof_ids[2]
+    assert float(env.sim.data("qvel")[:, dof : dof + 6].abs().max()) < 0.02
+    across, height = env.task.in_box_frame()[:, 2, 0].abs(), env.task.in_box_frame()[:, 2, 2]
+    inner = size * order.INNER_HALF[0]
+    assert inner < float(across[0]) < inner + size * order.WALL  # over the wall
+    assert float(across[1]) < inner and float(height[1]) > size * order.RIM  # leans on it
+    assert float(height[2]) < 0.025  # on the floor
+    assert env.task.stage().tolist() == [0, 4, 4]
+
+
 def test_a_toy_that_the_hand_holds_is_not_delivered(env):
     """The box is held up under a toy between the fingers, and under one at a fingertip. Nor is it
     in the box, as one is that leans on a wall, while the hand touches it above the rim."""

@@ -20,24 +20,26 @@ from visuomotor.envs.tasks.task import BLOCK_EDGE, TABLE, WORKSPACE
 HALF = BLOCK_EDGE / 2
 
 
-def _put(env, world, prop, pos):
+def _put(env, world, prop, pos, quat=(1.0, 0.0, 0.0, 0.0)):
     """Moves a prop of one world without letting time pass."""
     everyone = torch.arange(env.num_envs)
     state = env.sim.get_state(everyone)
     adr = env.task._prop_qpos_ids[prop]
-    state[world, adr : adr + 3] = torch.tensor(pos, dtype=state.dtype)
-    state[world, adr + 3 : adr + 7] = torch.tensor([1.0, 0, 0, 0], dtype=state.dtype)
+    state[world, adr : adr + 7] = torch.tensor([*pos, *quat], dtype=state.dtype)
     env.sim.reset(everyone, state)
 
 
 def test_lifting_stages_and_rewards(nominal, make):
-    env = make(replace(nominal, task="lifting"))
+    env = make(replace(nominal, task="lifting"), num_envs=4)
     env.reset()
     pinch = env.task.pinch_pos()[1].tolist()
     _put(env, 0, 0, (0.0, 0.0, HALF))
     _put(env, 1, 0, (pinch[0], pinch[1], HALF + LIFT_HEIGHT - 0.001))
-    _put(env, 2, 0, (0.05, 0.0, HALF + LIFT_HEIGHT + 0.001))
-    assert env.task.stage().tolist() == [0, 0, 2]
+    _put(env, 2, 0, (0.1, -0.1, HALF + LIFT_HEIGHT + 0.001))  # thrown: no hand is at it
+    tip = env.task.fingertip_pos()[3, 0].tolist()
+    assert tip[2] > HALF + LIFT_HEIGHT
+    _put(env, 3, 0, tip)
+    assert env.task.stage().tolist() == [0, 0, 0, 2]
     assert env.task.reward(torch.tensor([0, 1, 2])).tolist() == [0.0, 0.125, 1.0]
     assert env.task.success(torch.tensor([0, 1, 2])).tolist() == [False, False, True]
 
@@ -45,9 +47,10 @@ def test_lifting_stages_and_rewards(nominal, make):
 @pytest.mark.parametrize(
     ("offset", "stage"),
     [
-        ((0.0, 0.0, BLOCK_EDGE), 3),
-        ((0.021, 0.0, BLOCK_EDGE), 3),
-        ((0.024, 0.0, BLOCK_EDGE), 2),  # would topple
+        ((0.0, 0.0, BLOCK_EDGE - 0.0005), 3),
+        ((0.021, 0.0, BLOCK_EDGE - 0.0005), 3),
+        ((0.024, 0.0, BLOCK_EDGE - 0.0005), 2),  # would topple
+        ((0.0, 0.0, BLOCK_EDGE + 0.005), 2),  # flies past
         ((0.0, 0.0, BLOCK_EDGE + 0.007), 2),  # hovers
         ((0.1, 0.0, 0.0), 0),
     ],
@@ -60,22 +63,31 @@ def test_stacked_means_resting_on_the_other_block(nominal, make, offset, stage):
     assert int(env.task.stage()[1]) == stage
 
 
-def test_cleared_means_both_off_the_table_and_one_of_them_held(nominal, make):
-    env = make(replace(nominal, task="clearing_blocks"))
+def test_cleared_means_both_off_the_table_and_in_the_hand_or_on_what_is_in_it(nominal, make):
+    env = make(replace(nominal, task="clearing_blocks"), num_envs=6)
     env.reset()
     low, height = clearing_blocks.LOWER_EDGE / 2, clearing_blocks.CLEAR_HEIGHT + 0.001
     high = clearing_blocks.LOWER_EDGE + clearing_blocks.UPPER_EDGE / 2
-    for world in range(3):
+    for world in range(6):
         _put(env, world, 1, (0.0, -0.05, low))
         _put(env, world, 0, (0.0, -0.05, high))
-    assert env.task.stage().tolist() == [3, 3, 3]  # one on the other, on the table
-    for world in (1, 2):
+    assert env.task.stage().tolist() == [3] * 6  # one on the other, on the table
+    for world in range(1, 6):
         _put(env, world, 1, (0.0, -0.05, low + height))
         _put(env, world, 0, (0.0, -0.05, high + height))
-    assert env.task.stage().tolist() == [3, 3, 3]  # in the air, but nothing holds them
-    fingertip = env.task.fingertip_pos()[2, 0].tolist()
-    _put(env, 2, 0, fingertip)
-    assert env.task.stage().tolist() == [3, 3, 4]
+    assert env.task.stage().tolist() == [3] * 6  # in the air, but nothing holds them
+    # One in the hand, the other one elsewhere in the air: orange, then pink.
+    _put(env, 2, 0, env.task.fingertip_pos()[2, 0].tolist())
+    _put(env, 3, 1, env.task.fingertip_pos()[3, 0].tolist())
+    assert env.task.stage()[2:4].tolist() == [2, 2]
+    # Each at a finger of its own, and one under that which is at a finger.
+    for prop in (0, 1):
+        _put(env, 4, prop, env.task.fingertip_pos()[4, prop].tolist())
+    tip = env.task.fingertip_pos()[5, 0].tolist()
+    _put(env, 5, 0, tip)
+    touching = low + clearing_blocks.UPPER_EDGE / 2 - 0.0005
+    _put(env, 5, 1, (tip[0], tip[1], tip[2] - touching))
+    assert env.task.stage()[4:].tolist() == [4, 4]
     assert env.task.reward(torch.tensor([3, 4])).tolist() == [1.0, 2.0]
 
 
@@ -99,10 +111,11 @@ def test_in_the_box_means_between_its_walls_under_its_rim_and_released(nominal, 
     assert env.task.stage()[:4].tolist() == [3, 0, 0, 3]
 
 
-def test_the_box_counts_as_lifted_with_the_car_in_it(nominal, make):
-    env = make(replace(nominal, task="clearing_box"), num_envs=4)
+def test_the_box_counts_as_lifted_in_the_hand_with_the_car_in_it(nominal, make):
+    env = make(replace(nominal, task="clearing_box"), num_envs=5)
     env.reset()
     half, height = clearing_box.BOX_SIZE[2] / 2, clearing_box.LIFT_HEIGHT
+    # The car as low in the box as it lies there; the hand's palm touches the box's walls alone.
     for world, up in enumerate((height - 0.001, height + 0.001)):
         _put(env, world, 1, (0.0, -0.05, half + up))
         _put(env, world, 0, (0.0, -0.05, half + up))
@@ -111,8 +124,31 @@ def test_the_box_counts_as_lifted_with_the_car_in_it(nominal, make):
     tip = env.task.fingertip_pos()[3, 0].tolist()
     _put(env, 3, 1, (0.08, -0.05, half))
     _put(env, 3, 0, tip)  # the hand has the car
-    assert env.task.stage().tolist() == [3, 4, 0, 2]
+    assert env.task.stage().tolist()[:4] == [3, 3, 0, 2]  # no hand is at the box
+    env.task.held = lambda prop: torch.full((5,), prop == 1)
+    assert env.task.stage().tolist()[:2] == [3, 4]
     assert env.task.reward(torch.arange(5)).tolist() == [0.0, 0.125, 0.25, 1.0, 2.0]
+
+
+def test_a_box_that_stands_on_its_end_is_not_lifted(nominal, make):
+    """The car is in it, and its centre as high as where it is carried; with a hand at it, too."""
+    env = make(replace(nominal, task="clearing_box"), num_envs=2)
+    env.reset()
+    _, length, high = (edge / 2 for edge in clearing_box.BOX_SIZE)
+    wide = clearing_box.CAR_SIZE[1] / 2
+    for world, sign in enumerate((-1, 1)):
+        quat = (np.sqrt(0.5), sign * np.sqrt(0.5), 0.0, 0.0)  # its mouth to either side
+        floor = sign * (high - clearing_box.WALL - clearing_box.CAR_SIZE[2] / 2 - 0.001)
+        _put(env, world, 1, (0.0, -0.1, length), quat)
+        standing = clearing_box.WALL + wide + 0.001
+        _put(env, world, 0, (0.0, -0.1 + floor, standing), quat)
+    for _ in range(20):
+        env.sim.step()
+    assert env.task.in_box().tolist() == [True, True]
+    assert env.task.lifted(1, clearing_box.LIFT_HEIGHT).tolist() == [True, True]
+    assert env.task.stage().tolist() == [3, 3]
+    env.task.held = lambda prop: torch.full((2,), prop == 1)
+    assert env.task.stage().tolist() == [3, 3]
 
 
 def test_car_and_box_start_with_room_for_the_fingers(nominal, make):

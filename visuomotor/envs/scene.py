@@ -158,13 +158,21 @@ def add_prop(spec: mujoco.MjSpec, name: str, height: float, parts: Sequence[Part
         # Boxes around groups of geoms are made for the sizes that were compiled; sizes differ
         # between worlds.
         spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_MIDPHASE
+    # The hand with all that hangs on it.
+    add_contact_sensor(spec, f"{HAND_CONTACT_SENSOR}{name}", robot.HAND_BODY, name, subtree=True)
+
+
+def add_contact_sensor(
+    spec: mujoco.MjSpec, name: str, first: str, second: str, *, subtree: bool = False
+) -> None:
+    """Counts the contacts between two bodies. subtree: of the first one with its children."""
     sensor = spec.add_sensor(
-        name=f"{HAND_CONTACT_SENSOR}{name}",
+        name=name,
         type=mujoco.mjtSensor.mjSENS_CONTACT,
-        objtype=mujoco.mjtObj.mjOBJ_XBODY,
-        objname=robot.HAND_BODY,
+        objtype=mujoco.mjtObj.mjOBJ_XBODY if subtree else mujoco.mjtObj.mjOBJ_BODY,
+        objname=first,
         reftype=mujoco.mjtObj.mjOBJ_BODY,
-        refname=name,
+        refname=second,
     )
     found = 1 << int(mujoco.mjtConDataField.mjCONDATA_FOUND)
     sensor.intprm[:3] = [found, 0, 1]

@@ -7,7 +7,12 @@ import torch
 from torch import Tensor
 
 from visuomotor.envs import scene
-from visuomotor.envs.tasks.stacking import LIFT_HEIGHT, STACK_HEIGHT_TOLERANCE, Stacking
+from visuomotor.envs.tasks.stacking import (
+    BLOCKS_TOUCH,
+    LIFT_HEIGHT,
+    STACK_HEIGHT_TOLERANCE,
+    Stacking,
+)
 from visuomotor.envs.tasks.task import ORANGE, PINK, TABLE
 
 # m, of the upper and the lower block. The hand's palm is 58 mm above its pinch site: of two blocks
@@ -43,10 +48,12 @@ class ClearingBlocks(Stacking):
         spec.option.noslip_iterations = NOSLIP_ITERATIONS
         scene.add_block(spec, "block_0", UPPER_EDGE, MASS, ORANGE)
         scene.add_block(spec, "block_1", LOWER_EDGE, MASS, PINK)
+        scene.add_contact_sensor(spec, BLOCKS_TOUCH, "block_0", "block_1")
 
     def cleared(self) -> Tensor:
-        """(N,) bool: both blocks are off the table, and the hand has hold of one of them."""
-        held = self.hand_contacts(0) + self.hand_contacts(1) > 0
+        """(N,) bool: both blocks are off the table, and of each one the hand has hold, or of the
+        other, which touches it."""
+        held = (self.held(0) & self.held(1)) | ((self.held(0) | self.held(1)) & self.touching())
         return self.lifted(0, CLEAR_HEIGHT) & self.lifted(1, CLEAR_HEIGHT) & held
 
     def stage(self) -> Tensor:

@@ -34,7 +34,9 @@ MIN_DISTANCE = 0.11  # m between their centres at the start
 FINGERS = (0.065, 0.05)
 MARGIN = 0.015
 GRASP_HEIGHT = 0.015  # m of the car's centre above where it lies on the table
-LIFT_HEIGHT = 0.03  # m of the box's centre above where it lies on the table
+# m of the box's lowest corner above the table. Its centre is as high where the box stands on an end
+# with the car in it, for as long as it likes.
+LIFT_HEIGHT = 0.03
 
 
 class ClearingBox(Task):
@@ -67,22 +69,30 @@ class ClearingBox(Task):
 
     def grasped(self) -> Tensor:
         """(N,) bool: the hand holds the car off the table."""
-        return self.lifted(0, GRASP_HEIGHT) & (self.hand_contacts(0) > 0)
+        return self.lifted(0, GRASP_HEIGHT) & self.held(0)
 
     def in_box(self) -> Tensor:
         """(N,) bool: the car's centre is between the box's walls and under its rim, and the hand
         does not touch the car."""
-        scale = self.rest_heights()[:, 1:] / (BOX_SIZE[2] / 2)
-        own = self.in_frame_of(1, self.prop_pos(0).unsqueeze(1)).squeeze(1) / scale
-        room = torch.tensor(BOX_SIZE, dtype=own.dtype, device=own.device) / 2
-        return (own.abs() < room).all(dim=1) & (self.hand_contacts(0) == 0)
+        own = self.in_frame_of(1, self.prop_pos(0).unsqueeze(1)).squeeze(1)
+        return (own.abs() < self._box_half()).all(dim=1) & ~self.held(0)
+
+    def _box_half(self) -> Tensor:
+        """(N, 3) m: half the box's edges, in its frame."""
+        return self.scales()[:, 1:] * torch.tensor(BOX_SIZE, dtype=torch.float64) / 2
+
+    def box_lifted(self) -> Tensor:
+        """(N,) bool: the hand holds the box, no corner of which is near the table."""
+        upward = self.sim.data("xmat")[:, self.prop_body_ids[1]].view(-1, 3, 3)[:, 2]
+        lowest = self.prop_pos(1)[:, 2] - (upward.abs() * self._box_half()).sum(dim=1)
+        return (lowest > LIFT_HEIGHT) & self.held(1)
 
     def stage(self) -> Tensor:
         stage = self.reaching(0).long()
         stage = torch.where(self.grasped(), 2, stage)
         in_box = self.in_box()
         stage = torch.where(in_box, 3, stage)
-        return torch.where(in_box & self.lifted(1, LIFT_HEIGHT), 4, stage)
+        return torch.where(in_box & self.box_lifted(), 4, stage)
 
     def object_features(self) -> Tensor:
         """(N, 24): car, box, car - box, car - pinch site, box - pinch site, car - each fingertip

@@ -33,7 +33,7 @@ class Lifting(Task):
 
     def stage(self) -> Tensor:
         stage = self.reaching(0).long()
-        return torch.where(self.lifted(0, LIFT_HEIGHT), 2, stage)
+        return torch.where(self.lifted(0, LIFT_HEIGHT) & self.held(0), 2, stage)
 
     def object_features(self) -> Tensor:
         """(N, 15): block, block - pinch site, block - each fingertip [m]."""

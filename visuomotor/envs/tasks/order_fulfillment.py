@@ -287,8 +287,10 @@ class OrderFulfillment(Task):
 
     def in_box(self) -> Tensor:
         """(N, toys) bool: present, and the centre is between the walls of the right box: below its
-        rim, or, where the hand does not touch it, where it is when it leans on a wall."""
-        x, y, z = self.in_box_frame().unbind(dim=2)
+        rim, or, where the hand does not touch it, where it is when it leans on a wall. All of it
+        at the box's size in this world."""
+        scale = self.scales()[:, self._box_ids].unsqueeze(2)
+        x, y, z = (self.in_box_frame() / scale).unbind(dim=2)
         between = (x.abs() < INNER_HALF[0]) & (y.abs() < INNER_HALF[1]) & (z > 0.0)
         low = (z < RIM) | ((z < LEANING) & ~self._touched())
         return between & low & self.present()

@@ -161,7 +161,7 @@ class Pouring(Task):
 
     def grasped(self) -> Tensor:
         """(N,) bool: the hand holds the mug off the table."""
-        return self.lifted(0, GRASP_HEIGHT) & (self.hand_contacts(0) > 0)
+        return self.lifted(0, GRASP_HEIGHT) & self.held(0)
 
     def stage(self) -> Tensor:
         poured = self.in_container().sum(dim=1)

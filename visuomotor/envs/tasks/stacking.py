@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from visuomotor.envs import scene
+from visuomotor.envs.simulation import Simulation
 from visuomotor.envs.tasks.task import BLOCK_EDGE, BLOCK_MASS, ORANGE, PINK, WORKSPACE, Task
 
 MIN_DISTANCE = 0.085  # m between the blocks' centres at the start: room for a finger
@@ -15,6 +16,7 @@ LIFT_HEIGHT = 0.03  # m
 # Stacked: the orange block rests on the pink one and the hand does not touch it.
 STACK_OFFSET = BLOCK_EDGE / 2  # m, horizontal distance of the centres: beyond that it topples
 STACK_HEIGHT_TOLERANCE = 0.006  # m, about half the sum of the edges
+BLOCKS_TOUCH = "blocks_touch"  # sensor: number of contacts between the two
 
 
 class Stacking(Task):
@@ -37,6 +39,11 @@ class Stacking(Task):
     def add_props(self, spec: mujoco.MjSpec) -> None:
         scene.add_block(spec, "block_0", BLOCK_EDGE, BLOCK_MASS, ORANGE)
         scene.add_block(spec, "block_1", BLOCK_EDGE, BLOCK_MASS, PINK)
+        scene.add_contact_sensor(spec, BLOCKS_TOUCH, "block_0", "block_1")
+
+    def bind(self, sim: Simulation) -> None:
+        super().bind(sim)
+        self._touch_id = int(sim.model.sensor(BLOCKS_TOUCH).adr[0])
 
     def place(self, rng: np.random.Generator) -> np.ndarray:
         while True:
@@ -44,6 +51,10 @@ class Stacking(Task):
             if np.linalg.norm(xy[0] - xy[1]) >= MIN_DISTANCE:
                 break
         return np.concatenate((xy, rng.uniform(-np.pi / 4, np.pi / 4, size=(2, 1))), axis=1)
+
+    def touching(self) -> Tensor:
+        """(N,) bool: the blocks touch each other."""
+        return self.sim.data("sensordata")[:, self._touch_id] > 0
 
     def on_top(self, across: float, height_tolerance: float) -> Tensor:
         """(N,) bool: orange is over pink, the centres off by less than `across` [m] horizontally
@@ -54,9 +65,9 @@ class Stacking(Task):
         return aligned & height
 
     def stacked(self) -> Tensor:
-        """(N,) bool: orange rests on pink, released."""
+        """(N,) bool: orange rests on pink, released; it does not fly past."""
         on_top = self.on_top(STACK_OFFSET, STACK_HEIGHT_TOLERANCE)
-        return on_top & (self.hand_contacts(0) == 0)
+        return on_top & self.touching() & ~self.held(0)
 
     def stage(self) -> Tensor:
         stage = self.reaching(0).long()

@@ -205,10 +205,15 @@ class Task(ABC):
 
     def rest_heights(self) -> Tensor:
         """(N, P) m: of each prop's centre where it lies on the table, in this world's size."""
+        scales = self.scales()
+        return scales * torch.as_tensor(
+            self._default_height, dtype=scales.dtype, device=scales.device
+        )
+
+    def scales(self) -> Tensor:
+        """(N, P): each prop's size in this world, as a share of its compiled one."""
         sizes = self._field("geom_size")[:, self._prop_geom_ids, 0]
-        default = torch.as_tensor(self._default_size, dtype=sizes.dtype, device=sizes.device)
-        heights = torch.as_tensor(self._default_height, dtype=sizes.dtype, device=sizes.device)
-        return heights * (sizes / default)
+        return sizes / torch.as_tensor(self._default_size, dtype=sizes.dtype, device=sizes.device)
 
     def _field(self, name: str) -> Tensor:
         if name in self.sim.fields:
@@ -252,6 +257,11 @@ class Task(ABC):
     def hand_contacts(self, index: int) -> Tensor:
         """(N,) number of contacts between the hand and a prop."""
         return self.sim.data("sensordata")[:, self._contact_ids[index]]
+
+    def held(self, index: int) -> Tensor:
+        """(N,) bool: the hand touches a prop. What is to be lifted has to be: a block that was
+        thrown is in the air, too."""
+        return self.hand_contacts(index) > 0
 
     def reaching(self, index: int) -> Tensor:
         """(N,) bool: the pinch site is at the prop."""
