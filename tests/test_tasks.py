@@ -12,6 +12,7 @@ import torch
 
 from visuomotor.aux_tasks import PlaceMaps, View
 from visuomotor.envs import TASKS, Task, make_task
+from visuomotor.envs.mujoco_cpu import FALLEN
 from visuomotor.envs.tasks import clearing_blocks, clearing_box
 from visuomotor.envs.tasks.lifting import LIFT_HEIGHT
 from visuomotor.envs.tasks.stacking import MIN_DISTANCE
@@ -213,6 +214,26 @@ def test_a_hand_moves_by_the_table_only_while_it_holds_what_it_brings(nominal, m
     assert env.task.moved_by(furthest - 1).tolist() == [1, 1]
     env.task.cleared = lambda: torch.tensor([True, False])
     assert env.task.moved_by(furthest).tolist() == [TABLE, 0]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_falls_off_the_table_stays_beside_it(task, nominal, make):
+    """And all else goes on as if nothing had."""
+    env, other = (make(replace(nominal, task=task), num_envs=2) for _ in range(2))
+    for one in (env, other):
+        one.reset()
+    _put(env, 1, 0, (0.7, 0.0, 0.05))
+    for _ in range(100):
+        env.sim.step()
+        other.sim.step()
+    at = env.task.prop_pos(0)[1]
+    assert float(at[2]) == FALLEN[1] and abs(float(at[0]) - 0.7) < 0.01
+    assert float(env.task.object_features()[1].abs().max()) < 1.1  # m, and unit vectors
+    assert float(env.task.aux_targets()[1].abs().max()) < 1.1
+    dof = env.task._prop_dof_ids[0]
+    assert float(env.sim.data("qvel")[1, dof : dof + 6].abs().max()) == 0.0
+    first = torch.arange(1)
+    assert torch.equal(env.sim.get_state(first), other.sim.get_state(first))
 
 
 def test_clearing_is_another_name_of_clearing_blocks():
