@@ -40,6 +40,14 @@ class Command:
     strength: float | None = None
     video: bool = True
     sizes: tuple[int, ...] = (1, 2)
+    # Of the grip, in newtons, as measured at the fingertips; 0: none. Tuned on blocks of
+    # 45 mm.
+    force: float = 2.0
+    # What no field follows directly.
+
+    share: float = 0.5  # at first ...
+    # ... and in the end. Not less.
+    final_share: float = 0.1  # of worlds
     inner: Inner = field(default_factory=Inner)
 
     def validate(self) -> None:
@@ -162,8 +170,19 @@ def test_usage_tells_default_type_range_and_meaning() -> None:
     assert "  strength=none  (a number or none)" in lines
     assert "  sizes=[1,2]  (a list [..., ...] of whole numbers)" in lines
     assert "  inner.speed=0.5  (a number)  # m/s" in lines
+    about = "Of the grip, in newtons, as measured at the fingertips; 0: none."
+    assert f"  force=2.0  (a number)  # {about}" in lines
+    assert "  share=0.5  (a number)  # at first ..." in lines
+    assert "  final_share=0.1  (a number)  # of worlds. ... and in the end." in lines
     (gamma,) = [line for line in usage(Config).splitlines() if line.startswith("  ppo.gamma=")]
     assert "above 0 up to 1" in gamma
+
+
+def test_every_setting_of_a_run_says_what_it_is() -> None:
+    told = [line for line in usage(Config).splitlines() if line.startswith("  ")]
+    assert len(told) == len(leaf_types(Config))
+    silent = [line for line in told if "  # " not in line]
+    assert silent == []
 
 
 # --- what is valid ------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ class CameraConfig:
 class AppearanceConfig:
     """Ranges at strength 1; every factor is drawn per world and per episode."""
 
-    enabled: bool = True
+    enabled: bool = True  # false: every appearance nominal
     # What a calibrated mount may be off by, and more; 1 degree moves the image of the table by
     # 1.5 cm.
     camera_pos: Range = (-0.01, 0.01)  # m, added to each axis
@@ -70,7 +70,7 @@ class AppearanceConfig:
 class DynamicsConfig:
     """Ranges at strength 1; every factor is drawn per world and per episode."""
 
-    enabled: bool = True
+    enabled: bool = True  # false: all dynamics nominal
     prop_friction: Range = (0.7, 1.3)  # scale of sliding, torsional and rolling friction
     prop_mass: Range = (0.5, 2.0)  # scale of mass and inertia, log-uniform
     prop_inertia: Range = (0.8, 1.25)  # further scale of the inertia alone, log-uniform
@@ -84,7 +84,7 @@ class DynamicsConfig:
 
 @dataclass(frozen=True)
 class LatencyConfig:
-    enabled: bool = True
+    enabled: bool = True  # false: no delays, drops or noise of proprioception
     camera_delay: tuple[int, int] = (0, 2)  # control steps from exposure to use, per episode
     action_delay: tuple[int, int] = (0, 1)  # control steps from decision to execution, per episode
     action_drop: Range = (0.0, 0.2)  # probability that a new action is dropped, per episode
@@ -118,15 +118,15 @@ class ActorConfig:
     hidden_dim: int = 128  # LSTM units (paper: 100)
     # Exploration; little, since noise costs much where frames come at 5 Hz: with twice as much
     # lifting ended at 94.2 % of 500 episodes after it had begun reinforcement at 97 %.
-    init_log_std_arm: float = -2.5  # std 0.08
-    init_log_std_finger: float = -1.6  # std 0.2
-    min_std_arm: float = 0.04
-    min_std_finger: float = 0.1
+    init_log_std_arm: float = -2.5  # of the arm's actions: std 0.08
+    init_log_std_finger: float = -1.6  # of the fingers': std 0.2
+    min_std_arm: float = 0.04  # deviation of the arm's actions below which it does not fall
+    min_std_finger: float = 0.1  # the same of the fingers
 
 
 @dataclass(frozen=True)
 class CriticConfig:
-    hidden_sizes: tuple[int, ...] = (256, 256)
+    hidden_sizes: tuple[int, ...] = (256, 256)  # layers of its MLP, with ELU
 
 
 @dataclass(frozen=True)
@@ -135,17 +135,17 @@ class GailConfig:
     reward: str = "gail"  # gail: -log(1 - D); log_d: log D; airl: log D - log(1 - D)
     clip: float = 10.0  # largest imitation reward (paper)
     scale: float = 0.1  # imitation reward times this before mixing: brings it to the task's 0-1
-    learning_rate: float = 3e-4
+    learning_rate: float = 3e-4  # Adam, of the discriminator
     updates: int = 8  # discriminator steps per iteration
-    batch_size: int = 1024  # of each class per step
-    hidden_sizes: tuple[int, ...] = (100, 64)  # tanh (paper)
-    gradient_penalty: float = 0.0
+    batch_size: int = 1024  # steps of each class per discriminator step
+    hidden_sizes: tuple[int, ...] = (100, 64)  # layers of the discriminator, with tanh (paper)
+    gradient_penalty: float = 0.0  # weight; 0: none
 
 
 @dataclass(frozen=True)
 class AuxConfig:
     weight: float = 0.5  # 0: no auxiliary losses
-    hidden_sizes: tuple[int, ...] = (200, 100)  # paper
+    hidden_sizes: tuple[int, ...] = (200, 100)  # layers of the heads' MLP, with ELU (paper)
     # Before anything acts the CNN learns to see, on start states and demonstration states.
     start_frames: int = 12_288
     start_updates: int = 3000  # Adam steps, batch_size frames each; 0: none
@@ -156,35 +156,35 @@ class AuxConfig:
     # After every update of ril: a pass over the rollout and older frames, with the policy held.
     # Groups of frames, each beside replayed batches of older ones.
     minibatches: int = 6
-    replayed: int = 1
+    replayed: int = 1  # batches of older frames beside each group
     batch_size: int = 128  # frames
     memory: int = 12_288  # frames kept
-    learning_rate: float = 5e-4
+    learning_rate: float = 5e-4  # Adam, of CNN and heads
     hold: float = 0.1  # of what the policy reads of an image: the squared drift of its reading
 
 
 @dataclass(frozen=True)
 class PPOConfig:
     num_steps: int = 32  # steps per world and iteration, also the truncation of BPTT (paper: 50)
-    epochs: int = 3
+    epochs: int = 3  # passes over each rollout
     # The last so many of them also train a pixel actor's CNN; null: none where auxiliary losses do.
     encoder_epochs: int | None = None
     minibatches: int = 4  # groups of whole worlds
-    gamma: float = 0.98
-    gae_lambda: float = 0.95
-    clip_coef: float = 0.2
-    value_clip: float | None = None
-    ent_coef: float = 0.0
-    learning_rate: float = 1e-4  # a larger first step undoes the cloning start
-    max_learning_rate: float = 1e-3
-    min_learning_rate: float = 3e-6
-    critic_learning_rate: float = 1e-3
+    gamma: float = 0.98  # discount per control step
+    gae_lambda: float = 0.95  # lambda of generalized advantage estimation
+    clip_coef: float = 0.2  # epsilon of the clipped surrogate
+    value_clip: float | None = None  # largest change of a value that counts; null: any
+    ent_coef: float = 0.0  # weight of the entropy; 0: none
+    learning_rate: float = 1e-4  # Adam, at first: a larger first step undoes the cloning start
+    max_learning_rate: float = 1e-3  # how far target_kl may raise it
+    min_learning_rate: float = 3e-6  # how far target_kl may lower it
+    critic_learning_rate: float = 1e-3  # Adam
     target_kl: float = 0.01  # the step size adapts towards it; 0: fixed
     anneal_fraction: float = 0.33  # last share of the run over which the step size falls to 0
     final_noise: float = 0.5  # share of the policy's deviation that is left at the end of the run
     noise_anneal_fraction: float = 0.5  # last share of the run over which it falls to that
-    max_grad_norm: float = 0.5
-    mean_penalty: float = 0.01  # on action means beyond 1
+    max_grad_norm: float = 0.5  # longer gradients are cut to this norm
+    mean_penalty: float = 0.01  # weight of the penalty on action means beyond 1
     critic_warmup: int = 8  # first iterations that train the value alone
 
 
@@ -205,7 +205,7 @@ class CloningConfig:
     start_updates: int = 5000  # Adam steps: a minute or two
     # Env steps of ril in which the clone labels, before reinforcement; a quarter of all at most.
     start_steps: int = 150_000
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-3  # Adam, of the clone
     # Whether a clone sees how fast arm and props move. One that does goes on with what it is doing,
     # and stands still where it is held up: after 0.2 M steps stacking's student had 30 % with, 63 %
     # without; but pouring's learned more with: docs/findings.md, "Teachers that repeated their own
@@ -213,13 +213,15 @@ class CloningConfig:
     sees_velocities: bool = False
     weight: float = 0.2  # of a teacher's cloning term in the loss at the start of the run ...
     final_weight: float = 0.1  # ... and after decay_steps
-    decay_steps: int = 1_000_000  # env steps
-    # The same of a pixel actor, whose labels are the clone's and cover all of its own states: 0.5
-    # held lifting at the clone's 70 %, 0.05 let it reach 90 % after 75,000 steps of reinforcement.
+    decay_steps: int = 1_000_000  # env steps from weight to final_weight
+    # Weight of the cloning term of a pixel actor, whose labels are the clone's and cover all of its
+    # own states: 0.5 held lifting at the clone's 70 %, 0.05 let it reach 90 % after 75,000 steps of
+    # reinforcement.
     label_weight: float = 0.05
-    # In the end: with 0 stacking rose to 82 % and fell back to 70, with 0.01 it ended with 84.
+    # That weight in the end: with 0 stacking rose to 82 % and fell back to 70, with 0.01 it ended
+    # with 84.
     final_label_weight: float = 0.01
-    label_decay_steps: int = 300_000  # env steps
+    label_decay_steps: int = 300_000  # env steps from label_weight to final_label_weight
 
 
 FINETUNE_STEPS = 500_000  # of a distilled student, where distill.finetune_steps does not say
@@ -231,17 +233,17 @@ class TeacherConfig:
     # The teacher is done when so many of its last 200 episodes from the initial distribution
     # succeed, with its exploration noise; null: only after total_steps.
     enough_success: float | None = 0.95
-    num_envs: int = 128
+    num_envs: int = 128  # worlds while a teacher learns
     # Control steps after which its training episodes end, where the task's own are longer: of these
     # it would meet few, and each of them alike for long. The value goes on behind the end.
     episode_steps: int | None = None
-    hidden_sizes: tuple[int, ...] = (256, 256)
+    hidden_sizes: tuple[int, ...] = (256, 256)  # layers of its MLP, with ELU
     # Exploration, tuned on stacking: of a clone that stacks 87 % there is 80 % left with this, 64 %
     # with twice as much, and what is learned under the larger noise is lost without it.
-    init_log_std_arm: float = -2.5  # std 0.08
-    init_log_std_finger: float = -1.6  # std 0.2
-    min_std_arm: float = 0.05
-    min_std_finger: float = 0.1
+    init_log_std_arm: float = -2.5  # of the arm's actions: std 0.08
+    init_log_std_finger: float = -1.6  # of the fingers': std 0.2
+    min_std_arm: float = 0.05  # deviation of the arm's actions below which it does not fall
+    min_std_finger: float = 0.1  # the same of the fingers
 
 
 @dataclass(frozen=True)
@@ -249,14 +251,16 @@ class DistillConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     teacher_run: str | None = None  # a finished teacher's run or a shipped one's task: no training
     dagger_steps: int = 700_000  # env steps of the student under its labels; 0: a teacher only
-    learning_rate: float = 7e-4
-    # Of the CNN and the heads, which then learn from the auxiliary losses alone; null: as all else.
+    learning_rate: float = 7e-4  # Adam, of the student
+    # Step size of the CNN and the heads, which then learn from the auxiliary losses alone; null: as
+    # all else.
     # order_fulfillment's student had 8.5 % of its training episodes, and 17 % 0.25 M steps later.
     vision_learning_rate: float | None = None
     # Last share of the run over which the step size falls to 0. Much is gained only then:
     # clearing_blocks' student went from 22 to 55 % of 64 episodes within 0.2 M steps of it.
     anneal_fraction: float = 1.0
-    # Of the fingers' labels: squared, or linear, under which nothing lies between hold and let go.
+    # How errors from the fingers' labels count: squared, or linear, under which nothing lies
+    # between hold and let go.
     finger_loss: str = "linear"
     teacher_share: float = 0.5  # share of worlds in which the teacher acts at first ...
     # ... and in the end. Without any, pouring's student fell from 61 to 34 % within 0.2 M steps: it
@@ -281,9 +285,9 @@ class DistillConfig:
     # Share of the student's deviation that it then acts with. It is judged without: under all of it
     # clearing_blocks' fell from 80 to 53 %, while with the noise it got better.
     finetune_noise: float = 0.3
-    # Of the teacher's labels, which hold the student to what it does well. Without them, at half
-    # the noise, clearing_blocks' fell from 91 to 64 % within 0.12 M steps; with them it held for
-    # 0.24 M and then fell as well (docs/findings.md).
+    # Weight of the teacher's labels, which hold the student to what it does well. Without them, at
+    # half the noise, clearing_blocks' fell from 91 to 64 % within 0.12 M steps; with them it held
+    # for 0.24 M and then fell as well (docs/findings.md).
     finetune_label_weight: float = 0.01
 
     @property
@@ -296,12 +300,12 @@ class DistillConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    checkpoint_seconds: float = 120.0  # between checkpoints
-    keep_checkpoints: int = 3
+    checkpoint_seconds: float = 120.0  # s, between checkpoints
+    keep_checkpoints: int = 3  # the newest so many
     evaluate_every: int = 500_000  # env steps between evaluations in the run; 0: none
     evaluate_episodes: int = 64  # in each of them
     final_episodes: int = 200  # of the evaluation at the end; 0: none
-    tensorboard: bool = True
+    tensorboard: bool = True  # write TensorBoard events into the run folder
 
 
 START_SHARE = 0.25  # of ril's total_steps at most is spent on its start
@@ -309,11 +313,11 @@ START_SHARE = 0.25  # of ril's total_steps at most is spent on its start
 
 @dataclass(frozen=True)
 class Config:
-    task: str = "stacking"
+    task: str = "stacking"  # its name (docs/tasks.md)
     algorithm: str = "ril"  # ril: PPO + GAIL from pixels; distill: state teacher, DAgger, PPO
-    seed: int = 0
+    seed: int = 0  # of the whole run
     device: str = "auto"  # auto, cpu, cuda or cuda:N
-    num_envs: int = 128
+    num_envs: int = 128  # worlds that are simulated side by side
     total_steps: int = 1_000_000  # env steps of ril
     # Env steps over which the pixel actor's weights are averaged, newest most; the mean is what is
     # judged, handed on and kept, and never acts in training. 0: the newest weights.
@@ -324,8 +328,8 @@ class Config:
     # difference. From 30 demonstrations a clone stacks 30 % of randomized worlds without either,
     # 46 % with 15 turned copies of each, 93 % with 800 retargeted ones and a turned copy of each
     # (512 episodes each).
-    retargeted: int = 800
-    turned_copies: int = 1
+    retargeted: int = 800  # how many are carried over; 0: none
+    turned_copies: int = 1  # of each demonstration, retargeted ones too; 0: none
     # A run, a bundle with weights or a shipped policy: this run begins with its pixel actor, in the
     # place of a vision start and a cloning start.
     start_from: str | None = None

@@ -2,7 +2,7 @@
 
 Works for any frozen dataclass whose fields are numbers, booleans, strings, `X | None`, tuples of
 these, or further dataclasses (groups, written with dots: `ppo.gamma=0.98`). Types come from the
-annotations, descriptions from the comments behind the fields. A class may define
+annotations, descriptions from the comments behind and above the fields. A class may define
 `validate(self) -> None`, which raises UserError; the settings of a run are checked by `limits`.
 """
 
@@ -38,7 +38,11 @@ _TYPE_WORDS = {
     bool: "true or false",
     str: "text",
 }
-_FIELD_COMMENT = re.compile(r"^\s+(\w+)\s*:[^#]*#\s*(.+)$")
+# A line of a dataclass: a field's name and the comment behind it, or a comment alone.
+_FIELD = re.compile(r"^\s+(\w+)\s*:[^#]*(?:#\s*(.+))?$")
+_COMMENT = re.compile(r"^\s+#\s*(.+)$")
+# Where a sentence ends; "..." leads over to the next field.
+_SENTENCE_END = re.compile(r"(?<=[^.]\.)\s+")
 
 
 # --- command line -------------------------------------------------------------------------------
@@ -380,17 +384,26 @@ def _not_an_assignment(argument: str, hints: Mapping[str, Any]) -> str:
 
 
 def _comments(cls: type[Any], prefix: str = "") -> dict[str, str]:
-    """Dotted key -> comment behind the field; empty where no source is at hand."""
+    """Dotted key -> the comment behind the field, then the first sentence of the one above it;
+    empty where no source is at hand."""
     try:
         source = inspect.getsource(cls)
     except (OSError, TypeError):
         return {}
     hints = typing.get_type_hints(cls)
     found: dict[str, str] = {}
+    above: list[str] = []  # lines of the comment that ends just above
     for line in source.splitlines():
-        match = _FIELD_COMMENT.match(line)
-        if match is not None and match[1] in hints:
-            found[f"{prefix}{match[1]}"] = match[2]
+        if comment := _COMMENT.match(line):
+            above.append(comment[1])
+            continue
+        field = _FIELD.match(line)
+        if field is not None and field[1] in hints:
+            first = _SENTENCE_END.split(" ".join(above), maxsplit=1)[0]
+            about = [text for text in (field[2], first) if text]
+            if about:
+                found[f"{prefix}{field[1]}"] = ". ".join(about)
+        above = []
     for name, hint in hints.items():
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             found |= _comments(hint, f"{prefix}{name}.")
