@@ -119,8 +119,8 @@ def test_a_policy_that_dies_ends_the_deployment_after_the_arm_came_to_rest(
 def test_a_process_that_ended_says_why() -> None:
     slots = {"command": "-", "report": "-"}
     told = {"bundle": "nowhere", "camera": {"kind": "sim"}, "lens": None, "slots": slots}
-    refused = Process("policy", ["visuomotor.runtime.processes", "policy", json.dumps(told)])
-    crashed = Process("policy", ["visuomotor.runtime.nowhere"])
+    refused = Process("policy", ["-m", "visuomotor.runtime.processes", "policy", json.dumps(told)])
+    crashed = Process("policy", ["-m", "visuomotor.runtime.nowhere"])
     for process in (refused, crashed):
         process.popen.wait(timeout=60.0)
     assert refused.death() == "policy: nowhere is no folder, so no bundle"
@@ -291,8 +291,8 @@ def test_the_simulated_arm_s_camera_is_that_of_the_bundle(
     monkeypatch.setattr("visuomotor.deployment.Process", Told)
     deployment = Deployment(DeployConfig(bundle=str(tmp_path), arm="sim"), Path("unused"))
     deployment._arm_and_camera()
-    assert said[0] == "visuomotor.sim_arm"
-    seen = picture(make_world(parse_overrides(said[1:], SimArmConfig)))
+    assert said[:2] == ["-m", "visuomotor.sim_arm"]
+    seen = picture(make_world(parse_overrides(said[2:], SimArmConfig)))
     config = Config(task="lifting", camera=ELSEWHERE)
     device = torch.device("cpu")
     there = evaluation_env(config, num_envs=1, seed=0, strength=0.0, device=device)

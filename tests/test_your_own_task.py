@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from test_train import SMALL
 
-from visuomotor import experts
-from visuomotor.__main__ import run
+from visuomotor import cli, envs, experts
+from visuomotor.__main__ import COMMANDS, PARTS, run
 from visuomotor.cli import run_command
 from visuomotor.envs import TASKS, Task, make_task, register
 from visuomotor.envs.tasks.lifting import Lifting
@@ -20,6 +24,7 @@ from visuomotor.scripted.blocks import LiftingExpert, StackingExpert
 from visuomotor.train import train
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "place.py"
+PAGE = Path(__file__).parent.parent / "docs" / "your_own_task.md"
 
 
 def command(folder: Path, *arguments: str) -> str:
@@ -77,6 +82,12 @@ def test_a_task_that_names_no_kinds_of_things_is_refused_what_needs_them(
         ({"stage_rewards": (0.0, 1.0)}, "has 3 stages and 2 stage_rewards"),
         ({"stage_props": (0,)}, "has 3 stages and 1 stage_props"),
         ({"stage_props": (0, 0, 1)}, "names a prop beyond the 1 in props"),
+        ({"props": "block_0"}, "task 'own': props='block_0' is no tuple"),
+        ({"episode_steps": 7.5}, "task 'own': episode_steps=7.5; valid: a whole number from 1"),
+        ({"prop_symmetry": (4, 4)}, "has 1 props and 2 prop_symmetry; one each, or none at all"),
+        ({"prop_symmetry": (0,)}, r"prop_symmetry=\(0,\); valid: whole numbers from 1"),
+        ({"turning": ("prop", "prop")}, "has 1 props and 2 turning; one each, or none at all"),
+        ({"turning": ("thumb",)}, "turning names 'thumb'; valid: prop, arm, hand"),
     ],
 )
 def test_a_task_that_cannot_be_is_refused(attributes: dict[str, object], message: str) -> None:
@@ -84,6 +95,34 @@ def test_a_task_that_cannot_be_is_refused(attributes: dict[str, object], message
     with pytest.raises(UserError, match=message):
         register(own(**attributes))
     assert before == TASKS
+
+
+def test_what_a_task_lacks_is_named() -> None:
+    class Bare(Task):
+        def place(self, rng: np.random.Generator) -> np.ndarray:
+            return np.zeros((0, 3))
+
+    lacks = "no stages, no stage_rewards, no props, no stage_props"
+    methods = "no add_props(), no aux_targets(), no object_features(), no stage()"
+    with pytest.raises(UserError) as told:
+        register(Bare)
+    assert str(told.value) == f"task Bare has no name, no episode_steps, {lacks}, {methods}"
+    with pytest.raises(UserError, match=r"'block' is no task: a subclass of visuomotor.envs.Task"):
+        register("block")  # type: ignore[arg-type]
+    assert "own" not in TASKS
+
+
+def test_a_task_of_an_entry_point_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"unknown task 'own'.*python <file> evaluate.*entry point"):
+        make_task("own")
+    plugin = SimpleNamespace(value="my_package.own", load=lambda: register(own()))
+    monkeypatch.setattr(envs, "entry_points", lambda group: [plugin])
+    envs._load_plugins.cache_clear()
+    try:
+        assert type(make_task("own")).__name__ == "Own"
+    finally:
+        envs._load_plugins.cache_clear()
+        TASKS.pop("own", None)
 
 
 def test_a_second_demonstrator_is_refused() -> None:
@@ -98,5 +137,58 @@ def test_an_unknown_command_names_the_known_ones(
 ) -> None:
     assert run(argv) == 2
     error = capsys.readouterr().err
-    assert "commands: train, evaluate, export, demonstrate, benchmark, view" in error
+    assert "commands: demonstrate, train, evaluate, average, export, deploy, faults" in error
     assert error.count("\n") == 1
+
+
+def test_a_file_knows_every_command_of_the_package() -> None:
+    package = Path(envs.__file__).parent.parent
+    modules = {path.stem for path in package.glob("*.py") if "def main()" in path.read_text()}
+    modules.remove("stepped_clock")  # which `faults` starts, and which knows no task
+    assert modules == {*COMMANDS, *PARTS}
+    assert all(callable(getattr(import_module(f"visuomotor.{m}"), m)) for m in modules)
+
+
+def test_what_a_command_starts_beside_itself_goes_through_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cli, "_own_program", [])
+    argv = ["deploy", "bundle=x"]
+    cli.through_own_program(argv)  # as here, where Python was given something else
+    assert cli.program("sim_arm") == ["-m", "visuomotor.sim_arm"]
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "my_package.place", *argv])
+    cli.through_own_program(argv)
+    assert cli.program("sim_arm") == ["-m", "my_package.place", "sim_arm"]
+
+
+def test_the_simulated_arm_has_the_task_of_the_file() -> None:
+    arm = [sys.executable, str(EXAMPLE), "sim_arm", "task=place"]
+    with subprocess.Popen(arm, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            assert json.loads(process.stdout.readline())["port"] > 0
+        finally:
+            process.terminate()
+
+
+def quoted() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+
+
+def test_the_page_quotes_the_example_word_for_word() -> None:
+    example = EXAMPLE.read_text()
+    pieces = quoted()
+    assert len(pieces) > 5
+    assert [piece for piece in pieces if piece not in example] == []
+    places = [example.index(piece) for piece in pieces]
+    assert places == sorted(places)
+    quotes = "".join(pieces)
+    # All of it, but for the imports of what is not this package's.
+    rest = [line for line in example.splitlines() if line and line not in quotes]
+    assert [line for line in rest if not re.match(r'import |from \S+ import |"""', line)] == []
+
+
+def test_the_page_says_what_a_task_may_say() -> None:
+    page = PAGE.read_text()
+    said = [name for name in Task.__annotations__] + sorted(Task.__abstractmethods__)
+    assert [name for name in said if f"`{name}" not in page and name not in "".join(quoted())] == []

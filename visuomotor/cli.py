@@ -33,6 +33,9 @@ _UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 MOST_SHOWN = 200  # characters of a path in a message
 _CUDA = re.compile(r"cuda:(\d+)", re.ASCII)
 
+# What Python was given before a command's name, where a file with tasks of its own runs it.
+_own_program: list[str] = []
+
 NOTICE = b"\nstopping after this iteration; Ctrl-C ends at once\n"
 
 
@@ -74,6 +77,20 @@ def _shown(path: str) -> str:
     """A path as one line of bounded length."""
     line = " ".join(path.splitlines())
     return line if len(line) <= MOST_SHOWN else f"{line[:MOST_SHOWN]}..."
+
+
+def through_own_program(argv: Sequence[str]) -> None:
+    """The commands `argv` came from Python's command line through a file that registers tasks:
+    whatever else this process starts, and that needs them, goes through it as well."""
+    given = sys.orig_argv
+    if argv and given[-len(argv) :] == list(argv):
+        _own_program[:] = given[1 : -len(argv)]
+
+
+def program(command: str) -> list[str]:
+    """Arguments of Python that run a command in a process of its own, behind which come the
+    command's."""
+    return [*_own_program, command] if _own_program else ["-m", f"visuomotor.{command}"]
 
 
 class StopSignal:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from visuomotor.cli import program
 from visuomotor.config import CameraConfig
 from visuomotor.errors import UserError, did_you_mean
 from visuomotor.limits import show, validate
@@ -198,11 +199,12 @@ class Process:
     """A process of the runtime, and the lines of JSON that it prints."""
 
     def __init__(self, name: str, arguments: list[str]):
+        """arguments: of Python."""
         self.name = name
         # A session of its own: what a terminal sends (Ctrl-C, Ctrl-Z, its end) reaches deploy
         # alone, which brings the arm to rest.
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", *arguments],
+            [sys.executable, *arguments],
             stdout=subprocess.PIPE,
             text=True,
             bufsize=1,
@@ -321,7 +323,7 @@ class Deployment:
         self._stack.callback(self.confirmation.close)
 
     def _process(self, role: str, settings: dict[str, Any]) -> Process:
-        process = Process(role, [*self.program, role, json.dumps(settings)])
+        process = Process(role, ["-m", *self.program, role, json.dumps(settings)])
         self._stack.callback(lambda: self.notes.extend(process.end()))
         return process
 
@@ -333,7 +335,7 @@ class Deployment:
             assert self._sim_camera is not None
             seen = asdict(self._sim_camera)
             options += [f"camera.{name}={show(value)}" for name, value in seen.items()]
-            arguments = ["visuomotor.sim_arm", f"task={self.contract.task}", *options]
+            arguments = [*program("sim_arm"), f"task={self.contract.task}", *options]
             process = Process("sim_arm", arguments)
             self._stack.callback(process.end)
             self.sim_arm = process

@@ -333,7 +333,7 @@ class SimArm:
         return {"ok": True}
 
 
-def serve(argv: list[str]) -> int:
+def sim_arm(argv: list[str]) -> int:
     config = parse_overrides(argv, SimArmConfig)
     torch.set_num_threads(1)
     arm = SimArm(config)
@@ -355,7 +355,7 @@ def serve(argv: list[str]) -> int:
 
 
 def main() -> None:
-    sys.exit(run_command(serve, sys.argv[1:]))
+    sys.exit(run_command(sim_arm, sys.argv[1:]))
 
 
 if __name__ == "__main__":

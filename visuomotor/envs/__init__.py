@@ -23,12 +23,19 @@ _TaskType = TypeVar("_TaskType", bound=type[Task])
 # Group of entry points: modules that register tasks, or factors of any task, when imported.
 PLUGINS = "visuomotor.tasks"
 
+# What `Task` only declares: every task says these itself.
+_TOLD = ("name", "episode_steps", "stages", "stage_rewards", "props", "stage_props")
+_TUPLES = ("stages", "stage_rewards", "props", "stage_props", "prop_symmetry", "turning")
+_TURNINGS = ("prop", "arm", "hand")
+
 
 def register(task: _TaskType) -> _TaskType:
     """Makes a task known by its name to every command; also as a decorator.
 
-    Raises UserError where the name is taken, or where stages, rewards and props do not agree.
+    Raises UserError where something is missing, where the name is taken, or where stages, rewards
+    and props do not agree.
     """
+    _check_whole(task)
     taken = TASKS.get(task.name, task)
     if task.name in ALIASES or taken.__qualname__ != task.__qualname__:
         raise UserError(f"a task '{task.name}' is there already; give yours another name")
@@ -45,8 +52,43 @@ def register(task: _TaskType) -> _TaskType:
             f"task '{task.name}': stage_props={task.stage_props} names a prop beyond the "
             f"{len(task.props)} in props"
         )
+    for what in ("prop_symmetry", "turning"):
+        length = len(getattr(task, what))
+        if length not in (0, len(task.props)):
+            raise UserError(
+                f"task '{task.name}' has {len(task.props)} props and {length} {what}; one each, "
+                "or none at all"
+            )
+    if not all(isinstance(ways, int) and ways >= 1 for ways in task.prop_symmetry):
+        raise UserError(
+            f"task '{task.name}': prop_symmetry={task.prop_symmetry}; valid: whole numbers from 1"
+        )
+    unknown = [by for by in task.turning if by not in _TURNINGS]
+    if unknown:
+        raise UserError(
+            f"task '{task.name}': turning names {unknown[0]!r}; valid: {', '.join(_TURNINGS)}"
+        )
     TASKS[task.name] = task
     return task
+
+
+def _check_whole(task: type[Task]) -> None:
+    """Raises UserError where a task lacks an attribute or a method, or has one of another type."""
+    if not (isinstance(task, type) and issubclass(task, Task)):
+        raise UserError(f"{task!r} is no task: a subclass of visuomotor.envs.Task is")
+    called = f"task '{task.name}'" if hasattr(task, "name") else f"task {task.__name__}"
+    missing = [what for what in _TOLD if not hasattr(task, what)]
+    missing += [f"{method}()" for method in sorted(task.__abstractmethods__)]
+    if missing:
+        raise UserError(f"{called} has no {', no '.join(missing)}")
+    # ("block") is no tuple, and has five letters.
+    loose = [what for what in _TUPLES if not isinstance(getattr(task, what), tuple)]
+    if loose:
+        raise UserError(f"{called}: {loose[0]}={getattr(task, loose[0])!r} is no tuple")
+    if not isinstance(task.episode_steps, int) or task.episode_steps < 1:
+        raise UserError(
+            f"{called}: episode_steps={task.episode_steps!r}; valid: a whole number from 1"
+        )
 
 
 def make_task(name: str) -> Task:
@@ -59,7 +101,11 @@ def make_task(name: str) -> Task:
     if name not in TASKS:
         hint = did_you_mean(name, TASKS)
         told = "".join(f"; {line}" for line in broken)
-        raise UserError(f"unknown task '{name}'{hint}; tasks: {', '.join(TASKS)}{told}")
+        raise UserError(
+            f"unknown task '{name}'{hint}; tasks: {', '.join(TASKS)}{told}; one of your own is "
+            "known to the commands of its own file (python <file> evaluate ...), or by an entry "
+            "point of its package (docs/your_own_task.md)"
+        )
     return TASKS[name]()
 
 
