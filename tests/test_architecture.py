@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -169,6 +170,16 @@ def test_only_training_and_the_commands_wire_environments_to_ppo(sources: dict[s
 def test_the_package_itself_imports_nothing_but_os(sources: dict[str, str]) -> None:
     # Every import of a module runs it first, so an import here would reach the arm's side too.
     assert imported_names(sources[PACKAGE], PACKAGE, is_package=True) == {"os"}
+
+
+def test_every_module_is_named_on_the_page(sources: dict[str, str]) -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"[\w.]+\.py", page))
+    packages = {module for module in sources if any(o.startswith(f"{module}.") for o in sources)}
+    missing = [m for m in sources if m not in packages and f"{m.split('.')[-1]}.py" not in named]
+    assert missing == []
+    folders = {f"{m.split('.')[-1]}/" for m in packages} - {f"{PACKAGE}/"}
+    assert [folder for folder in sorted(folders) if folder not in page] == []
 
 
 def test_rules_name_modules_that_exist(sources: dict[str, str]) -> None:
