@@ -196,6 +196,7 @@ def check_turns(hands: list[np.ndarray]) -> None:
 
 
 def transform(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
+    """(3, 3) and (3,) m -> (4, 4)."""
     result = np.eye(4)
     result[:3, :3], result[:3, 3] = rotation, translation
     return result

@@ -64,6 +64,7 @@ class Guarded:
         return self._raised or getattr(self._policy, "refusal", None)
 
     def act(self, seen: Observation, episode_start: Tensor) -> Tensor:
+        """episode_start (N,) bool -> (N, 9) in [-1, 1]; NaN in all rows where it raised."""
         try:
             return self._policy.act(seen, episode_start)
         except Exception as error:  # a stranger's policy may raise anything

@@ -104,6 +104,7 @@ class PolicyStep(nn.Module):
         self.register_buffer("velocity_limits", velocity_limits.float())
 
     def initial_hidden(self) -> tuple[Tensor, Tensor]:
+        """(1, M) each: h and c of a new episode."""
         return torch.zeros(1, self.memory), torch.zeros(1, self.memory)
 
     def forward(

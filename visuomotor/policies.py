@@ -27,18 +27,28 @@ class Seen(Protocol):
     """What a policy may read of an observation."""
 
     @property
-    def pixels(self) -> Tensor | None: ...
+    def pixels(self) -> Tensor | None:
+        """(N, 3, H, W) uint8; None: not rendered."""
+        ...
+
     @property
-    def new_frame(self) -> Tensor: ...
+    def new_frame(self) -> Tensor:
+        """(N,) bool: pixels changed at this step."""
+        ...
+
     @property
-    def proprio(self) -> Tensor: ...
+    def proprio(self) -> Tensor:
+        """(N, 24) float32."""
+        ...
 
 
 class SeenState(Protocol):
     """What a teacher reads of an observation."""
 
     @property
-    def state(self) -> Tensor: ...
+    def state(self) -> Tensor:
+        """(N, S) float32."""
+        ...
 
 
 class PixelPolicy:

@@ -36,9 +36,17 @@ FIELDS_OF_VIEW = (1.0, 179.0)  # degrees
 class WorldFields(Protocol):
     """What is asked of a simulation (see envs/simulation.py)."""
 
-    def model_field(self, name: str) -> Tensor: ...
-    def default_field(self, name: str) -> Tensor: ...
-    def recompute_constants(self, env_ids: Tensor) -> None: ...
+    def model_field(self, name: str) -> Tensor:
+        """(N, ...), live."""
+        ...
+
+    def default_field(self, name: str) -> Tensor:
+        """(...)."""
+        ...
+
+    def recompute_constants(self, env_ids: Tensor) -> None:
+        """env_ids: (n,) int64."""
+        ...
 
 
 def strength_at(config: RandomizationConfig, env_steps: int) -> float:
@@ -293,6 +301,7 @@ class Randomizer:
 
 
 def _cam_pos(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    """(n, cameras, 3) m, along the world's axes."""
     field += r.column(rows, "camera_pos").unsqueeze(1)
 
 
@@ -305,6 +314,7 @@ def _cam_quat(r: Randomizer, field: Tensor, rows: Tensor) -> None:
 
 
 def _cam_fovy(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    """(n, cameras) degrees."""
     field += r.column(rows, "camera_fovy")
 
 
@@ -315,6 +325,7 @@ def _light_active(r: Randomizer, field: Tensor, rows: Tensor) -> None:
 
 
 def _light_pos(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    """(n, lights, 3) m."""
     field += r.column(rows, "light_pos").view(field.shape)
 
 
@@ -326,6 +337,7 @@ def _light_dir(r: Randomizer, field: Tensor, rows: Tensor) -> None:
 
 
 def _light_diffuse(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    """(n, lights, 3), each colour channel."""
     field *= r.column(rows, "light_colour").view(field.shape)
 
 
@@ -343,6 +355,7 @@ def _mat_rgba(r: Randomizer, field: Tensor, rows: Tensor) -> None:
 
 
 def _mat_texid(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    """(n, materials, roles): which texture a surface has."""
     choices = torch.tensor(r._textures)
     role = int(mujoco.mjtTextureRole.mjTEXROLE_RGB)
     for surface, materials in r._surfaces.items():
@@ -351,11 +364,13 @@ def _mat_texid(r: Randomizer, field: Tensor, rows: Tensor) -> None:
 
 
 def _mat_texrepeat(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    """(n, materials, 2) repetitions."""
     for surface, materials in r._surfaces.items():
         field[:, materials] *= r.column(rows, f"texture_repeat/{surface}").unsqueeze(1)
 
 
 def _geom_friction(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    """(n, geoms, 3): sliding, torsional, rolling."""
     field[:, r._prop_geoms] *= r.of_geoms(rows, "prop_friction").unsqueeze(2)
 
 
@@ -366,10 +381,12 @@ def _scale_geoms(r: Randomizer, field: Tensor, rows: Tensor) -> None:
 
 
 def _body_ipos(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    """(n, bodies, 3) m: a centre of mass moves with the size."""
     field[:, r._props] *= r.of_props(rows, "prop_size").unsqueeze(2)
 
 
 def _body_mass(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    """(n, bodies) kg."""
     field[:, r._props] *= r.of_props(rows, "prop_mass")
 
 
@@ -380,14 +397,17 @@ def _body_inertia(r: Randomizer, field: Tensor, rows: Tensor) -> None:
 
 
 def _dof_damping(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    """(n, dofs) N m s/rad."""
     field[:, r._dofs] *= r.column(rows, "joint_damping")
 
 
 def _dof_armature(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    """(n, dofs) kg m^2."""
     field[:, r._dofs] *= r.column(rows, "joint_armature")
 
 
 def _dof_frictionloss(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    """(n, dofs) N m."""
     field[:, r._dofs] *= r.column(rows, "joint_friction")
 
 

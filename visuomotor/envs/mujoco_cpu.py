@@ -40,7 +40,7 @@ def available_cores() -> int:
 
 
 class MujocoCpuSimulation:
-    """N worlds of `model` on a thread pool.
+    """N worlds of `model` on a thread pool; shapes and units as in `simulation.Simulation`.
 
     Args:
       model: the compiled scene; never written.

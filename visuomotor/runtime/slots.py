@@ -112,6 +112,7 @@ class Slot:
 
 
 def to_command(value: np.ndarray) -> Command:
+    """value: one record of `command_type`."""
     return Command(
         velocity=value["velocity"].copy(),
         stamp=float(value["stamp"]),
@@ -131,4 +132,5 @@ def untext(value: np.ndarray) -> str:
 
 
 def state_of(value: np.ndarray) -> State:
+    """value: one record of `report_type`."""
     return State(int(value["state"]))

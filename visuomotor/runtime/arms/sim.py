@@ -27,6 +27,7 @@ _FRAME = struct.Struct("<cHHd")
 
 
 def encode_velocity(velocity: np.ndarray) -> bytes:
+    """velocity: (9,) rad/s."""
     return _VELOCITY + np.asarray(velocity, "<f8").tobytes()
 
 
@@ -40,6 +41,7 @@ def decode_velocity(message: bytes) -> np.ndarray | None:
 def encode_joints(
     stamp: float, names: list[str], position: np.ndarray, velocity: np.ndarray
 ) -> bytes:
+    """stamp: s, the arm's clock; position, velocity: (J,) rad, rad/s, in the order of `names`."""
     state = {
         "stamp": stamp,
         "name": names,
