@@ -89,6 +89,15 @@ def test_cleared_means_both_off_the_table_and_in_the_hand_or_on_what_is_in_it(no
     touching = low + clearing_blocks.UPPER_EDGE / 2 - 0.0005
     _put(env, 5, 1, (tip[0], tip[1], tip[2] - touching))
     assert env.task.stage()[4:].tolist() == [4, 4]
+    # They slip, and touch again in the next step; or the lower one, which no finger is at, falls.
+    env.task.held = lambda prop: torch.full((6,), prop == 0)
+    _put(env, 5, 1, (tip[0], tip[1], tip[2] - touching - 0.001))
+    assert not bool(env.task.touching()[5])
+    assert int(env.task.stage()[5]) == 4
+    state = env.sim.get_state(torch.arange(6))
+    state[5, env.sim.model.nq + env.task._prop_dof_ids[1] + 2] = -0.2  # m/s
+    env.sim.reset(torch.arange(6), state)
+    assert int(env.task.stage()[5]) == 3
     assert env.task.reward(torch.tensor([3, 4])).tolist() == [1.0, 2.0]
 
 
