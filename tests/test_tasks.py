@@ -95,7 +95,7 @@ def test_cleared_means_both_off_the_table_and_in_the_hand_or_on_what_is_in_it(no
     assert not bool(env.task.touching()[5])
     assert int(env.task.stage()[5]) == 4
     state = env.sim.get_state(torch.arange(6))
-    state[5, env.sim.model.nq + env.task._prop_dof_ids[1] + 2] = -0.2  # m/s
+    state[5, env.sim.model.nq + env.task._prop_dof_ids[1] + 2] = -0.3  # m/s
     env.sim.reset(torch.arange(6), state)
     assert int(env.task.stage()[5]) == 3
     assert env.task.reward(torch.tensor([3, 4])).tolist() == [1.0, 2.0]
