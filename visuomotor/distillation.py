@@ -27,7 +27,7 @@ from visuomotor.rehearsal import Rehearsal
 from visuomotor.replay import DemonstrationReplay, ScatteredFrames
 from visuomotor.rollout import RolloutBuffer
 from visuomotor.state_teacher import StateTeacher
-from visuomotor.weight_average import WeightAverage, averaged
+from visuomotor.weight_average import average_over, averaged
 
 TEACHER_FADE = 0.3  # share of the run after which the teacher's share of worlds is the final one
 MAX_GRAD_NORM = 1.0
@@ -107,10 +107,9 @@ class Distillation:
         self._met: list[torch.Tensor] = []  # states of this rollout
         self.iterations = 0
         self._episodes = EpisodeLog(self.env.task.stages, self.observation.stage)
-        self.average: WeightAverage[PixelActor] | None = None
-        if config.averaging_steps > 0:
-            steps = config.ppo.num_steps * num_envs
-            self.average = WeightAverage(self.actor, config.averaging_steps / steps)
+        self.average = average_over(
+            config.averaging_steps, self.actor, config.ppo.num_steps * num_envs
+        )
 
     @property
     def judged(self) -> PixelActor:

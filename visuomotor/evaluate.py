@@ -53,6 +53,7 @@ from visuomotor.evaluation_folder import (
 )
 from visuomotor.factor_effects import effects_csv, told
 from visuomotor.heldout import CHANGES, HeldOut, HeldOutOptions, held_out
+from visuomotor.limits import MOST_EPISODES
 from visuomotor.overrides import parse_overrides, to_yaml
 from visuomotor.policy_files import LoadedPolicy, load_evaluated_policy, training_curve
 from visuomotor.real_camera import calibrated
@@ -71,8 +72,6 @@ from visuomotor.sweep import (
 from visuomotor.video import Clip
 
 SIMS = ("nominal", "randomized", "heldout")
-# Their outcomes are held in memory; an interval of 0.1 points takes so many.
-MAX_EPISODES = 1_000_000
 OnStep = Callable[[int, Observation], None]
 
 
@@ -131,8 +130,8 @@ def _check(options: EvaluateConfig) -> list[str]:
         raise UserError("strength= has no place in a sweep: all other factors are nominal")
     if options.episodes < 1:
         raise UserError(f"episodes={options.episodes}; at least 1 is needed")
-    if options.episodes > MAX_EPISODES:
-        raise UserError(f"episodes={options.episodes}; at most {MAX_EPISODES} are valid")
+    if options.episodes > MOST_EPISODES:
+        raise UserError(f"episodes={options.episodes}; at most {MOST_EPISODES} are valid")
     if options.seed < 0:
         raise UserError(f"seed={options.seed}; valid: from 0")
     if options.episode_steps is not None and options.episode_steps < 1:

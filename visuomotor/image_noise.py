@@ -72,13 +72,13 @@ def blurred(images: Tensor, deviation: Tensor) -> Tensor:
     Along rows and columns each pixel gives to its two neighbours as much as spreads light by that.
     """
     share = (deviation.square() / 2).view(-1, 1, 1, 1)
+    images = images.clone()
     for dim in (2, 3):
         before, after = (images.narrow(dim, start, images.shape[dim] - 1) for start in (0, 1))
         # What flows over each border between two pixels; nothing leaves the image.
         flow = (before - after).mul_(share)
-        images = images.clone()
-        images.narrow(dim, 0, images.shape[dim] - 1).sub_(flow)
-        images.narrow(dim, 1, images.shape[dim] - 1).add_(flow)
+        before.sub_(flow)
+        after.add_(flow)
     return images
 
 

@@ -50,7 +50,8 @@ MOST_FRAMES = 10**7  # frames kept: of 64x64 pixels they are 120 GB
 MOST_BATCH = 10**7  # in a minibatch
 MOST_ROLLOUTS = 10**4  # kept
 MOST_UNITS = 2**14  # of a layer: an LSTM of so many has 2 billion weights, which take 8 GB
-MOST_EPISODES = 10**6  # of an evaluation: their outcomes are held in memory
+# Of an evaluation, whose outcomes are held in memory; an interval of 0.1 points takes so many.
+MOST_EPISODES = 10**6
 MOST_DEMONSTRATIONS = 10**6  # made out of those that there are
 MOST_THREADS = 4096
 LEAST_PHYSICS_DT = 1e-5  # s; a contact is stiff to steps of 1e-3

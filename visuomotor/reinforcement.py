@@ -28,7 +28,7 @@ from visuomotor.randomization import strength_at
 from visuomotor.replay import DemonstrationReplay, ScatteredFrames
 from visuomotor.rollout import ReturnNormalizer, RolloutBuffer
 from visuomotor.state_teacher import StateTeacher
-from visuomotor.weight_average import WeightAverage, averaged
+from visuomotor.weight_average import average_over, averaged
 
 
 class Reinforcement:
@@ -97,10 +97,9 @@ class Reinforcement:
         self._episode_start = torch.ones(num_envs, dtype=torch.bool, device=device)
         self.policy = PixelPolicy(self.actor, num_envs) if pixels else None
         self._episodes = EpisodeLog(self.env.task.stages, self.observation.stage)
-        self.average: WeightAverage[Any] | None = None
-        if pixels and config.averaging_steps > 0:
-            steps = config.ppo.num_steps * num_envs
-            self.average = WeightAverage(self.actor, config.averaging_steps / steps)
+        self.average = average_over(
+            config.averaging_steps if pixels else 0, self.actor, config.ppo.num_steps * num_envs
+        )
 
     @property
     def judged(self) -> Any:

@@ -49,6 +49,11 @@ class WeightAverage(Generic[Network]):
         self.count = int(state["count"])
 
 
+def average_over(steps: int, network: Network, per_update: int) -> WeightAverage[Network] | None:
+    """Over so many env steps of training, `per_update` of which make an update; None: over none."""
+    return WeightAverage(network, steps / per_update) if steps > 0 else None
+
+
 def averaged(average: WeightAverage[Network] | None, network: Network) -> Network:
     """The mean where there is one, else the network."""
     return network if average is None or average.count == 0 else average.network
