@@ -464,30 +464,6 @@ def test_a_folder_that_holds_a_run_is_not_trained_over(
     assert metrics(tmp_path / "run") == before
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_says_so(
-    demonstrations: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert train([*SMALL, *RIL, demonstrations, f"out={tmp_path / 'run'}"]) == 0
-    for path in (tmp_path / "run" / "checkpoints").rglob("*.safetensors"):
-        path.write_bytes(path.read_bytes()[:100])
-    assert run_command(train, [f"resume={tmp_path / 'run'}"]) == 2
-    assert "damaged" in capsys.readouterr().err
-
-
-def test_a_run_of_another_version_is_not_gone_on_with(
-    demonstrations: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert train([*SMALL, *RIL, demonstrations, f"out={tmp_path / 'run'}"]) == 0
-    monkeypatch.setattr("visuomotor.resuming.CHECKPOINT_FORMAT", 99)
-    assert run_command(train, [f"resume={tmp_path / 'run'}"]) == 2
-    said = capsys.readouterr().err
-    assert "another version" in said
-    assert f"start_from={tmp_path / 'run'}" in said
-
-
 def test_an_occupied_folder_is_refused_before_any_work(
     demonstrations: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
