@@ -288,7 +288,7 @@ def test_the_evaluation_names_what_was_changed(run: Path, tmp_path: Path) -> Non
             r"renderer=classic draws shadows, which .*only=camera, props leaves out; add shadows",
         ),
         ("train", ["sims=heldout"], r"sims=heldout: held-out worlds are for evaluation only"),
-        ("train", ["camera.shadows=true"], r"shadows are held out, .*appearance.shade="),
+        ("train", ["camera.shadows=true"], r"shadows are held out, .*appearance.cast_shadow="),
         ("train", ["heldout.only=camera"], r"held-out worlds are for evaluation only; no run may"),
     ],
 )

@@ -27,7 +27,7 @@ def _factors(n: int = 4, **values: float | list[float]) -> SensorFactors:
     """Neutral for n worlds, but for these."""
     neutral = {"brightness": 1.0, "contrast": 1.0, "pixel_noise": 0.0}
     neutral |= {"action_drop": 0.0, "proprio_noise": 0.0, "shade": 0.0, "shade_pattern": 0.0}
-    neutral["blur"] = 0.0
+    neutral |= {"blur": 0.0, "cast_shadow": 0.0}
     columns = {k: torch.as_tensor(v).expand(n).float() for k, v in (neutral | values).items()}
     delay = torch.zeros(n, dtype=torch.int64)
     return SensorFactors(**columns, camera_delay=delay, action_delay=delay)

@@ -62,6 +62,9 @@ class AppearanceConfig:
     # Standard deviation in pixels by which light spreads, as through a lens: a real camera's image
     # that is averaged down to the policy's size has soft edges, a ray-cast one has not.
     blur: Range = (0.0, 0.0)
+    # Share of the first light, its ambient part too, that does not reach what lies in the shadow of
+    # something, by rays to it. An image with shadows takes about twice the time.
+    cast_shadow: Range = (0.0, 0.0)
     hue: Range = (-0.03, 0.03)  # turns of the hue circle, torchvision adjust_hue
     pixel_noise: Range = (0.0, 5.0)  # half width of uniform noise per channel, of 255
 

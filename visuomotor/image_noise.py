@@ -19,6 +19,7 @@ WAVES, PERIODS, DRIFT = 3, (0.5, 6.0), 0.025
 class SensorFactors:
     """Of camera, actuators and joint sensors, (N,) each."""
 
+    cast_shadow: Tensor  # share of the first light that what lies in its shadow lacks
     shade: Tensor  # share of the light that is missing in it
     shade_pattern: Tensor  # in [0, 1): where it lies
     blur: Tensor  # standard deviation, pixels

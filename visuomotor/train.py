@@ -473,8 +473,8 @@ def _open(argv: list[str]) -> tuple[Run, Callable[[], None]]:
     config = parse_overrides([a for a in argv if not a.startswith("resume=")], Config)
     if config.camera.shadows:
         raise UserError(
-            "camera.shadows=true: shadows are held out, for evaluation only; to train for them: "
-            'randomization.appearance.shade="[0,0.9]"'
+            "camera.shadows=true: another renderer's shadows are held out, for evaluation only; to "
+            "train for shadows: randomization.appearance.cast_shadow=0,1"
         )
     config = replace(config, task=make_task(config.task).name)  # an alias is not kept
     # A run keeps where its camera stands, not the file that said so.

@@ -8,6 +8,7 @@ belong to the sensor. Knows nothing of tasks or learning.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Protocol
@@ -28,7 +29,7 @@ wp.config.log_level = wp.LOG_WARNING
 
 import mujoco_warp as mjw  # noqa: E402  (after the log level: its import compiles nothing yet)
 
-from visuomotor.envs.tile_caster import TileCaster, fixed_geoms, supports  # noqa: E402
+from visuomotor.envs.tile_caster import TileCaster, fixed_geoms, shadow_light, supports  # noqa: E402
 
 # Kinematics that the renderer reads, with their Warp element type.
 _DATA_FIELDS: dict[str, Any] = {
@@ -55,6 +56,7 @@ _MODEL_FIELDS: dict[str, Any] = {
 
 
 GROUPS = (0, 1, 2)  # geom groups that are seen
+SHADOW_LIGHT_FRACTION = 0.3  # of a light, in its shadow: MuJoCo Warp's default
 
 
 class RayCaster:
@@ -82,6 +84,7 @@ class RayCaster:
         self.device = sim.device if device is None else device
         self._sim = sim
         self._shape = (config.height, config.width)
+        self._own_shadows = config.shadows
         threads = 1
         if self.device.type == "cpu":
             threads = min(num_threads or available_cores(), sim.num_envs)
@@ -100,15 +103,35 @@ class RayCaster:
             mirror = _Mirror(sim, sources, config, camera, sim.num_envs, self.device)
             self._renderer = _TileRenderer(mirror, sim.model, camera, threads)
         else:
-            mirrors = [
-                _Mirror(sim, sources, config, camera, capacity, self.device) for _ in range(threads)
-            ]
-            self._renderer = _WarpRenderer(mirrors)
 
-    def render(self, env_ids: Tensor) -> Tensor:
-        """env_ids (n,) -> (n, 3, H, W) uint8 images of these worlds as they are now."""
+            def mirrors(
+                own: CameraConfig,
+                fraction: float = SHADOW_LIGHT_FRACTION,
+                without_ambient: int = -1,
+            ) -> list[_Mirror]:
+                args = sim, sources, own, camera, capacity, self.device, fraction, without_ambient
+                return [_Mirror(*args) for _ in range(threads)]
+
+            light = shadow_light(sim.model)
+
+            def without_light() -> tuple[list[_Mirror], list[_Mirror]]:
+                shadows = (replace(config, shadows=cast) for cast in (False, True))
+                lit, dark = (mirrors(own, 0.0, light) for own in shadows)
+                return lit, dark
+
+            self._renderer = _WarpRenderer(mirrors(config), without_light if light >= 0 else None)
+
+    def render(self, env_ids: Tensor, cast_shadow: Tensor | None = None) -> Tensor:
+        """env_ids (n,) -> (n, 3, H, W) uint8 images of these worlds as they are now.
+
+        cast_shadow: (n,) share of the first light, its ambient part too, that what lies in its
+        shadow lacks; None: there are none. Of no effect with `config.shadows`, where they are
+        as dark as MuJoCo Warp makes them.
+        """
         images = self._blank(len(env_ids))
-        self._renderer.render(env_ids, images)
+        if cast_shadow is None or self._own_shadows:
+            cast_shadow = torch.zeros(len(env_ids))
+        self._renderer.render(env_ids, cast_shadow, images)
         return images
 
     def _blank(self, n: int) -> Tensor:
@@ -135,9 +158,9 @@ class Supersampled:
         self.device = self._caster.device
         self._samples = samples
 
-    def render(self, env_ids: Tensor) -> Tensor:
-        """env_ids (n,) -> (n, 3, H, W) uint8 images of these worlds as they are now."""
-        images = self._caster.render(env_ids).float()
+    def render(self, env_ids: Tensor, cast_shadow: Tensor | None = None) -> Tensor:
+        """As of RayCaster."""
+        images = self._caster.render(env_ids, cast_shadow).float()
         return avg_pool2d(images, self._samples).round().to(torch.uint8)
 
 
@@ -146,8 +169,9 @@ class Caster(Protocol):
 
     device: torch.device
 
-    def render(self, env_ids: Tensor) -> Tensor:
-        """env_ids (n,) -> (n, 3, H, W) uint8 images of these worlds as they are now."""
+    def render(self, env_ids: Tensor, cast_shadow: Tensor | None = None) -> Tensor:
+        """env_ids (n,) -> (n, 3, H, W) uint8 images of these worlds as they are now; cast_shadow:
+        (n,), of no effect where shadows are drawn anyway."""
         ...
 
 
@@ -173,9 +197,14 @@ class _Mirror:
         camera: str,
         capacity: int,
         device: torch.device,
+        shadow_light_fraction: float = SHADOW_LIGHT_FRACTION,
+        without_ambient: int = -1,
     ):
+        """shadow_light_fraction: of a light, in its shadow, with `config.shadows`.
+        without_ambient: index of a light that has no ambient part here; -1: none."""
         self.shape = (config.height, config.width)
         self.device = device
+        self._without_ambient = without_ambient
         self._sources = sources
         wp.init()
         self.wp_device = wp.device_from_torch(device)
@@ -184,6 +213,8 @@ class _Mirror:
             # It collides nothing, and does not know every flag of those that do.
             host = copy.copy(sim.model)
             host.opt.disableflags &= ~int(mujoco.mjtDisableBit.mjDSBL_MIDPHASE)
+            if without_ambient >= 0:
+                host.light_ambient[without_ambient] = 0.0
             self.model = mjw.put_model(host)
             # Only kinematics are mirrored here: contacts and constraints need no room.
             self.data = mjw.make_data(sim.model, nworld=capacity, nconmax=1, njmax=1)
@@ -195,6 +226,7 @@ class _Mirror:
                 render_depth=False,
                 render_seg=False,
                 use_shadows=config.shadows,
+                shadow_light_fraction=shadow_light_fraction,
                 enabled_geom_groups=list(GROUPS),
                 cam_active=[camera],
                 use_precomputed_rays=False,
@@ -222,6 +254,8 @@ class _Mirror:
         for name, source in self._sources.items():
             target = self._staging[name]
             target[:n].copy_(source[env_ids].view(n, *target.shape[1:]))
+        if self._without_ambient >= 0 and "light_ambient" in self._staging:
+            self._staging["light_ambient"][:n, self._without_ambient] = 0.0
 
     def copy(self, env_ids: Tensor, fixed: Tensor) -> Tensor:
         """Each of the worlds env_ids (n,) into its own row.
@@ -252,19 +286,49 @@ class _Mirror:
 
 
 class _WarpRenderer:
-    """MuJoCo Warp's own, a mirror a thread."""
+    """MuJoCo Warp's own, a mirror a thread.
 
-    def __init__(self, mirrors: list[_Mirror]):
+    shadow_mirrors: makes two sets without the ambient part of the light that casts shadows; the
+    second lacks all of that light in its shadows, so that they are where the two differ.
+    """
+
+    def __init__(
+        self,
+        mirrors: list[_Mirror],
+        shadow_mirrors: Callable[[], tuple[list[_Mirror], list[_Mirror]]] | None,
+    ):
         self._mirrors = mirrors
+        self._shadow_mirrors = shadow_mirrors
         self._pool = ThreadPoolExecutor(len(mirrors)) if len(mirrors) > 1 else None
+        self._warm(mirrors)
+        self._pair: tuple[list[_Mirror], list[_Mirror]] | None = None  # once there are shadows
+
+    def _warm(self, mirrors: list[_Mirror]) -> None:
         # Kernels are compiled and loaded at the first launch; two threads must not race for that.
         for mirror in mirrors:
             self._render(mirror, torch.zeros(1, dtype=torch.int64), mirror.blank())
 
-    def render(self, env_ids: Tensor, out: Tensor) -> None:
-        """env_ids (n,); writes out (n, 3, H, W) uint8."""
-        lanes = min(len(self._mirrors), len(env_ids))
-        parts = list(zip(self._mirrors, env_ids.chunk(lanes), out.chunk(lanes), strict=False))
+    def render(self, env_ids: Tensor, cast_shadow: Tensor, out: Tensor) -> None:
+        """env_ids, cast_shadow (n,); writes out (n, 3, H, W) uint8."""
+        self._render_all(self._mirrors, env_ids, out)
+        dark = cast_shadow.nonzero().squeeze(1)
+        if len(dark) == 0 or self._shadow_mirrors is None:
+            return
+        if self._pair is None:
+            self._pair = self._shadow_mirrors()
+            for mirrors in self._pair:
+                self._warm(mirrors)
+        there = dark.to(out.device)
+        lit, shadowed = (torch.empty_like(out[there]) for _ in range(2))
+        for mirrors, images in zip(self._pair, (lit, shadowed), strict=True):
+            self._render_all(mirrors, env_ids[dark], images)
+        lies = (shadowed < lit).any(dim=1, keepdim=True)
+        share = cast_shadow[dark].to(out.device, torch.float32).view(-1, 1, 1, 1)
+        out[there] = torch.lerp(out[there].float(), shadowed.float(), share * lies).to(torch.uint8)
+
+    def _render_all(self, mirrors: list[_Mirror], env_ids: Tensor, out: Tensor) -> None:
+        lanes = min(len(mirrors), len(env_ids))
+        parts = list(zip(mirrors, env_ids.chunk(lanes), out.chunk(lanes), strict=False))
         if self._pool is None or len(parts) == 1:
             for part in parts:
                 self._render(*part)
@@ -306,24 +370,26 @@ class _TileRenderer:
         self._drawn = torch.zeros(mirror.data.nworld, dtype=torch.bool)  # worlds seen before
         self._pool: ThreadPoolExecutor | None = None
         # Kernels are compiled and loaded at the first launch; two threads must not race for that.
-        self.render(torch.zeros(1, dtype=torch.int64), mirror.blank())
+        self.render(torch.zeros(1, dtype=torch.int64), torch.zeros(1), mirror.blank())
         if threads > 1:
             self._pool = ThreadPoolExecutor(threads)
 
-    def render(self, env_ids: Tensor, out: Tensor) -> None:
-        """env_ids (n,), each once; writes out (n, 3, H, W) uint8."""
+    def render(self, env_ids: Tensor, cast_shadow: Tensor, out: Tensor) -> None:
+        """env_ids (n,), each once, cast_shadow (n,); writes out (n, 3, H, W) uint8."""
         changed = self._mirror.copy(env_ids, self._fixed) | ~self._drawn[env_ids]
         self._drawn[env_ids] = True
         with wp.ScopedDevice(self._mirror.wp_device):
             worlds = wp.from_torch(env_ids.int())
             anew = wp.from_torch(env_ids[changed].int())
             images = wp.from_torch(out.view(len(env_ids), 3, -1))
-            self._tiles.locate(worlds, anew)
+            shares = wp.from_torch(cast_shadow.float().contiguous())
+            self._tiles.locate(worlds, anew, wp.from_torch(env_ids[cast_shadow > 0.0].int()))
             if self._pool is None:
-                self._tiles.render(worlds, anew, images)
+                self._tiles.render(worlds, anew, shares, images)
                 return
+            args = worlds, anew, shares, images
             jobs = [
-                self._pool.submit(self._tiles.render, worlds, anew, images, lane, self._threads)
+                self._pool.submit(self._tiles.render, *args, lane, self._threads)
                 for lane in range(self._threads)
             ]
             for job in jobs:
@@ -397,7 +463,8 @@ class CameraSensor:
 
         sensor: the factors of these n worlds. elapsed: (n,) control steps since their start.
         """
-        return distort(self.caster.render(env_ids), sensor, self._generator, elapsed)
+        images = self.caster.render(env_ids, sensor.cast_shadow)
+        return distort(images, sensor, self._generator, elapsed)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {

@@ -104,8 +104,9 @@ class ClassicRenderer:
         self._camera.fixedcamid = self._model.camera(camera).id
         self._viewport = mujoco.MjrRect(0, 0, config.width, config.height)
 
-    def render(self, env_ids: Tensor) -> Tensor:
-        """env_ids (n,) -> (n, 3, H, W) uint8 images of these worlds as they are now."""
+    def render(self, env_ids: Tensor, cast_shadow: Tensor | None = None) -> Tensor:
+        """env_ids (n,) -> (n, 3, H, W) uint8 images of these worlds as they are now; its shadows
+        are its own, whatever `cast_shadow` says."""
         images = np.empty((len(env_ids), *self._size, 3), np.uint8)
         self._gl.make_current()
         for image, world in zip(images, env_ids.tolist(), strict=True):

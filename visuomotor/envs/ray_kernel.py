@@ -5,9 +5,10 @@ differ by rounding alone, which tests/test_tile_caster.py holds. Two things diff
 walks a tree of boxes for every ray; here one thread casts the rays of a tile of the image and asks
 only the geoms whose bounding rectangle in the image the tile touches, the nearest first. And what
 cannot move (floor, table, the arm's base) is drawn once, with its depth, and drawn again only when
-camera, lights or surfaces of the world have changed; a frame casts rays at what moves alone. It
-knows no shadows, height fields, flexes, splats or specular light; `tile_caster.supports` says so of
-a scene.
+camera, lights or surfaces of the world have changed; a frame casts rays at what moves alone. A
+second picture of what cannot move lacks the light that casts shadows: a shadow on the table is a
+mix of the two. It knows no height fields, flexes, splats or specular light;
+`tile_caster.supports` says so of a scene.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ KNOWN = (_PLANE, _SPHERE, _CAPSULE, _ELLIPSOID, _CYLINDER, _BOX, _MESH)
 _FAR = wp.constant(1.0e10)  # m; beyond everything
 _BEFORE = wp.constant(1.0e-3)  # m; what reaches nearer than this may fill the image
 _SLACK = wp.constant(1.0e-5)  # rounding may not hide a geom that touches a ray
+_CLEAR = wp.constant(5.0e-4)  # m; what is as near as this to a point casts no shadow on it
 _RELATIVE, _ABSOLUTE = mjw_ray.RAY_TOL_REL, mjw_ray.RAY_TOL_ABS
 
 
@@ -114,6 +116,26 @@ def bound(
         order[world, place] = index
 
 
+@wp.kernel(enable_backward=False)
+def look_from_light(
+    worlds: wp.array[int],
+    light: int,
+    light_xpos: wp.array2d[wp.vec3],
+    light_xdir: wp.array2d[wp.vec3],
+    eye: wp.array2d[wp.vec3],
+    frame: wp.array2d[wp.mat33],
+):
+    """Place and axes of a camera that sees what the light sees."""
+    world = worlds[wp.tid()]
+    back = -wp.normalize(light_xdir[world, light])
+    other = wp.vec3(1.0, 0.0, 0.0)
+    if wp.abs(back[0]) > 0.7:
+        other = wp.vec3(0.0, 1.0, 0.0)
+    right = wp.normalize(wp.cross(other, back))
+    eye[world, 0] = light_xpos[world, light]
+    frame[world, 0] = wp.matrix_from_cols(right, wp.cross(back, right), back)
+
+
 @wp.func
 def _reaches_box(
     centre: wp.vec3,
@@ -178,9 +200,39 @@ def _ray_box(pos: wp.vec3, mat: wp.mat33, size: wp.vec3, origin: wp.vec3, direct
     return distance, normal
 
 
+@wp.func
+def _mixed(packed: wp.uint32, dark: wp.uint32, share: float):
+    """Between two packed colours, `share` of the way to the second."""
+    a = int(packed)
+    b = int(dark)
+    return mjw_render_util.pack_rgba_to_uint32(
+        wp.lerp(float((a >> 16) & 255), float((b >> 16) & 255), share),
+        wp.lerp(float((a >> 8) & 255), float((b >> 8) & 255), share),
+        wp.lerp(float(a & 255), float(b & 255), share),
+        255.0,
+    )
+
+
+@wp.func
+def _packed(base: wp.vec3, light: wp.vec3):
+    """Of a surface in this light."""
+    colour = wp.cw_mul(base, light)
+    return mjw_render_util.pack_rgba_to_uint32(
+        wp.clamp(colour[0], 0.0, 1.0) * 255.0,
+        wp.clamp(colour[1], 0.0, 1.0) * 255.0,
+        wp.clamp(colour[2], 0.0, 1.0) * 255.0,
+        255.0,
+    )
+
+
 @lru_cache
-def make_kernel(types: tuple[int, ...], num_lights: int, vertex_normals: bool) -> Any:
-    """The kernel for scenes with geoms of these types; branches for others are not compiled."""
+def make_kernel(
+    types: tuple[int, ...], num_lights: int, vertex_normals: bool, shadow_light: int
+) -> Any:
+    """The kernel for scenes with geoms of these types; branches for others are not compiled.
+
+    shadow_light: index of the light that casts shadows; -1: none does.
+    """
     sample_texture = mjw_render._make_sample_texture(types)
     compute_ray = mjw_render_util.compute_ray
 
@@ -232,11 +284,90 @@ def make_kernel(types: tuple[int, ...], num_lights: int, vertex_normals: bool) -
             distance = -1.0  # seen from behind
         return distance, normal, u, v, face, mesh_id
 
+    @wp.func
+    def in_shadow(
+        world: int,
+        point: wp.vec3,
+        light_pos: wp.vec3,
+        light_mat: wp.mat33,
+        geom_ids: wp.array[int],
+        rectangles: wp.array2d[wp.vec4],
+        nearest: wp.array2d[float],
+        order: wp.array2d[int],
+        box_centre: wp.array[wp.vec3],
+        box_half: wp.array[wp.vec3],
+        geom_type: wp.array[int],
+        geom_dataid: wp.array2d[int],
+        geom_size: wp.array2d[wp.vec3],
+        geom_xpos: wp.array2d[wp.vec3],
+        geom_xmat: wp.array2d[wp.mat33],
+        mesh_bvh_id: wp.array[wp.uint64],
+    ):
+        """Whether a geom is between a point and the light, which sees as a camera does."""
+        ray = point - light_pos
+        local = wp.transpose(light_mat) @ ray
+        depth = -local[2]
+        shadow = bool(False)
+        if depth > _BEFORE:
+            x = local[0] / depth
+            y = local[1] / depth
+            far = wp.length(ray)
+            direction = ray / far
+            reach = far - _CLEAR
+            for place in range(geom_ids.shape[0]):
+                index = order[world, place]
+                if shadow or nearest[world, index] > depth:
+                    break
+                bound = rectangles[world, index]
+                if bound[0] <= x and bound[2] >= x and bound[1] <= y and bound[3] >= y:
+                    geom = geom_ids[index]
+                    kind = geom_type[geom]
+                    pos = geom_xpos[world, geom]
+                    mat = geom_xmat[world, geom]
+                    if kind == wp.static(_MESH):
+                        if wp.static(_MESH in types):
+                            centre = box_centre[geom]
+                            half = box_half[geom]
+                            if _reaches_box(centre, half, pos, mat, light_pos, direction, reach):
+                                shadow = mjw_ray.ray_mesh_with_bvh_anyhit(
+                                    mesh_bvh_id,
+                                    geom_dataid[world % geom_dataid.shape[0], geom],
+                                    pos,
+                                    mat,
+                                    light_pos,
+                                    direction,
+                                    reach,
+                                )
+                    else:
+                        distance, _n, _u, _v, _f, _m = intersect(
+                            kind,
+                            -1,
+                            pos,
+                            mat,
+                            geom_size[world % geom_size.shape[0], geom],
+                            light_pos,
+                            direction,
+                            reach,
+                            mesh_bvh_id,
+                            box_centre[geom],
+                            box_half[geom],
+                        )
+                        shadow = distance >= 0.0 and distance < reach
+        return shadow
+
     @wp.kernel(module="unique", enable_backward=False, module_options={"fast_math": True})
     def cast(
         worlds: wp.array[int],
         behind_rgb: wp.array2d[wp.uint32],
+        behind_dark: wp.array2d[wp.uint32],
         behind_depth: wp.array2d[float],
+        cast_shadow: wp.array[float],
+        light_eye: wp.array2d[wp.vec3],
+        light_frame: wp.array2d[wp.mat33],
+        lit_ids: wp.array[int],
+        lit_rectangles: wp.array2d[wp.vec4],
+        lit_nearest: wp.array2d[float],
+        lit_order: wp.array2d[int],
         geom_ids: wp.array[int],
         rectangles: wp.array2d[wp.vec4],
         nearest: wp.array2d[float],
@@ -287,6 +418,7 @@ def make_kernel(types: tuple[int, ...], num_lights: int, vertex_normals: bool) -
         num_lanes: int,
         keep: bool,
         kept_rgb: wp.array2d[wp.uint32],
+        kept_dark: wp.array2d[wp.uint32],
         kept_depth: wp.array2d[float],
         images: wp.array3d[wp.uint8],
     ):
@@ -307,6 +439,9 @@ def make_kernel(types: tuple[int, ...], num_lights: int, vertex_normals: bool) -
         sensor = cam_sensorsize[camera]
         rotation = cam_xmat[world, camera]
         origin = cam_xpos[world, camera]
+        missing = float(0.0)  # share of a light that its shadow lacks
+        if not keep:
+            missing = cast_shadow[row]
 
         first, _o1 = compute_ray(
             projection, fovy, sensor, intrinsic, width, height, left, top, znear
@@ -385,6 +520,28 @@ def make_kernel(types: tuple[int, ...], num_lights: int, vertex_normals: bool) -
                             face = f
                             mesh_id = m
                 packed = behind_rgb[behind, pixel]
+                dark = behind_dark[behind, pixel]
+                if wp.static(shadow_light >= 0):
+                    if hit < 0 and missing > 0.0 and packed != dark:
+                        if in_shadow(
+                            world,
+                            origin + direction * best,
+                            light_eye[world, 0],
+                            light_frame[world, 0],
+                            lit_ids,
+                            lit_rectangles,
+                            lit_nearest,
+                            lit_order,
+                            box_centre,
+                            box_half,
+                            geom_type,
+                            geom_dataid,
+                            geom_size,
+                            geom_xpos,
+                            geom_xmat,
+                            mesh_bvh_id,
+                        ):
+                            packed = _mixed(packed, dark, missing)
                 if hit >= 0:
                     if wp.static(vertex_normals and _MESH in types):
                         if mesh_id >= 0 and face >= 0:
@@ -430,6 +587,7 @@ def make_kernel(types: tuple[int, ...], num_lights: int, vertex_normals: bool) -
                             )
                             base = wp.cw_mul(base, texel)
                     light = wp.vec3(0.0, 0.0, 0.0)
+                    lost = wp.vec3(0.0, 0.0, 0.0)  # in the shadow, if it were in it
                     for number in range(wp.static(num_lights)):
                         if light_active[world % light_active.shape[0], number]:
                             light += light_ambient[world % light_ambient.shape[0], number]
@@ -458,18 +616,40 @@ def make_kernel(types: tuple[int, ...], num_lights: int, vertex_normals: bool) -
                                         weight *= wp.pow(wp.max(inside, 0.0), exponent)
                             facing = wp.dot(normal, towards)
                             if facing > 0.0:
-                                light += light_diffuse[world % light_diffuse.shape[0], number] * (
+                                part = light_diffuse[world % light_diffuse.shape[0], number] * (
                                     facing * weight
                                 )
-                    colour = wp.cw_mul(base, light)
-                    packed = mjw_render_util.pack_rgba_to_uint32(
-                        wp.clamp(colour[0], 0.0, 1.0) * 255.0,
-                        wp.clamp(colour[1], 0.0, 1.0) * 255.0,
-                        wp.clamp(colour[2], 0.0, 1.0) * 255.0,
-                        255.0,
-                    )
+                                light += part
+                                if number == wp.static(shadow_light):
+                                    ambient = world % light_ambient.shape[0]
+                                    lost = part + light_ambient[ambient, number]
+                    if wp.static(shadow_light >= 0):
+                        if keep:
+                            dark = _packed(base, light - lost)
+                        elif missing > 0.0 and wp.length_sq(lost) > 0.0:
+                            if in_shadow(
+                                world,
+                                point,
+                                light_eye[world, 0],
+                                light_frame[world, 0],
+                                lit_ids,
+                                lit_rectangles,
+                                lit_nearest,
+                                lit_order,
+                                box_centre,
+                                box_half,
+                                geom_type,
+                                geom_dataid,
+                                geom_size,
+                                geom_xpos,
+                                geom_xmat,
+                                mesh_bvh_id,
+                            ):
+                                light -= lost * missing
+                    packed = _packed(base, light)
                 if keep:
                     kept_rgb[world, pixel] = packed
+                    kept_dark[world, pixel] = dark
                     kept_depth[world, pixel] = best
                 else:
                     bits = int(packed)

@@ -12,7 +12,7 @@ import mujoco
 import numpy as np
 import warp as wp
 
-from visuomotor.envs.ray_kernel import KNOWN, TILE, bound, make_kernel
+from visuomotor.envs.ray_kernel import KNOWN, TILE, bound, look_from_light, make_kernel
 
 
 def supports(model: mujoco.MjModel, groups: tuple[int, ...]) -> bool:
@@ -23,6 +23,13 @@ def supports(model: mujoco.MjModel, groups: tuple[int, ...]) -> bool:
         and model.nflex == 0
         and not model.vis.headlight.active
     )
+
+
+def shadow_light(model: mujoco.MjModel) -> int:
+    """Index of the light that casts shadows: the first that may and has a place; -1: none."""
+    directional = int(mujoco.mjtLightType.mjLIGHT_DIRECTIONAL)
+    able = (model.light_castshadow != 0) & (model.light_type != directional)
+    return int(able.argmax()) if able.any() else -1
 
 
 def fixed_geoms(model: mujoco.MjModel) -> list[int]:
@@ -37,7 +44,7 @@ class _Geoms:
         self.ids: Any = wp.array(ids, dtype=int)
         self.rectangles = wp.zeros((num_worlds, len(ids)), dtype=wp.vec4)
         self.nearest = wp.zeros((num_worlds, len(ids)), dtype=float)
-        self.order = wp.zeros((num_worlds, len(ids)), dtype=int)
+        self.order: Any = wp.zeros((num_worlds, len(ids)), dtype=int)
         # Of each tile, the geoms that it may show: filled and read by one thread.
         self.touched = wp.zeros((num_worlds, num_tiles, len(ids)), dtype=int)
 
@@ -80,41 +87,71 @@ class TileCaster:
         self._box_half: Any = wp.array(1.001 * box[:, 3:] + 1e-6, dtype=wp.vec3)
         cutoff = np.cos(np.deg2rad(host.light_cutoff.astype(np.float64)))
         self._cos_cutoff: Any = wp.array(cutoff.astype(np.float32), dtype=float)
-        self._kernel = make_kernel(types, host.nlight, context.enable_vertex_normals)
+        self._shadow_light = shadow_light(host)
+        self._kernel = make_kernel(
+            types, host.nlight, context.enable_vertex_normals, self._shadow_light
+        )
+        # What a light sees, as a camera at its place: what else throws a shadow than a plane.
+        plane = int(mujoco.mjtGeom.mjGEOM_PLANE)
+        solid = [g for g in visible if host.geom_type[g] != plane]
+        self._lit = _Geoms(solid, data.nworld, 0)
+        self._light_eye = wp.zeros((data.nworld, 1), dtype=wp.vec3)
+        self._light_frame = wp.zeros((data.nworld, 1), dtype=wp.mat33)
         pixels = height * width
         black = np.full((1, pixels), 0xFF000000, dtype=np.uint32)
         self._nothing_rgb: Any = wp.array(black, dtype=wp.uint32)
         self._nothing_depth = wp.full((1, pixels), 1.0e10, dtype=float)
         self._fixed_rgb = wp.zeros((data.nworld, pixels), dtype=wp.uint32)
+        self._fixed_dark = wp.zeros((data.nworld, pixels), dtype=wp.uint32)
         self._fixed_depth = wp.zeros((data.nworld, pixels), dtype=float)
+        self._no_shadow = wp.zeros(0, dtype=float)
         self._no_images = wp.zeros((0, 3, pixels), dtype=wp.uint8)
 
-    def locate(self, worlds: Any, changed: Any) -> None:
+    def locate(self, worlds: Any, changed: Any, shadowed: Any) -> None:
         """Finds where geoms are in the images of these worlds; comes before `render`.
 
-        worlds, changed: arrays of int. `changed` are those of them in which something that the
-        picture of the fixed geoms depends on differs from the last call: camera, lights, surfaces.
-        A world's first picture counts as changed.
+        worlds, changed, shadowed: arrays of int. `changed` are those of them in which something
+        that the picture of the fixed geoms depends on differs from the last call: camera, lights,
+        surfaces. A world's first picture counts as changed. `shadowed` are those with shadows.
         """
+        d = self._data
+        views = self._camera, d.cam_xpos, d.cam_xmat
         if len(changed) > 0:
-            self._bound(changed, self._fixed)
-        self._bound(worlds, self._moving)
+            self._bound(changed, self._fixed, *views)
+        self._bound(worlds, self._moving, *views)
+        if len(shadowed) > 0 and self._shadow_light >= 0:
+            wp.launch(
+                look_from_light,
+                dim=len(shadowed),
+                inputs=[shadowed, self._shadow_light, d.light_xpos, d.light_xdir],
+                outputs=[self._light_eye, self._light_frame],
+            )
+            self._bound(shadowed, self._lit, 0, self._light_eye, self._light_frame)
 
     def render(
-        self, worlds: Any, changed: Any, images: Any, lane: int = 0, num_lanes: int = 1
+        self,
+        worlds: Any,
+        changed: Any,
+        cast_shadow: Any,
+        images: Any,
+        lane: int = 0,
+        num_lanes: int = 1,
     ) -> None:
         """Writes images (n, 3, H * W) uint8 of the n worlds; `worlds`, `changed` as for `locate`.
 
+        cast_shadow: (n,) float, the share of its light that a shadow lacks; 0: there are none.
         lane: which tiles; calls with lanes 0 to num_lanes - 1, side by side or one after the other,
         make whole images.
         """
         if len(changed) > 0:
-            behind = self._nothing_rgb, self._nothing_depth
-            self._cast(changed, self._fixed, behind, self._no_images, lane, num_lanes)
-        behind = self._fixed_rgb, self._fixed_depth
-        self._cast(worlds, self._moving, behind, images, lane, num_lanes)
+            behind = self._nothing_rgb, self._nothing_rgb, self._nothing_depth
+            geoms, none = self._fixed, self._no_images
+            self._cast(changed, geoms, behind, self._no_shadow, none, lane, num_lanes)
+        behind = self._fixed_rgb, self._fixed_dark, self._fixed_depth
+        self._cast(worlds, self._moving, behind, cast_shadow, images, lane, num_lanes)
 
-    def _bound(self, worlds: Any, geoms: _Geoms) -> None:
+    def _bound(self, worlds: Any, geoms: _Geoms, eye: int, xpos: Any, xmat: Any) -> None:
+        """eye: column of xpos and xmat, as of a camera's."""
         m, d = self._model, self._data
         wp.launch(
             bound,
@@ -128,9 +165,9 @@ class TileCaster:
                 self._box_half,
                 d.geom_xpos,
                 d.geom_xmat,
-                self._camera,
-                d.cam_xpos,
-                d.cam_xmat,
+                eye,
+                xpos,
+                xmat,
             ],
             outputs=[geoms.rectangles, geoms.nearest, geoms.order],
         )
@@ -139,7 +176,8 @@ class TileCaster:
         self,
         worlds: Any,
         geoms: _Geoms,
-        behind: tuple[Any, Any],
+        behind: tuple[Any, Any, Any],
+        cast_shadow: Any,
         images: Any,
         lane: int,
         num_lanes: int,
@@ -152,6 +190,13 @@ class TileCaster:
             inputs=[
                 worlds,
                 *behind,
+                cast_shadow,
+                self._light_eye,
+                self._light_frame,
+                self._lit.ids,
+                self._lit.rectangles,
+                self._lit.nearest,
+                self._lit.order,
                 geoms.ids,
                 geoms.rectangles,
                 geoms.nearest,
@@ -202,5 +247,5 @@ class TileCaster:
                 num_lanes,
                 geoms is self._fixed,
             ],
-            outputs=[self._fixed_rgb, self._fixed_depth, images],
+            outputs=[self._fixed_rgb, self._fixed_dark, self._fixed_depth, images],
         )
