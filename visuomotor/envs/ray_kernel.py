@@ -293,7 +293,8 @@ def make_kernel(
         geom_ids: wp.array[int],
         rectangles: wp.array2d[wp.vec4],
         nearest: wp.array2d[float],
-        order: wp.array2d[int],
+        candidates: wp.array[int],
+        count: int,
         box_centre: wp.array[wp.vec3],
         box_half: wp.array[wp.vec3],
         geom_type: wp.array[int],
@@ -303,7 +304,8 @@ def make_kernel(
         geom_xmat: wp.array2d[wp.mat33],
         mesh_bvh_id: wp.array[wp.uint64],
     ):
-        """Whether a geom is between a point and the light, which sees as a camera does."""
+        """Whether one of the first `count` candidates, the nearest first, is between a point and
+        the light, which sees as a camera does."""
         ray = point - light_pos
         local = wp.transpose(light_mat) @ ray
         depth = -local[2]
@@ -314,8 +316,8 @@ def make_kernel(
             far = wp.length(ray)
             direction = ray / far
             reach = far - _CLEAR
-            for place in range(geom_ids.shape[0]):
-                index = order[world, place]
+            for place in range(count):
+                index = candidates[place]
                 if shadow or nearest[world, index] > depth:
                     break
                 bound = rectangles[world, index]
@@ -368,6 +370,7 @@ def make_kernel(
         lit_rectangles: wp.array2d[wp.vec4],
         lit_nearest: wp.array2d[float],
         lit_order: wp.array2d[int],
+        lit_touched: wp.array3d[int],
         geom_ids: wp.array[int],
         rectangles: wp.array2d[wp.vec4],
         nearest: wp.array2d[float],
@@ -420,6 +423,7 @@ def make_kernel(
         kept_rgb: wp.array2d[wp.uint32],
         kept_dark: wp.array2d[wp.uint32],
         kept_depth: wp.array2d[float],
+        kept_lit: wp.array2d[wp.vec4],
         images: wp.array3d[wp.uint8],
     ):
         row, tile_of_lane = wp.tid()
@@ -468,6 +472,22 @@ def make_kernel(
             ):
                 touched[world, tile, count] = index
                 count = count + 1
+        # What cannot move of a tile has a rectangle of its own in what the light sees.
+        lit = wp.vec4(_FAR, _FAR, -_FAR, -_FAR)
+        lit_count = int(0)
+        if missing > 0.0:
+            lit = kept_lit[world, tile]
+            for place in range(lit_ids.shape[0]):
+                index = lit_order[world, place]
+                bound = lit_rectangles[world, index]
+                if (
+                    bound[0] <= lit[2]
+                    and bound[2] >= lit[0]
+                    and bound[1] <= lit[3]
+                    and bound[3] >= lit[1]
+                ):
+                    lit_touched[world, tile, lit_count] = index
+                    lit_count = lit_count + 1
         for py in range(top, bottom):
             for px in range(left, right):
                 local = wp.vec3(
@@ -531,7 +551,8 @@ def make_kernel(
                             lit_ids,
                             lit_rectangles,
                             lit_nearest,
-                            lit_order,
+                            lit_touched[world][tile],
+                            lit_count,
                             box_centre,
                             box_half,
                             geom_type,
@@ -635,7 +656,8 @@ def make_kernel(
                                 lit_ids,
                                 lit_rectangles,
                                 lit_nearest,
-                                lit_order,
+                                lit_order[world],
+                                lit_ids.shape[0],
                                 box_centre,
                                 box_half,
                                 geom_type,
@@ -648,6 +670,20 @@ def make_kernel(
                                 light -= lost * missing
                     packed = _packed(base, light)
                 if keep:
+                    if wp.static(shadow_light >= 0):
+                        if hit >= 0:
+                            seen = wp.transpose(light_frame[world, 0]) @ (
+                                origin + direction * best - light_eye[world, 0]
+                            )
+                            if -seen[2] > _BEFORE:
+                                x = seen[0] / -seen[2]
+                                y = seen[1] / -seen[2]
+                                lit = wp.vec4(
+                                    wp.min(lit[0], x - _SLACK),
+                                    wp.min(lit[1], y - _SLACK),
+                                    wp.max(lit[2], x + _SLACK),
+                                    wp.max(lit[3], y + _SLACK),
+                                )
                     kept_rgb[world, pixel] = packed
                     kept_dark[world, pixel] = dark
                     kept_depth[world, pixel] = best
@@ -656,5 +692,7 @@ def make_kernel(
                     images[row, 0, pixel] = wp.uint8((bits >> 16) & 255)
                     images[row, 1, pixel] = wp.uint8((bits >> 8) & 255)
                     images[row, 2, pixel] = wp.uint8(bits & 255)
+        if keep:
+            kept_lit[world, tile] = lit
 
     return cast

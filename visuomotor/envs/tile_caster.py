@@ -94,7 +94,7 @@ class TileCaster:
         # What a light sees, as a camera at its place: what else throws a shadow than a plane.
         plane = int(mujoco.mjtGeom.mjGEOM_PLANE)
         solid = [g for g in visible if host.geom_type[g] != plane]
-        self._lit = _Geoms(solid, data.nworld, 0)
+        self._lit = _Geoms(solid, data.nworld, self._tiles)
         self._light_eye = wp.zeros((data.nworld, 1), dtype=wp.vec3)
         self._light_frame = wp.zeros((data.nworld, 1), dtype=wp.mat33)
         pixels = height * width
@@ -104,6 +104,7 @@ class TileCaster:
         self._fixed_rgb = wp.zeros((data.nworld, pixels), dtype=wp.uint32)
         self._fixed_dark = wp.zeros((data.nworld, pixels), dtype=wp.uint32)
         self._fixed_depth = wp.zeros((data.nworld, pixels), dtype=float)
+        self._fixed_lit = wp.zeros((data.nworld, self._tiles), dtype=wp.vec4)
         self._no_shadow = wp.zeros(0, dtype=float)
         self._no_images = wp.zeros((0, 3, pixels), dtype=wp.uint8)
 
@@ -118,14 +119,15 @@ class TileCaster:
         views = self._camera, d.cam_xpos, d.cam_xmat
         if len(changed) > 0:
             self._bound(changed, self._fixed, *views)
+            if self._shadow_light >= 0:
+                wp.launch(
+                    look_from_light,
+                    dim=len(changed),
+                    inputs=[changed, self._shadow_light, d.light_xpos, d.light_xdir],
+                    outputs=[self._light_eye, self._light_frame],
+                )
         self._bound(worlds, self._moving, *views)
         if len(shadowed) > 0 and self._shadow_light >= 0:
-            wp.launch(
-                look_from_light,
-                dim=len(shadowed),
-                inputs=[shadowed, self._shadow_light, d.light_xpos, d.light_xdir],
-                outputs=[self._light_eye, self._light_frame],
-            )
             self._bound(shadowed, self._lit, 0, self._light_eye, self._light_frame)
 
     def render(
@@ -197,6 +199,7 @@ class TileCaster:
                 self._lit.rectangles,
                 self._lit.nearest,
                 self._lit.order,
+                self._lit.touched,
                 geoms.ids,
                 geoms.rectangles,
                 geoms.nearest,
@@ -247,5 +250,11 @@ class TileCaster:
                 num_lanes,
                 geoms is self._fixed,
             ],
-            outputs=[self._fixed_rgb, self._fixed_dark, self._fixed_depth, images],
+            outputs=[
+                self._fixed_rgb,
+                self._fixed_dark,
+                self._fixed_depth,
+                self._fixed_lit,
+                images,
+            ],
         )
