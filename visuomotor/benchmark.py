@@ -163,7 +163,8 @@ def benchmark(argv: list[str]) -> int:
         train.append(_seconds(learner.iterate, 1, device))
         physics.append(_physics_seconds(learner, 1))
         caster = learner.env.camera.caster
-        render.append(_seconds(partial(caster.render, everyone), 3, device))
+        shadows = learner.env.randomizer.sensor(learner.env.factors).cast_shadow
+        render.append(_seconds(partial(caster.render, everyone, shadows), 3, device))
         act.append(_act_seconds(learner, 3))
         learn.append(_learn_seconds(learner, 1))
     per_step = {
