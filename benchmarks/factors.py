@@ -50,7 +50,7 @@ WORDS: dict[str, tuple[str, str, str]] = {
     "shade": ("share of the light missing in patches with sharp edges", OURS, "here: off"),
     "shade_pattern": ("which patches; from 0 to 1 where there is shade", OURS, "here: off"),
     "blur": ("standard deviation by which light spreads", OURS, "here: off"),
-    "cast_shadow": ("share of the first light that does not reach shadows", OURS, "here: off"),
+    "cast_shadow": ("share of the first light missing in shadows; below 0: none", OURS, OURS),
     "prop_friction": ("scale of sliding, torsional and rolling friction", PAPER, OURS),
     "prop_mass": ("scale of mass and inertia", PAPER, OURS),
     "prop_inertia": ("further scale of the inertia", PAPER, OURS),
@@ -72,8 +72,7 @@ SEEN = (
     *("brightness", "contrast", "hue", "pixel_noise", "prop_size", "shade", "blur"),
     "cast_shadow",
 )
-# In the picture: by default there is none.
-OFF = {"shade": (0.0, 0.8), "blur": (0.0, 0.6), "cast_shadow": (0.0, 1.0)}
+OFF = {"shade": (0.0, 0.8), "blur": (0.0, 0.6)}  # in the picture: by default there is none
 ENDS = ("low", "high")
 
 

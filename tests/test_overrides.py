@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 from visuomotor import config as config_module
-from visuomotor.config import Config, DynamicsConfig, PPOConfig, RandomizationConfig
+from visuomotor.config import (
+    AppearanceConfig,
+    Config,
+    DynamicsConfig,
+    PPOConfig,
+    RandomizationConfig,
+)
 from visuomotor.errors import UserError
 from visuomotor.limits import LIMITS, Limit, at_least, require, validate, without_effect
 from visuomotor.overrides import (
@@ -386,7 +392,9 @@ def test_a_file_may_leave_settings_out(tmp_path: Path) -> None:
     # 5e-4 is text to YAML 1.1, and a whole number may stand for a float.
     path.write_text("num_envs: 64\ngail: {weight: 1, learning_rate: 5e-4}\nppo:\n  epochs: 2\n")
     loaded = load_yaml(path, Config)
-    default = Config()
+    # Runs from before shadows were cast were trained without.
+    appearance = AppearanceConfig(cast_shadow=(0.0, 0.0))
+    default = Config(randomization=RandomizationConfig(appearance=appearance))
     assert loaded == replace(
         default,
         num_envs=64,
@@ -395,6 +403,8 @@ def test_a_file_may_leave_settings_out(tmp_path: Path) -> None:
     )
     path.write_text("")
     assert load_yaml(path, Config) == default
+    path.write_text("randomization: {appearance: {cast_shadow: [0.2, 0.5]}}")
+    assert load_yaml(path, Config).randomization.appearance.cast_shadow == (0.2, 0.5)
 
 
 @pytest.mark.parametrize(

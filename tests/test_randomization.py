@@ -55,10 +55,8 @@ LOG_UNIFORM = (
 INTEGER = ("num_lights", "texture", "camera_delay", "action_delay")
 
 
-# Off by default: shade, blur, cast shadows.
-CONFIG = RandomizationConfig(
-    appearance=AppearanceConfig(shade=(0.0, 0.8), blur=(0.0, 0.6), cast_shadow=(0.0, 1.0))
-)
+# Shade and blur are off by default.
+CONFIG = RandomizationConfig(appearance=AppearanceConfig(shade=(0.0, 0.8), blur=(0.0, 0.6)))
 
 
 def _spec():

@@ -7,6 +7,7 @@ Knows nothing of torch, MuJoCo or any other module of the package. Units stand i
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 Range = tuple[float, float]
 
@@ -63,8 +64,9 @@ class AppearanceConfig:
     # that is averaged down to the policy's size has soft edges, a ray-cast one has not.
     blur: Range = (0.0, 0.0)
     # Share of the first light, its ambient part too, that does not reach what lies in the shadow of
-    # something, by rays to it. An image with shadows takes about twice the time.
-    cast_shadow: Range = (0.0, 0.0)
+    # something, by rays to it; where it is not above 0, nothing casts a shadow. An image with
+    # shadows takes about twice the time.
+    cast_shadow: Range = (-1.0, 1.0)
     hue: Range = (-0.03, 0.03)  # turns of the hue circle, torchvision adjust_hue
     pixel_noise: Range = (0.0, 5.0)  # half width of uniform noise per channel, of 255
 
@@ -316,6 +318,10 @@ START_SHARE = 0.25  # of ril's total_steps at most is spent on its start
 
 @dataclass(frozen=True)
 class Config:
+    # Settings that came later and are on by default: what they are in a run's config.yaml that
+    # leaves them out, since it was trained without.
+    ABSENT: ClassVar[dict[str, Any]] = {"randomization.appearance.cast_shadow": [0.0, 0.0]}
+
     task: str = "stacking"  # its name (docs/tasks.md)
     algorithm: str = "ril"  # ril: PPO + GAIL from pixels; distill: state teacher, DAgger, PPO
     seed: int = 0  # of the whole run

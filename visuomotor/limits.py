@@ -174,7 +174,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "hue": range_within(-0.5, 0.5),
         "shade": range_within(0, 1),
         "blur": range_within(0, MOST_BLUR),
-        "cast_shadow": range_within(0, 1),
+        "cast_shadow": range_within(-1, 1),
         "pixel_noise": range_within(0, 255),
     },
     DynamicsConfig: {

@@ -112,7 +112,8 @@ def save_yaml(config: Any, path: Path | str) -> None:
 
 
 def load_yaml(path: Path | str, cls: type[T]) -> T:
-    """A dataclass from a YAML file; settings that the file leaves out keep their defaults.
+    """A dataclass from a YAML file; settings that the file leaves out keep their defaults, or are
+    what the class says of them in `ABSENT`, by dotted key.
 
     Raises UserError naming the file, for the reasons of `parse_overrides` and for a file that is
     missing or no YAML mapping.
@@ -133,6 +134,7 @@ def load_yaml(path: Path | str, cls: type[T]) -> T:
         hints = leaf_types(cls)
         values: dict[str, Any] = {}
         _flatten({} if loaded is None else loaded, hints, "", values)
+        values = getattr(cls, "ABSENT", {}) | values
         return _build(cls, {k: _from_object(v, hints[k], k) for k, v in values.items()})
     except UserError as error:
         raise UserError(f"'{path}': {error}") from error

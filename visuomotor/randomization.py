@@ -208,7 +208,7 @@ class Randomizer:
         patterns = (0.0, 1.0) if c.shade[1] > 0.0 else (0.0, 0.0)
         self._add("shade_pattern", [], patterns, 0.0, c.enabled, limits=(0.0, 1.0))
         self._add("blur", [], c.blur, 0.0, c.enabled, limits=(0.0, MOST_BLUR))
-        self._add("cast_shadow", [], c.cast_shadow, 0.0, c.enabled, limits=(0.0, 1.0))
+        self._add("cast_shadow", [], c.cast_shadow, 0.0, c.enabled, limits=(-1.0, 1.0))
 
     @property
     def groups(self) -> tuple[str, ...]:

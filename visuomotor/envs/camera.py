@@ -311,7 +311,7 @@ class _WarpRenderer:
     def render(self, env_ids: Tensor, cast_shadow: Tensor, out: Tensor) -> None:
         """env_ids, cast_shadow (n,); writes out (n, 3, H, W) uint8."""
         self._render_all(self._mirrors, env_ids, out)
-        dark = cast_shadow.nonzero().squeeze(1)
+        dark = (cast_shadow > 0.0).nonzero().squeeze(1)
         if len(dark) == 0 or self._shadow_mirrors is None:
             return
         if self._pair is None:

@@ -214,6 +214,23 @@ def _mixed(packed: wp.uint32, dark: wp.uint32, share: float):
 
 
 @wp.func
+def _sample_at(index: int):
+    """Pixel of a tile, along a side, of each of four samples: 0, 2, 5, 7."""
+    return 2 * index + index // 2
+
+
+@wp.func
+def _sample_before(pixel: int):
+    """Index of the last sample that is not behind a pixel."""
+    return (pixel + 1) // 3 + pixel // 7
+
+
+@wp.func
+def _bit(samples: int, row: int, column: int):
+    return (samples >> (4 * row + column)) & 1
+
+
+@wp.func
 def _packed(base: wp.vec3, light: wp.vec3):
     """Of a surface in this light."""
     colour = wp.cw_mul(base, light)
@@ -488,6 +505,40 @@ def make_kernel(
                 ):
                     lit_touched[world, tile, lit_count] = index
                     lit_count = lit_count + 1
+        dark_samples = int(0)  # which of 4 x 4 points of what cannot move lie in the shadow
+        if wp.static(shadow_light >= 0):
+            if lit_count > 0:
+                for sample in range(16):
+                    px = wp.min(left + _sample_at(sample % 4), right - 1)
+                    py = wp.min(top + _sample_at(sample // 4), bottom - 1)
+                    pixel = py * width + px
+                    if behind_rgb[behind, pixel] != behind_dark[behind, pixel]:
+                        local = wp.vec3(
+                            start_x + step_x * float(px - left),
+                            start_y + step_y * float(py - top),
+                            -1.0,
+                        )
+                        direction = rotation @ wp.normalize(local)
+                        if in_shadow(
+                            world,
+                            origin + direction * behind_depth[behind, pixel],
+                            light_eye[world, 0],
+                            light_frame[world, 0],
+                            lit_ids,
+                            lit_rectangles,
+                            lit_nearest,
+                            lit_touched[world][tile],
+                            lit_count,
+                            box_centre,
+                            box_half,
+                            geom_type,
+                            geom_dataid,
+                            geom_size,
+                            geom_xpos,
+                            geom_xmat,
+                            mesh_bvh_id,
+                        ):
+                            dark_samples = dark_samples | (1 << sample)
         for py in range(top, bottom):
             for px in range(left, right):
                 local = wp.vec3(
@@ -542,26 +593,38 @@ def make_kernel(
                 packed = behind_rgb[behind, pixel]
                 dark = behind_dark[behind, pixel]
                 if wp.static(shadow_light >= 0):
-                    if hit < 0 and missing > 0.0 and packed != dark:
-                        if in_shadow(
-                            world,
-                            origin + direction * best,
-                            light_eye[world, 0],
-                            light_frame[world, 0],
-                            lit_ids,
-                            lit_rectangles,
-                            lit_nearest,
-                            lit_touched[world][tile],
-                            lit_count,
-                            box_centre,
-                            box_half,
-                            geom_type,
-                            geom_dataid,
-                            geom_size,
-                            geom_xpos,
-                            geom_xmat,
-                            mesh_bvh_id,
-                        ):
+                    if hit < 0 and lit_count > 0 and packed != dark:
+                        # Like the samples around it where they are alike.
+                        column = _sample_before(px - left)
+                        line = _sample_before(py - top)
+                        square = (
+                            _bit(dark_samples, line, column)
+                            + _bit(dark_samples, line, wp.min(column + 1, 3))
+                            + _bit(dark_samples, wp.min(line + 1, 3), column)
+                            + _bit(dark_samples, wp.min(line + 1, 3), wp.min(column + 1, 3))
+                        )
+                        shadow = square == 4
+                        if square > 0 and square < 4:
+                            shadow = in_shadow(
+                                world,
+                                origin + direction * best,
+                                light_eye[world, 0],
+                                light_frame[world, 0],
+                                lit_ids,
+                                lit_rectangles,
+                                lit_nearest,
+                                lit_touched[world][tile],
+                                lit_count,
+                                box_centre,
+                                box_half,
+                                geom_type,
+                                geom_dataid,
+                                geom_size,
+                                geom_xpos,
+                                geom_xmat,
+                                mesh_bvh_id,
+                            )
+                        if shadow:
                             packed = _mixed(packed, dark, missing)
                 if hit >= 0:
                     if wp.static(vertex_normals and _MESH in types):
