@@ -91,7 +91,7 @@ def test_runs_bundles_and_shipped_policies_meet_the_same_episodes(
     shutil.copytree(PRETRAINED / "lifting", bundle)
     tables: list[dict[str, bytes]] = []
     for name in ("once", "again"):
-        given = [f"policy=lifting,{run},{bundle}", *sims, "episodes=2", "episode_steps=24"]
+        given = [f"policy=lifting,{run},{bundle}", *sims, "episodes=2", "episode_steps=60"]
         out = tmp_path / name
         assert run_command(evaluate, [*given, *BARE, "seed=3", "device=cpu", f"out={out}"]) == 0
         kept = {path.parent.name: path for path in out.glob("*/episodes.csv")}
