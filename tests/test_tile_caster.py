@@ -92,14 +92,14 @@ def test_randomized_worlds_of_a_task() -> None:
     assert torch.equal(pair[0].render(some).int(), mine[some])
 
 
-SHADOWLESS = 'dir="-.5 -.5 -1" type="directional"'
+DIRECTIONAL = 'dir="-.5 -.5 -1" type="directional"'
 
 
 @pytest.mark.parametrize("kind", [SPOT, 'type="point" attenuation="1 .2 .1"'])
 def test_shadows_of_every_kind_of_geom(kind: str) -> None:
     """Against MuJoCo Warp's own: where they are, and how dark."""
     xml = SCENE.format(light=kind, camera='fovy="40"', geoms=GEOMS)
-    xml = xml.replace(SHADOWLESS, SHADOWLESS + ' castshadow="false"')
+    xml = xml.replace(DIRECTIONAL, DIRECTIONAL + ' castshadow="false"')
     model = mujoco.MjModel.from_xml_string(xml)
     simulation = MujocoCpuSimulation(model, 3, substeps=1, fields=(), num_threads=1)
     pair = [
