@@ -290,10 +290,6 @@ class DistillConfig:
     # Share of the student's deviation that it then acts with. It is judged without: under all of it
     # clearing_blocks' fell from 80 to 53 %, while with the noise it got better.
     finetune_noise: float = 0.3
-    # In the place of ppo.target_kl; null: that. A change of an action diverges by its square over
-    # the deviation's, eleven times as much under a third of it: with 0.01 stacking's student went
-    # from 75.8 to 84.4 % within 0.5 M steps, and on to 89.8 with 0.03 (one run).
-    finetune_target_kl: float | None = 0.03
     # Weight of the teacher's labels, which hold the student to what it does well. Without them, at
     # half the noise, clearing_blocks' fell from 91 to 64 % within 0.12 M steps; with them it held
     # for 0.24 M and then fell as well (docs/findings.md).
@@ -327,7 +323,6 @@ class Config:
     ABSENT: ClassVar[dict[str, Any]] = {
         "averaging_steps": 0,
         "randomization.appearance.cast_shadow": [0.0, 0.0],
-        "distill.finetune_target_kl": None,
     }
 
     task: str = "stacking"  # its name (docs/tasks.md)

@@ -292,7 +292,6 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "memory": between(1, MOST_ROLLOUTS),
         "finetune_steps": STEPS,
         "finetune_noise": Limit(low=0, high=1, low_open=True),
-        "finetune_target_kl": at_least(0),
         "finetune_label_weight": at_least(0),
         "rehearsal_steps": STEPS,
     },

@@ -159,10 +159,7 @@ class Run:
         if finetuning:
             labels = distill.finetune_label_weight
             cloning = replace(config.cloning, label_weight=labels, final_label_weight=labels)
-            ppo = config.ppo
-            if distill.finetune_target_kl is not None:
-                ppo = replace(ppo, target_kl=distill.finetune_target_kl)
-            config = replace(config, cloning=cloning, ppo=ppo)
+            config = replace(config, cloning=cloning)
         learner = Reinforcement(
             config,
             self.replay,

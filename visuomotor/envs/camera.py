@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 import mujoco
 import torch
+import warp as wp
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-import warp as wp
 from visuomotor import rows
 from visuomotor.config import CameraConfig
 from visuomotor.envs.mujoco_cpu import available_cores

@@ -17,13 +17,12 @@ from functools import lru_cache
 from typing import Any
 
 import mujoco
+import warp as wp
 
 # The intersections and texture coordinates are MuJoCo Warp's own.
 from mujoco_warp._src import ray as mjw_ray
 from mujoco_warp._src import render as mjw_render
 from mujoco_warp._src import render_util as mjw_render_util
-
-import warp as wp
 
 TILE = 8  # pixels; the rays of a tile share their search
 _GEOM = mujoco.mjtGeom

@@ -10,8 +10,8 @@ from typing import Any
 
 import mujoco
 import numpy as np
-
 import warp as wp
+
 from visuomotor.envs.ray_kernel import KNOWN, TILE, bound, look_from_light, make_kernel
 
 
