@@ -1,4 +1,4 @@
-"""Demonstration files: round trips, other people's files, damage; what training draws from them."""
+"""Demonstration files: round trips, other people's files, damage."""
 
 from __future__ import annotations
 
@@ -11,47 +11,19 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-import torch
 
 import visuomotor.demonstrations
+from tests.recordings import WIDTH, some_demonstration, some_demonstrations
 from visuomotor.demonstrations import (
-    MIN_STD,
-    SHARE_SMOOTHING,
     Demonstration,
     Demonstrations,
-    ResetStates,
-    ShareSchedule,
     digest,
     load_demonstrations,
-    normalization,
     save_demonstrations,
 )
 from visuomotor.errors import UserError
 
-WIDTH = 7  # nq + nv of no scene in particular
 ENV_ARGS = {"env_name": "stacking", "type": 1, "env_kwargs": {"control_dt": 0.05}}
-
-
-def _demo(length: int, seed: int) -> Demonstration:
-    rng = np.random.default_rng(seed)
-    dones = np.zeros(length, dtype=bool)
-    dones[-1] = True
-    return Demonstration(
-        states=rng.normal(size=(length, WIDTH)),
-        actions=rng.uniform(-1, 1, (length, 9)).astype(np.float32),
-        rewards=rng.random(length).astype(np.float32),
-        dones=dones,
-        stages=rng.integers(0, 4, length),
-        proprio=rng.normal(size=(length, 24)).astype(np.float32),
-        features=rng.normal(size=(length, 21)).astype(np.float32),
-        seed=100 + seed,
-        success=seed % 2 == 0,
-    )
-
-
-def _demos(lengths: tuple[int, ...] = (5, 8)) -> Demonstrations:
-    demos = [_demo(length, seed) for seed, length in enumerate(lengths)]
-    return Demonstrations("stacking", 0.05, demos, model_xml="<mujoco model='é'/>")
 
 
 def _assert_same(left: Demonstrations, right: Demonstrations) -> None:
@@ -76,7 +48,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def good(path: Path) -> Path:
-    save_demonstrations(path, _demos())
+    save_demonstrations(path, some_demonstrations())
     return path
 
 
@@ -84,7 +56,7 @@ def good(path: Path) -> Path:
 
 
 def test_what_was_saved_comes_back_exactly(path: Path) -> None:
-    saved = _demos((5, 1, 8))
+    saved = some_demonstrations((5, 1, 8))
     save_demonstrations(path, saved)
     loaded = load_demonstrations(path, task="stacking", state_dim=WIDTH)
     _assert_same(saved, loaded)
@@ -92,14 +64,14 @@ def test_what_was_saved_comes_back_exactly(path: Path) -> None:
 
 
 def test_what_is_optional_may_be_missing(path: Path) -> None:
-    bare = replace(_demo(4, 0), actions=None, stages=None, proprio=None, features=None)
+    bare = replace(some_demonstration(4, 0), actions=None, stages=None, proprio=None, features=None)
     saved = Demonstrations("lifting", 0.1, [bare])
     save_demonstrations(path, saved)
     _assert_same(saved, load_demonstrations(path, task="lifting"))
 
 
 def test_a_digest_tells_any_other_step_action_or_order_and_survives_a_file(good: Path) -> None:
-    demos = _demos()
+    demos = some_demonstrations()
     first, second = demos.demos
     assert digest(load_demonstrations(good)) == digest(demos)
     assert first.actions is not None
@@ -119,7 +91,7 @@ def test_a_digest_tells_any_other_step_action_or_order_and_survives_a_file(good:
 
 
 def test_demonstrations_keep_their_order_beyond_ten(path: Path) -> None:
-    saved = _demos(tuple(range(1, 13)))  # names: demo_10 sorts before demo_2
+    saved = some_demonstrations(tuple(range(1, 13)))  # names: demo_10 sorts before demo_2
     save_demonstrations(path, saved)
     loaded = load_demonstrations(path)
     assert [len(demo.states) for demo in loaded.demos] == list(range(1, 13))
@@ -196,7 +168,7 @@ def test_states_alone_are_enough(path: Path) -> None:
 
 
 def test_a_file_of_another_rate_is_refused_by_both_numbers(path: Path) -> None:
-    save_demonstrations(path, replace(_demos(), control_dt=0.1))
+    save_demonstrations(path, replace(some_demonstrations(), control_dt=0.1))
     told = _refusal(path, control_dt=0.05)
     assert f"'{ARGS}' has control_dt=0.1 s" in told and "expected env.control_dt=0.05" in told
     assert load_demonstrations(path, control_dt=0.1 + 1e-9).control_dt == 0.1
@@ -439,7 +411,7 @@ def test_a_truncated_file_is_refused_at_any_length(good: Path) -> None:
     content = good.read_bytes()
     for length in (*range(0, len(content), 97), len(content) - 1):
         good.write_bytes(content[:length])
-        assert _is_refused(good, _demos()), length
+        assert _is_refused(good, some_demonstrations()), length
 
 
 def _flip(content: bytes, at: int) -> bytes:
@@ -454,7 +426,7 @@ def test_no_flipped_byte_goes_unseen(good: Path) -> None:
     refused = 0
     for at in positions:
         good.write_bytes(_flip(content, at))
-        refused += _is_refused(good, _demos())
+        refused += _is_refused(good, some_demonstrations())
     # The others lie in gaps of the file.
     assert refused > 0.9 * len(positions)
 
@@ -486,7 +458,7 @@ def test_a_save_that_fails_leaves_the_older_file_and_no_rest(
     path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, older: bool
 ) -> None:
     if older:
-        save_demonstrations(path, _demos())
+        save_demonstrations(path, some_demonstrations())
     before = path.read_bytes() if older else None
     write = h5py.Group.create_dataset
 
@@ -497,7 +469,7 @@ def test_a_save_that_fails_leaves_the_older_file_and_no_rest(
 
     monkeypatch.setattr(h5py.Group, "create_dataset", fail_at_rewards)
     with pytest.raises(type(error)):
-        save_demonstrations(path, _demos((3,)))
+        save_demonstrations(path, some_demonstrations((3,)))
     assert [entry.name for entry in path.parent.iterdir()] == ["demos.hdf5"] * older
     assert before is None or path.read_bytes() == before
 
@@ -512,7 +484,7 @@ def test_a_rename_that_fails_leaves_the_older_file_and_no_rest(
 
     monkeypatch.setattr(visuomotor.demonstrations.os, "replace", refuse)
     with pytest.raises(OSError, match="No space"):
-        save_demonstrations(good, _demos((3,)))
+        save_demonstrations(good, some_demonstrations((3,)))
     assert good.read_bytes() == before
     assert [entry.name for entry in good.parent.iterdir()] == ["demos.hdf5"]
 
@@ -528,123 +500,7 @@ def test_the_older_file_is_there_until_the_new_one_is_whole(
         return write(group, name, **options)
 
     monkeypatch.setattr(h5py.Group, "create_dataset", look)
-    save_demonstrations(good, _demos((3,)))
+    save_demonstrations(good, some_demonstrations((3,)))
     assert set(seen) == {13}
     assert load_demonstrations(good).total_steps == 3
     assert [entry.name for entry in good.parent.iterdir()] == ["demos.hdf5"]
-
-
-# --- where episodes start -----------------------------------------------------------------------
-
-# Two demonstrations; stage 2 is met for a single step, stage 1 never.
-STAGES = [torch.tensor([0] * 17 + [2] + [3] * 2), torch.tensor([0] * 80)]
-
-
-@pytest.fixture
-def starts() -> ResetStates:
-    return ResetStates(_demos((20, 80)), STAGES)
-
-
-def _sample(starts: ResetStates, by_stage: float, count: int, seed: int = 0) -> np.ndarray:
-    """(count, 2): demonstration and step."""
-    rng = np.random.default_rng(seed)
-    return np.array([starts.sample(rng, by_stage)[1:] for _ in range(count)])
-
-
-def test_a_start_is_the_state_that_it_names(starts: ResetStates) -> None:
-    demos = _demos((20, 80)).demos
-    rng = np.random.default_rng(0)
-    for by_stage in [0.0, 1.0] * 50:
-        start = starts.sample(rng, by_stage)
-        assert np.array_equal(start.state, demos[start.demo].states[start.step])
-
-
-def test_stage_first_meets_every_stage_equally(starts: ResetStates) -> None:
-    sample = _sample(starts, by_stage=1.0, count=3000)
-    stages = np.array([int(STAGES[demo][step]) for demo, step in sample])
-    counts = np.bincount(stages, minlength=4)
-    assert counts[1] == 0
-    # A third each, give or take four standard deviations.
-    np.testing.assert_allclose(counts[[0, 2, 3]], 1000, atol=105)
-    # Within a stage every state alike: 97 of stage 0, 80 of them in the second demonstration.
-    second = sample[stages == 0][:, 0].mean()
-    assert second == pytest.approx(80 / 97, abs=0.05)
-
-
-def test_time_uniform_meets_every_demonstration_equally(starts: ResetStates) -> None:
-    sample = _sample(starts, by_stage=0.0, count=3000)
-    for demo, length in enumerate((20, 80)):
-        steps = sample[sample[:, 0] == demo, 1]
-        assert len(steps) == pytest.approx(1500, abs=110)
-        assert (steps.min(), steps.max()) == (0, length - 1)
-        quarters = np.bincount(steps * 4 // length, minlength=4)
-        np.testing.assert_allclose(quarters, len(steps) / 4, atol=70)
-
-
-def test_by_stage_is_the_share_of_starts_drawn_stage_first(starts: ResetStates) -> None:
-    sample = _sample(starts, by_stage=0.6, count=3000)
-    rare = (sample == (0, 17)).all(axis=1).mean()
-    # One third of the stage-first draws, and 1 in 40 of the others.
-    assert rare == pytest.approx(0.6 / 3 + 0.4 / 40, abs=0.03)
-
-
-def test_the_same_generator_means_the_same_starts(starts: ResetStates) -> None:
-    first, again = (_sample(starts, 0.5, count=50, seed=4) for _ in range(2))
-    assert np.array_equal(first, again)
-    assert not np.array_equal(first, _sample(starts, 0.5, count=50, seed=5))
-
-
-# --- the share of initial starts ----------------------------------------------------------------
-
-
-def test_the_share_goes_from_its_first_to_its_last_value_with_success() -> None:
-    schedule = ShareSchedule(0.3, 0.7)
-    assert schedule.value == 0.3
-    schedule.update(False)
-    assert schedule.value == 0.3
-    schedule.update(True)
-    assert schedule.value == pytest.approx(0.3 + 0.4 * SHARE_SMOOTHING)
-    for _ in range(2000):
-        schedule.update(True)
-    assert schedule.value == pytest.approx(0.7, abs=1e-6)
-    schedule.update(False)
-    assert schedule.value == pytest.approx(0.7 - 0.4 * SHARE_SMOOTHING, abs=1e-6)
-
-
-def test_the_share_follows_the_rate_of_success() -> None:
-    schedule = ShareSchedule(0.0, 1.0)
-    values = []
-    for episode in range(4000):
-        schedule.update(episode % 4 == 0)
-        values.append(schedule.value)
-    assert np.mean(values[2000:]) == pytest.approx(0.25, abs=0.01)
-
-
-def test_the_share_goes_on_where_it_was() -> None:
-    kept, resumed = ShareSchedule(0.3, 0.7), ShareSchedule(0.3, 0.7)
-    for success in (True, False, True, True):
-        kept.update(success)
-    resumed.load_state_dict(json.loads(json.dumps(kept.state_dict())))
-    assert resumed.value == kept.value > 0.3
-    for schedule in (kept, resumed):
-        schedule.update(True)
-    assert resumed.value == kept.value
-
-
-# --- normalization ------------------------------------------------------------------------------
-
-
-def test_normalization_has_a_floor() -> None:
-    generator = torch.Generator().manual_seed(0)
-    values = torch.randn(1000, 3, generator=generator) * torch.tensor([2.0, 1e-4, 0.0]) + 5.0
-    mean, std = normalization(values)
-    torch.testing.assert_close(mean, values.mean(dim=0))
-    assert float(std[0]) == pytest.approx(2.0, abs=0.2)
-    assert std[1:].tolist() == pytest.approx([MIN_STD, MIN_STD])
-    assert mean.dtype == std.dtype == torch.float32
-
-
-def test_normalization_of_a_single_step_is_finite() -> None:
-    mean, std = normalization(torch.tensor([[3.0, -1.0]]))
-    assert mean.tolist() == [3.0, -1.0]
-    assert std.tolist() == pytest.approx([MIN_STD, MIN_STD])
