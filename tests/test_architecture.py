@@ -61,7 +61,7 @@ class Rule:
 RULES = {
     "settings and errors know nothing": Rule(("config", "errors"), (), ()),
     "rows know only torch": Rule(("rows",), (), ("torch",)),
-    "environments know no learner": Rule(WORLD, ("config", "errors", "rows"), None),
+    "environments know no learner": Rule(WORLD, ("cache", "config", "errors", "rows"), None),
     "networks import only torch": Rule(NETWORKS, ("errors",), ("torch",)),
     "rollout and ppo know no environment": Rule(
         ("rollout", "ppo"), (*NETWORKS, "config", "errors", "rows"), ("torch", "numpy")

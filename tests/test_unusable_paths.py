@@ -11,6 +11,8 @@ import pytest
 
 from visuomotor import benchmark, demonstrate, evaluate, export, train
 from visuomotor.cli import run_command
+from visuomotor.envs import camera
+from visuomotor.errors import UserError
 
 LONG = "x" * 300  # no file system here takes such a name
 NOBODY = 65534
@@ -107,3 +109,34 @@ def test_a_calibration_that_may_not_be_read_is_one_line(
         finally:
             os.seteuid(0)
     assert "cannot be read: Permission denied" in error
+
+
+@pytest.fixture
+def _kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The renderer as if it had not started in this process yet; it only makes its folder."""
+    monkeypatch.delenv("WARP_CACHE_PATH", raising=False)
+    monkeypatch.setattr(camera.wp.config, "kernel_cache_dir", None)
+    monkeypatch.setattr(
+        camera.wp, "init", lambda: Path(camera.wp.config.kernel_cache_dir).mkdir(parents=True)
+    )
+
+
+@pytest.mark.usefixtures("_kernels")
+def test_kernels_are_kept_in_the_home_folder_where_no_cache_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    camera.start_warp()
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert (tmp_path / "home/.cache/warp").is_dir()
+
+
+@pytest.mark.usefixtures("_kernels")
+def test_kernels_that_cannot_be_kept_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"kernels in .*file.*: Not a directory; set XDG_CACHE"):
+        camera.start_warp()

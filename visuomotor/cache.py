@@ -1,4 +1,7 @@
-"""Files made on first use and kept: $XDG_CACHE_HOME/visuomotor, else ~/.cache/visuomotor."""
+"""Files made on first use and kept: $XDG_CACHE_HOME/visuomotor, else ~/.cache/visuomotor.
+
+The renderer's compiled kernels are kept beside them, in <cache>/warp.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,12 @@ from visuomotor.files import partial_path
 def cached_path(name: str, *facts: object) -> Path:
     """Where what follows from `facts` is kept: <cache>/<name>-<digest of the facts>.hdf5."""
     digest = hashlib.sha256("|".join(map(str, facts)).encode()).hexdigest()[:12]
+    return cache_folder() / "visuomotor" / f"{name}-{digest}.hdf5"
+
+
+def cache_folder() -> Path:
     # Set but empty means the same as not set (XDG base directory specification).
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "visuomotor" / f"{name}-{digest}.hdf5"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def revision(*modules: ModuleType) -> str:

@@ -8,6 +8,7 @@ belong to the sensor. Knows nothing of tasks or learning.
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,9 +21,11 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from visuomotor import rows
+from visuomotor.cache import cache_folder
 from visuomotor.config import CameraConfig
 from visuomotor.envs.mujoco_cpu import available_cores
 from visuomotor.envs.simulation import Simulation
+from visuomotor.errors import UserError
 from visuomotor.randomization import SensorFactors, distort
 
 wp.config.log_level = wp.LOG_WARNING
@@ -57,6 +60,20 @@ _MODEL_FIELDS: dict[str, Any] = {
 
 GROUPS = (0, 1, 2)  # geom groups that are seen
 SHADOW_LIGHT_FRACTION = 0.3  # of a light, in its shadow: MuJoCo Warp's default
+
+
+def start_warp() -> None:
+    """Warp, once a process. Raises UserError where its compiled kernels cannot be kept."""
+    if not wp.config.kernel_cache_dir and "WARP_CACHE_PATH" not in os.environ:
+        # Where Warp would keep them, but that an empty XDG_CACHE_HOME is none for it, too.
+        wp.config.kernel_cache_dir = str(cache_folder() / "warp")
+    try:
+        wp.init()
+    except OSError as error:
+        raise UserError(
+            f"cannot keep the renderer's kernels in '{error.filename}': {error.strerror}; set "
+            "XDG_CACHE_HOME, or WARP_CACHE_PATH for these alone, to a folder that can be written"
+        ) from error
 
 
 class RayCaster:
@@ -206,7 +223,7 @@ class _Mirror:
         self.device = device
         self._without_ambient = without_ambient
         self._sources = sources
-        wp.init()
+        start_warp()
         self.wp_device = wp.device_from_torch(device)
         self._staging: dict[str, Tensor] = {}
         with wp.ScopedDevice(self.wp_device):
