@@ -52,6 +52,18 @@ def test_the_teacher_of_one_run_serves_another_as_a_run_and_as_shipped(
         carried_over(replace(config, distill=replace(distill, teacher_run="another_name")))
 
 
+@pytest.mark.parametrize("group", ["critic", "gail"])
+def test_what_goes_on_learning_must_have_the_teachers_shape(group: str) -> None:
+    config = Config(task="pouring", algorithm="distill")
+    config = replace(config, distill=replace(config.distill, teacher_run="pouring"))
+    other = replace(config, **{group: replace(getattr(config, group), hidden_sizes=(8, 8))})
+    assert carried_over(config)
+    with pytest.raises(UserError, match=rf"{group}\.hidden_sizes=.* \(8, 8\); they must be equal"):
+        carried_over(other)
+    # Labels alone need neither.
+    assert carried_over(replace(other, distill=replace(other.distill, finetune_steps=0)))
+
+
 def test_a_run_of_a_teacher_alone_serves_another_once_it_is_finished(
     demonstrations: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

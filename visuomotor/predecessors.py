@@ -71,7 +71,7 @@ def _teacher_of(config: Config) -> dict[str, Any]:
             f"teacher: {', '.join(shipped_teachers())}"
         )
     other = load_yaml(path / CONFIG_FILE, Config)
-    for name, mine, its in (
+    alike = [
         ("task", config.task, other.task),
         ("algorithm", config.algorithm, other.algorithm),
         (
@@ -79,7 +79,14 @@ def _teacher_of(config: Config) -> dict[str, Any]:
             config.distill.teacher.hidden_sizes,
             other.distill.teacher.hidden_sizes,
         ),
-    ):
+    ]
+    if config.distill.finetuning > 0 or config.distill.rehearsal_steps > 0:
+        # Reinforcement goes on with the critic and the discriminator, too.
+        alike += [
+            ("critic.hidden_sizes", config.critic.hidden_sizes, other.critic.hidden_sizes),
+            ("gail.hidden_sizes", config.gail.hidden_sizes, other.gail.hidden_sizes),
+        ]
+    for name, mine, its in alike:
         if mine != its:
             raise UserError(f"{key} has {name}={its}, this run {mine}; they must be equal")
     state, _, notes = load_checkpoint(path / "checkpoints")
