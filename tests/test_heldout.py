@@ -155,6 +155,25 @@ def test_another_renderer_shows_the_same_worlds_with_shadows(renderer: str) -> N
     assert float(change.float().mean()) < 0.0
 
 
+@pytest.mark.parametrize("renderer", sorted(RENDERERS))
+def test_shadows_and_smooth_edges_go_together(renderer: str) -> None:
+    if renderer == "classic" and not available():
+        pytest.skip("no EGL")
+    held_out = HeldOut(("shadows", "antialiasing"), renderer)
+    env = evaluation_env(CONFIG, num_envs=2, seed=0, strength=1.0, device=CPU, heldout=held_out)
+    env.reset()
+    assert env.camera is not None
+    camera = env.config.camera
+    assert camera.shadows
+    larger = replace(camera, height=4 * camera.height, width=4 * camera.width)
+    make, _ = RENDERERS[renderer]
+    ids = torch.tensor([1])
+    seen = env.camera.caster.render(ids).float()
+    many = make(env.sim, larger, env.sim.fields, CPU, 1).render(ids).float()
+    mean = many.view(1, 3, camera.height, 4, camera.width, 4).mean(dim=(3, 5))
+    torch.testing.assert_close(seen, mean, atol=0.5, rtol=0.0)
+
+
 def test_several_rays_a_pixel_are_their_mean() -> None:
     env = _env(render=True, num_envs=2)
     larger = replace(CONFIG.camera, height=2 * CONFIG.camera.height, width=2 * CONFIG.camera.width)

@@ -30,7 +30,7 @@ class Change:
 
     beyond: groups of factors that are drawn outside of their training range, from its ends to twice
     as far from the neutral value; delays are one step longer than the longest.
-    samples: rays of a pixel, along each side, where the ray-caster draws.
+    samples: of a pixel, along each side.
     """
 
     tells: str
@@ -150,8 +150,11 @@ CHANGES: dict[str, Change] = {
 }
 
 
-# What draws where `shadows` are held out.
-RENDERERS: dict[str, MakeCaster] = {"classic": ClassicRenderer, "rays": Supersampled}
+# What draws where `shadows` are held out, and its samples along each side of a pixel.
+RENDERERS: dict[str, tuple[MakeCaster, int]] = {
+    "classic": (ClassicRenderer, 1),
+    "rays": (RayCaster, 2),
+}
 
 
 @dataclass(frozen=True)
@@ -185,10 +188,10 @@ class HeldOut:
     @property
     def make_caster(self) -> MakeCaster:
         """What draws."""
-        if self.renderer is not None:
-            return RENDERERS[self.renderer]
+        make, least = (RayCaster, 1) if self.renderer is None else RENDERERS[self.renderer]
         samples = max((change.samples for change in self._changes), default=1)
-        return RayCaster if samples == 1 else partial(Supersampled, samples=samples)
+        samples = max(samples, least)
+        return make if samples == 1 else partial(Supersampled, samples=samples, make=make)
 
     @property
     def beyond(self) -> tuple[str, ...]:

@@ -156,9 +156,9 @@ class RayCaster:
 
 
 class Supersampled:
-    """The ray-caster with several rays a pixel, whose colours are averaged: smooth edges.
+    """Several rays a pixel, whose colours are averaged: smooth edges.
 
-    Args: as of RayCaster. samples: of a pixel, along each side.
+    Args: as of RayCaster. samples: of a pixel, along each side. make: of the larger images.
     """
 
     def __init__(
@@ -169,10 +169,11 @@ class Supersampled:
         device: torch.device | None = None,
         num_threads: int = 0,
         samples: int = 2,
+        make: MakeCaster | None = None,
     ):
         larger = replace(config, height=samples * config.height, width=samples * config.width)
-        self._caster = RayCaster(sim, larger, fields, device, num_threads)
-        self.device = self._caster.device
+        self.device = sim.device if device is None else device
+        self._caster: Caster = (make or RayCaster)(sim, larger, fields, self.device, num_threads)
         self._samples = samples
 
     def render(self, env_ids: Tensor, cast_shadow: Tensor | None = None) -> Tensor:
