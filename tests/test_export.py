@@ -412,10 +412,11 @@ def test_the_evaluation_of_a_bundle_goes_with_it_and_with_no_other(
 ):
     out, given = tmp_path / "bundle", tmp_path / "evaluation.json"
     model = hashlib.sha256((exported / MODEL).read_bytes()).hexdigest()
+    origin = json.loads((exported / MANIFEST).read_text())["provenance"]
     through = {"task": "lifting", "acts_through": "onnxruntime", "episodes": 500, "successes": 481}
     arguments = [f"policy={exported}", f"out={out}", f"evaluation={given}"]
 
-    def export_with(**facts: str) -> None:
+    def export_with(**facts: object) -> None:
         given.write_text(json.dumps(through | facts))
         assert export.export([*arguments, "overwrite=true"]) == 0
 
@@ -425,6 +426,10 @@ def test_the_evaluation_of_a_bundle_goes_with_it_and_with_no_other(
         export_with(task="stacking")
     with pytest.raises(UserError, match=r"evaluation=.*another policy\.onnx"):
         export_with(model_sha256="0" * 64)
+    with pytest.raises(UserError, match=r"of another policy: .* env_steps=8, this policy 7"):
+        export_with(provenance=origin | {"env_steps": 8})
+    with pytest.raises(UserError, match=r"of another policy: .* env_steps=None, this policy 7"):
+        export_with()
     assert not out.exists()
     export_with(model_sha256=model)
     assert json.loads((out / "evaluation.json").read_text())["model_sha256"] == model

@@ -440,7 +440,7 @@ def export(argv: list[str]) -> int:
     records = run_records(options.policy)
     evaluation = records.evaluation
     if options.evaluation is not None:
-        evaluation = _given_evaluation(Path(options.evaluation), config)
+        evaluation = _given_evaluation(Path(options.evaluation), config, provenance)
 
     def write(evaluation: dict[str, Any] | None) -> ExportReport:
         return export_bundle(
@@ -472,8 +472,9 @@ def export(argv: list[str]) -> int:
     return 0
 
 
-def _given_evaluation(path: Path, config: Config) -> dict[str, Any]:
-    """Of a file. Raises UserError if it cannot be read or is of another task."""
+def _given_evaluation(path: Path, config: Config, provenance: dict[str, Any]) -> dict[str, Any]:
+    """Of a file. Raises UserError if it cannot be read or is of another task or policy; one through
+    ONNX Runtime is known by its model, in `export_bundle`."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -484,6 +485,16 @@ def _given_evaluation(path: Path, config: Config) -> dict[str, Any]:
             f"evaluation={path} is of the task {evaluation.get('task')}, the policy of "
             f"{config.task}; give an evaluation.json of this policy"
         )
+    if "model_sha256" not in evaluation:
+        origin = evaluation.get("provenance")
+        known = origin if isinstance(origin, dict) else {}
+        for key in ("algorithm", "seed", "env_steps", "phase"):  # a run may have moved
+            if known.get(key) != provenance.get(key):
+                raise UserError(
+                    f"evaluation={path} is of another policy: its provenance has "
+                    f"{key}={known.get(key)}, this policy {provenance.get(key)}; give an "
+                    "evaluation.json of this policy"
+                )
     return evaluation
 
 
