@@ -16,7 +16,7 @@ from visuomotor.train import train
 
 
 def _average(*names: Path | str, out: Path) -> int:
-    return average([f"policies={','.join(map(str, names))}", f"out={out}"])
+    return average([f"policies={', '.join(map(str, names))}", f"out={out}"])
 
 
 def test_the_mean_is_a_policy_to_judge_and_to_train_on_from(

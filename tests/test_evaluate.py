@@ -120,7 +120,7 @@ def test_a_runs_evaluation_belongs_into_its_folder(tmp_path: Path) -> None:
     before = _names(folder)
     bare = [f"policy={folder}", "video=false", "report=false", "device=cpu"]
     kept = {"evaluation.json", "episodes.csv", "factors.csv"}
-    assert run_command(evaluate, [*bare, "episodes=1", "strength=0.5"]) == 0
+    assert run_command(evaluate, [*bare, "episodes=1", "randomization.strength=0.5"]) == 0
     assert _names(folder / "evaluations") == {"randomized-seed0-strength0.5"}
     assert _names(folder / "evaluations" / "randomized-seed0-strength0.5") == kept
     assert _names(folder) == before | {"evaluations"}

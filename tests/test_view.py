@@ -15,13 +15,19 @@ import torch
 
 from tests.browser import browser
 from tests.runs import CPU, assert_refused, moving_actor, small_run, write_run
-from visuomotor.evaluation import evaluation_env
+from visuomotor.envs import Observation
+from visuomotor.evaluation import Guarded, evaluation_env
 from visuomotor.gail_reward import Discriminator
 from visuomotor.heldout import HeldOut, HeldOutOptions
 from visuomotor.policies import PixelPolicy
 from visuomotor.view import HOST, Panel, ViewConfig, Watched, view
 
 CONFIG = small_run(episode_steps=9)
+
+
+class Broken:
+    def act(self, seen: Observation, episode_start: torch.Tensor) -> torch.Tensor:
+        raise ValueError("no idea")
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +55,20 @@ def test_what_is_watched_is_the_episode_of_an_evaluation(run: Path) -> None:
         assert shown.stage == env.task.stages[int(result.stage[0])]
         assert np.array_equal(shown.pixels, seen.pixels[0].permute(1, 2, 0).numpy())
         assert np.abs(shown.action).max() > 0.0
+
+
+def test_a_policy_that_raises_stands_still_until_the_next_episode(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watched = Watched(ViewConfig(policy=str(run), device="cpu"))
+    watched._policy = Guarded(Broken())
+    for _ in range(2):
+        assert not watched.step().action.any()
+    assert capsys.readouterr().err.splitlines() == [
+        "the policy stands still for this episode: it raised ValueError: no idea"
+    ]
+    watched.restart()
+    assert watched.step().action.any()
 
 
 def test_held_out_worlds_are_those_of_an_evaluation(run: Path) -> None:

@@ -39,7 +39,7 @@ def mean_weights(weights: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def average(argv: list[str]) -> int:
     options = parse_overrides(argv, AverageConfig)
-    names = [name for name in options.policies.split(",") if name]
+    names = [name.strip() for name in options.policies.split(",") if name.strip()]
     if len(names) < 2 or len(names) != len(options.policies.split(",")):
         raise UserError(
             f"policies={options.policies} names {len(names)}; give at least two, with one comma "

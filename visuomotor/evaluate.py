@@ -447,8 +447,14 @@ def _report(folder: Path, judged: list[Judged], curves: list[str | None]) -> Non
     write_atomic(folder / REPORT, report_html(reported, pairs).encode())
 
 
+def _by_training(argument: str) -> str:
+    """The switch of randomization has its name in training, too."""
+    key = "randomization.strength="
+    return argument.replace(key, "strength=", 1) if argument.startswith(key) else argument
+
+
 def evaluate(argv: list[str]) -> int:
-    options = parse_overrides(argv, EvaluateConfig)
+    options = parse_overrides([_by_training(argument) for argument in argv], EvaluateConfig)
     names = _check(options)
     device = resolve_device(options.device)
     loaded = [load_evaluated_policy(name, device) for name in names]

@@ -26,7 +26,7 @@ from visuomotor.cli import StopSignal, resolve_device, run_command
 from visuomotor.config import Config
 from visuomotor.envs import Observation, VisuomotorEnv, make_task
 from visuomotor.errors import UserError
-from visuomotor.evaluation import evaluation_env
+from visuomotor.evaluation import Guarded, evaluation_env
 from visuomotor.gail_reward import Discriminator
 from visuomotor.heldout import HeldOutOptions, held_out
 from visuomotor.overrides import parse_overrides
@@ -108,7 +108,7 @@ class Watched:
             device=self.device,
             heldout=self.heldout,
         )
-        self._policy = None if self._loaded is None else self._loaded.policy(1)
+        self._policy = None if self._loaded is None else Guarded(self._loaded.policy(1))
         self._seen: Observation = self.env.reset()
         self._start = torch.ones(1, dtype=torch.bool, device=self.device)
         return self._shown(torch.zeros(1, 9), 0.0, False, self._seen.features)
@@ -117,7 +117,10 @@ class Watched:
         action = torch.zeros(1, 9, device=self.device)
         if self._policy is not None:
             action = self._policy.act(self._seen, self._start)
-            action = torch.where(torch.isfinite(action), action, 0.0)
+            if not bool(torch.isfinite(action).all()):
+                why = self._policy.refusal or "its actions are not finite"
+                print(f"the policy stands still for this episode: {why}", file=sys.stderr)
+                action, self._policy = torch.zeros_like(action), None
         result = self.env.step(action)
         self._seen, self._start = result.observation, result.truncated
         return self._shown(
