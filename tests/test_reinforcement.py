@@ -10,6 +10,7 @@ import torch
 from tests.learning import NUM_ENVS, NUM_STEPS, SMALL, demonstrations, small
 from visuomotor.config import Config
 from visuomotor.demonstrations import Demonstrations
+from visuomotor.envs import StepResult
 from visuomotor.policies import make_teacher
 from visuomotor.reinforcement import Reinforcement
 from visuomotor.replay import DemonstrationReplay
@@ -103,6 +104,28 @@ def test_the_curriculum_starts_episodes_from_demonstrations_or_not_at_all(
     assert not bool(run.env.from_initial.any())
     run = learner(demos, small(curriculum={"enabled": False}))
     assert bool(run.env.from_initial.all())
+
+
+def test_a_world_whose_time_is_up_is_worth_what_its_last_state_is(demos: Demonstrations) -> None:
+    run = learner(demos, small())
+    step, results = run.env.step, []
+
+    def spy(action: torch.Tensor) -> StepResult:
+        results.append(step(action))
+        return results[-1]
+
+    run.env.step = spy  # type: ignore[method-assign]
+    run._rollout()
+    ended = 0
+    with torch.no_grad():
+        for result, found in zip(results, run.buffer.next_value, strict=True):
+            ids, reached = result.final_env_ids, result.observation.state.clone()
+            ended += len(ids)
+            if len(ids) > 0:
+                assert not torch.equal(reached[ids], result.final_observation.state)
+                reached[ids] = result.final_observation.state
+            assert torch.allclose(found, run.critic(reached), atol=1e-6)
+    assert ended > 0
 
 
 @pytest.mark.parametrize("pixels", [False, True])
