@@ -174,9 +174,9 @@ def counted(tally: Tally) -> Iterator[None]:
     """What ONNX Runtime is asked for meanwhile."""
     open_session, infer = bundle_module._open_session, Bundle.infer
 
-    def opening(model: bytes) -> Any:
+    def opening(model: bytes, **settings: bool) -> Any:
         tally.opened += 1
-        return open_session(model)
+        return open_session(model, **settings)
 
     def inferring(self: Bundle, *inputs: Any) -> Any:
         tally.ran += 1

@@ -57,25 +57,29 @@ class _Worlds:
         )
 
 
-def _actor(seed: int, recurrent: bool) -> PixelActor:
+def _actor(seed: int, recurrent: bool, encoder: str, settings: dict[str, Any]) -> PixelActor:
     torch.manual_seed(seed)
     actor = PixelActor(
         height=SIDE,
         width=SIDE,
-        encoder="keypoints",
+        encoder=encoder,
         visual_dim=16,
         proprio_dim_out=8,
         hidden_dim=12,
         recurrent=recurrent,
         init_log_std=torch.zeros(9),
         min_std=torch.full((9,), 0.1),
+        **settings,
     )
     torch.nn.init.normal_(actor.mean_head.weight, std=9.0)  # velocities that differ and saturate
     return actor
 
 
-def policy_step(seed: int, recurrent: bool = True) -> PolicyStep:
-    return PolicyStep(_actor(seed, recurrent), LIMITS)
+def policy_step(
+    seed: int, recurrent: bool = True, encoder: str = "keypoints", **settings: Any
+) -> PolicyStep:
+    """settings: further ones of the actor."""
+    return PolicyStep(_actor(seed, recurrent, encoder, settings), LIMITS)
 
 
 def bundle_files(step: PolicyStep, kind: str) -> Files:

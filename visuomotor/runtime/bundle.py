@@ -17,7 +17,8 @@ from safetensors.numpy import load as load_safetensors
 
 from visuomotor.runtime.errors import BundleError
 from visuomotor.runtime.files import GOLDEN, MANIFEST, MODEL, get_entry, read_bundle
-from visuomotor.runtime.onnx_file import check_self_contained
+from visuomotor.runtime.onnx_file import Graph, read_graph, with_all_outputs
+from visuomotor.runtime.onnx_sizes import check_sizes
 
 __all__ = ["Bundle", "BundleError", "Contract", "Replay", "bundle_from_files", "load_bundle"]
 
@@ -139,7 +140,7 @@ def bundle_from_files(manifest: dict[str, Any], files: dict[str, bytes]) -> Bund
     """The second half of `load_bundle`, for those who also want the files of `read_bundle`."""
     contract = _contract(manifest)
     golden = _golden(files[GOLDEN], contract)
-    check_self_contained(files[MODEL])
+    _check_sizes(files[MODEL], read_graph(files[MODEL]), contract)
     bundle = Bundle(contract, manifest, files[MODEL])
     bundle.replay = replay_golden(bundle, golden)
     bundle.reset()
@@ -272,13 +273,28 @@ def _golden(content: bytes, contract: Contract) -> dict[str, np.ndarray]:
 _OUTPUTS = ("joint_velocities", "h_out", "c_out", "inputs_finite")
 
 
-def _open_session(model: bytes) -> onnxruntime.InferenceSession:
+def _check_sizes(model: bytes, graph: Graph, contract: Contract) -> None:
+    """Raises BundleError if a step of the model would take more than a policy has use for.
+
+    ONNX Runtime says itself which shapes it infers. Opening the model for use may run parts of it,
+    in order to keep their results; for this it is opened without.
+    """
+    session = _open_session(with_all_outputs(model, graph), optimize=False)
+    nodes = (*session.get_inputs(), *session.get_outputs())
+    shapes = {node.name: node.shape for node in nodes}
+    check_sizes(graph, shapes, contract.height * contract.width, len(model))
+
+
+def _open_session(model: bytes, optimize: bool = True) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     # One thread: a step takes a fraction of a millisecond, and waking others costs more; it also
     # leaves the cores to the control loop and fixes the order of every sum.
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.disable_prepacking", "1")
     # Of bytes that could also be ONNX Runtime's own format, only what was looked into is read.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     # Errors arrive as exceptions; some are told by a logger that is no session's.
