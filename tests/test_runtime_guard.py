@@ -292,6 +292,36 @@ def test_a_failure_outside_stops_the_arm() -> None:
     assert scene.decisions[-1].state is State.LATCHED
 
 
+def test_a_failure_outside_uses_up_the_press_that_is_seen_with_it() -> None:
+    scene = Scene()
+    scene.run(0.1)
+    scene.pressed = True
+    scene.guard.fail("the streamer itself was held up")
+    assert scene.run(0.5).state is State.LATCHED, "the switch is still held"
+    assert scene.decisions[-1].reason == "cannot be armed: the streamer itself was held up"
+    assert scene.decisions[-1].armed == 0
+    assert not any(d.velocity.any() for d in scene.decisions)
+    scene.arm()
+
+
+def test_a_failure_outside_that_no_press_met_is_over_with_its_tick() -> None:
+    scene = Scene()
+    scene.run(0.1)
+    scene.guard.fail("the streamer itself was held up")
+    scene.run(DT)
+    scene.pressed = True
+    assert scene.run(DT).state is State.RUNNING
+
+
+def test_a_failure_outside_that_stopped_the_arm_is_no_obstacle_later() -> None:
+    scene = Scene()
+    scene.arm()
+    scene.guard.fail("the streamer itself was held up")
+    scene.run(0.5)
+    scene.arm()
+    assert scene.decisions[-1].armed == 2
+
+
 def test_nothing_arms_while_something_is_wrong_and_a_held_switch_does_not_arm_later() -> None:
     scene = Scene()
     scene.silent = {"camera"}

@@ -104,6 +104,7 @@ class Guard:
         self.state = State.LATCHED
         self.reason = "not armed yet"
         self._released = False
+        self._failure = ""  # outside, since the last tick
         self._armed = 0
         self._last: JointState | None = None
         self._changed = 0.0  # s, stamp of the first joint state with the numbers of the last
@@ -122,7 +123,7 @@ class Guard:
         if joints is not None and not wrong:
             self._last = joints
         if self.state is State.LATCHED:
-            self._latched(pressed, wrong or (reason if late else ""))
+            self._latched(pressed, self._failure or wrong or (reason if late else ""))
         elif wrong or not pressed or late == 2:
             if self.state is not State.STOPPING:
                 let_go = UNKNOWN if pressed is None else RELEASED
@@ -130,13 +131,16 @@ class Guard:
         elif self.state is not State.STOPPING:
             self.state = State.SLOWING if late else State.RUNNING
             self.reason = reason if late else ""
+        self._failure = ""
         velocity = self._velocity(now, command, joints)
         if self.state is State.STOPPING and self._limiter.at_rest:
             self.state, self._released = State.LATCHED, False
         return Decision(velocity, self.state, self.reason, self._armed)
 
     def fail(self, reason: str) -> None:
-        """Something outside is wrong: the arm comes to rest and latches."""
+        """Something outside is wrong: the arm comes to rest and latches; if it is latched, the next
+        tick does not arm it."""
+        self._failure = reason
         if self.state in (State.RUNNING, State.SLOWING):
             self.state, self.reason = State.STOPPING, reason
 
