@@ -117,6 +117,7 @@ def test_policy_json_states_a_camera_that_sees_what_the_simulated_one_saw(facts:
     # From the centre of the image to its upper edge is half of the field of view.
     half = math.degrees(math.atan(intrinsics["cy"] / intrinsics["fy"]))
     assert half == pytest.approx(CONFIG.camera.fovy / 2, abs=1e-9)
+    assert "centre of the first pixel is at (0.5, 0.5)" in camera["pixel_convention"]
     # The optical axis (-z of the camera's frame) points at `lookat`.
     w, x, y, z = camera["quat_wxyz_camera_to_world"]
     backward = np.array([2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)])

@@ -11,8 +11,10 @@ import pytest
 
 from visuomotor.config import CameraConfig, Config
 from visuomotor.envs import make_env, robot
+from visuomotor.policy_files import PRETRAINED
 from visuomotor.runtime.cameras import Capture, Newest
 from visuomotor.runtime.errors import CameraError
+from visuomotor.runtime.files import read_bundle
 from visuomotor.runtime.lens import Calibration, load_lens, save_calibration
 from visuomotor.runtime.preprocessing import Lens, Preprocessing, resize, simulated_matrix
 from visuomotor.runtime.processes import make_camera
@@ -96,9 +98,18 @@ def test_what_is_no_picture_is_refused(frame: np.ndarray, told: str) -> None:
 
 
 def test_the_simulated_matrix_is_the_simulated_camera_s() -> None:
-    """A point in the world lands in the pixel that the bundle's intrinsics say."""
+    """A point in the world lands in the pixel that a bundle's intrinsics say: those count from the
+    corner of the first pixel, OpenCV's from its centre."""
     camera = CameraConfig()
     matrix = simulated_matrix(camera.height, camera.width, camera.fovy)
+    manifest, _ = read_bundle(PRETRAINED / "lifting")
+    told = manifest["camera"]
+    assert (told["height"], told["width"]) == (camera.height, camera.width)
+    assert told["fovy_deg"] == pytest.approx(camera.fovy)
+    expected = np.eye(3)
+    expected[[0, 1], [0, 1]] = told["intrinsics"]["fx"], told["intrinsics"]["fy"]
+    expected[:2, 2] = told["intrinsics"]["cx"] - 0.5, told["intrinsics"]["cy"] - 0.5
+    np.testing.assert_allclose(matrix, expected, atol=1e-9)
     edge = np.tan(np.deg2rad(camera.fovy / 2))
     assert matrix[0, 0] * edge + matrix[0, 2] == pytest.approx(camera.width - 0.5)
     assert matrix[1, 1] * -edge + matrix[1, 2] == pytest.approx(-0.5)

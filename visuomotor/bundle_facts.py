@@ -136,6 +136,8 @@ def _camera(camera: CameraConfig, env: VisuomotorEnv) -> dict[str, Any]:
             "cy": camera.height / 2,
             "distortion": [],
         },
+        "pixel_convention": "cx and cy count from the image's upper left corner, so the centre of "
+        "the first pixel is at (0.5, 0.5); in OpenCV, where it is at (0, 0), both are 0.5 less",
         "pos_w_m": model.cam_pos[camera_id].tolist(),
         "quat_wxyz_camera_to_world": model.cam_quat[camera_id].tolist(),
         "axes": "x right, y up, looks along -z",
