@@ -82,7 +82,7 @@ assert all(m.startswith("visuomotor.runtime") for m in own), own
 def test_installing_it_brings_no_simulator_and_no_learner() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {line.partition(">")[0] for line in project["dependencies"]}
-    assert names == {"numpy", "onnxruntime", "opencv-python", "pyyaml", "safetensors"}
+    assert names == {"numpy", "onnxruntime", "opencv-python-headless", "pyyaml", "safetensors"}
     assert project["optional-dependencies"]["runtime"] == []
 
 
