@@ -155,6 +155,22 @@ def test_another_renderer_shows_the_same_worlds_with_shadows(renderer: str) -> N
     assert float(change.float().mean()) < 0.0
 
 
+def test_what_had_no_range_in_training_is_named() -> None:
+    fixed = replace(CONFIG.randomization.appearance, camera_fovy=(0.0, 0.0))
+    config = replace(CONFIG, randomization=replace(CONFIG.randomization, appearance=fixed))
+    for settings, expected in ((CONFIG, []), (config, ["camera_fovy"])):
+        env = evaluation_env(
+            settings,
+            num_envs=1,
+            seed=0,
+            strength=1.0,
+            device=CPU,
+            render=False,
+            heldout=HeldOut(("camera",)),
+        )
+        assert env.randomizer.nothing_beyond() == expected
+
+
 @pytest.mark.parametrize("renderer", sorted(RENDERERS))
 def test_shadows_and_smooth_edges_go_together(renderer: str) -> None:
     if renderer == "classic" and not available():

@@ -250,6 +250,12 @@ def _judge(
 ) -> Judged:
     heldout = held_out(options.sims, options.heldout)
     env = _world(config, options, device, heldout=heldout)
+    same = env.randomizer.nothing_beyond()
+    if same:
+        print(
+            f"{label}: {', '.join(same)} had no range in training, and nothing lies beyond that",
+            file=sys.stderr,
+        )
     film = Film() if options.video else None
     seen = Seen(env) if options.report else None
     watching = [watcher for watcher in (film, seen) if watcher is not None]

@@ -244,6 +244,16 @@ class Randomizer:
             raise KeyError(group)
         self._beyond.update(column for name in groups for column in self._columns[name])
 
+    def nothing_beyond(self) -> list[str]:
+        """Of the factors that are to be drawn outside of their range, those that have none and so
+        stay as they are."""
+        asked = [self.factors[column] for column in sorted(self._beyond)]
+        return [
+            factor.name
+            for factor in asked
+            if factor.distribution != "integer" and factor.low == factor.high == factor.neutral
+        ]
+
     def default(self) -> np.ndarray:
         """(K,) the neutral values."""
         return self._distributions.neutral.copy()
