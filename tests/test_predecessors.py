@@ -16,6 +16,7 @@ from visuomotor import predecessors
 from visuomotor.checkpoint import load_checkpoint
 from visuomotor.cli import run_command
 from visuomotor.config import Config
+from visuomotor.envs import make_task
 from visuomotor.errors import UserError
 from visuomotor.overrides import load_yaml
 from visuomotor.pixel_actor import PixelActor
@@ -62,6 +63,21 @@ def test_what_goes_on_learning_must_have_the_teachers_shape(group: str) -> None:
         carried_over(other)
     # Labels alone need neither.
     assert carried_over(replace(other, distill=replace(other.distill, finetune_steps=0)))
+
+
+def test_a_teacher_of_other_states_is_refused_before_there_is_a_run(
+    demonstrations: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    settings = [*SMALL, "algorithm=distill", demonstrations]
+    first, second = tmp_path / "first", tmp_path / "second"
+    alone = [f"distill.teacher.total_steps={ITERATION}", "distill.dagger_steps=0"]
+    assert train([*settings, *alone, f"out={first}"]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(type(make_task("lifting")), "state", lambda task: task.aux_targets())
+    assert run_command(train, [*settings, f"distill.teacher_run={first}", f"out={second}"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "numbers of state, where lifting has" in error
+    assert not second.exists()
 
 
 def test_a_run_of_a_teacher_alone_serves_another_once_it_is_finished(

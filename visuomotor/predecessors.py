@@ -106,6 +106,20 @@ def _teacher_of(config: Config) -> dict[str, Any]:
     )
 
 
+def check_state_width(config: Config, carried: dict[str, Any], width: int) -> None:
+    """Raises UserError if the teacher carried over was trained on states of another width than the
+    task's are now."""
+    if "teacher" not in carried:
+        return
+    trained = len(carried["teacher"]["normalizer.mean"])
+    if trained != width:
+        raise UserError(
+            f"distill.teacher_run={config.distill.teacher_run} was trained on {trained} numbers of "
+            f"state, where {config.task} has {width} now; train a teacher anew: leave "
+            "distill.teacher_run= away"
+        )
+
+
 def _actor_of(config: Config) -> dict[str, Any]:
     """The pixel actor that this run begins with; empty if it begins with a new one. One without
     maps may begin one with them, and one that does not read from its hand one that does.

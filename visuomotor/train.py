@@ -44,7 +44,7 @@ from visuomotor.limits import validate, without_effect
 from visuomotor.overrides import HELP_WORDS, leaf_types, parse_overrides
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.policies import make_teacher, places_of, view_of
-from visuomotor.predecessors import carried_over
+from visuomotor.predecessors import carried_over, check_state_width
 from visuomotor.real_camera import calibrated
 from visuomotor.rehearsal import Rehearsal, take_over_judgement, teacher_networks
 from visuomotor.reinforcement import Reinforcement
@@ -503,6 +503,7 @@ def _open(argv: list[str]) -> tuple[Run, Callable[[], None]]:
             file=sys.stderr,
         )
     replay = replay_of(config)
+    check_state_width(config, carried, replay.all_state.shape[1])
     run = Run(RunFolder.create(Path(config.out), config), replay, device)
     return run, partial(run.begin, carried)
 
