@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from visuomotor.aux_tasks import PlaceMaps, View
-from visuomotor.envs import TASKS, Task, make_task
+from visuomotor.config import Config
+from visuomotor.envs import TASKS, Task, make_env, make_task
 from visuomotor.envs.mujoco_cpu import FALLEN
 from visuomotor.envs.tasks import clearing_blocks, clearing_box
 from visuomotor.envs.tasks.lifting import LIFT_HEIGHT
@@ -382,3 +383,40 @@ def test_start_state_is_a_function_of_the_generator(nominal, make):
     a = env.task.start_state(np.random.default_rng(7))
     b = env.task.start_state(np.random.default_rng(7))
     assert np.array_equal(a, b)
+
+
+def test_neighbours_are_seen_from_the_hand_and_from_the_prop() -> None:
+    """What is seen does not change when all of it is turned, and changes with either frame."""
+    env = make_env(Config(task="stacking"), num_envs=3, seed=1, render=False)
+    env.reset()
+    task, everyone = env.task, torch.arange(3)
+    start = env.sim.get_state(everyone)
+
+    def seen(states: np.ndarray) -> torch.Tensor:
+        env.sim.reset(everyone, torch.from_numpy(states))
+        return torch.cat([*task._neighbours(0), *task._neighbours(1)], dim=1)
+
+    first = seen(start.numpy())
+    offset = task.prop_pos(1) - task.prop_pos(0)
+    assert first.shape == (3, 2 * 3 * 4)
+    # The first number beside its distance, the third: a cosine times it, in units of 0.1 m.
+    distance = offset[:, :2].norm(dim=1) / 0.1
+    torch.testing.assert_close(first[:, 2:4].norm(dim=1), distance)
+    angle = torch.atan2(offset[:, 1], offset[:, 0]) - task.hand_yaw()
+    torch.testing.assert_close(first[:, 0], angle.cos())
+    torch.testing.assert_close(seen(task.turned(start.numpy(), 0.4)), first, atol=1e-6, rtol=0)
+
+    hand = start.numpy().copy()
+    hand[:, task.jaco.qpos_ids[5]] += 0.3  # the wrist: the hand alone
+    others = seen(hand)
+    assert (others[:, :8] - first[:, :8]).abs().amax() > 0.05  # against the hand
+    torch.testing.assert_close(others[:, 8:12], first[:, 8:12])  # against the prop
+
+
+def test_only_stacking_says_where_neighbours_stand() -> None:
+    """The shipped teachers of the others were trained without."""
+    widths = {}
+    for name in ("stacking", "clearing_blocks"):
+        env = make_env(Config(task=name), num_envs=1, seed=0, render=False)
+        widths[name] = env.reset().state.shape[1]
+    assert widths["stacking"] == widths["clearing_blocks"] - 1 + 2 * 3 * 4  # a stage less

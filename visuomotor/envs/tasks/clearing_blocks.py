@@ -48,6 +48,7 @@ class ClearingBlocks(Stacking):
     stage_props = (0, 0, 1, 1, TABLE)  # in the end both are held over its middle
     # Here with the pink block, too: in the end the hand closes on it.
     turning = ("prop", "prop")
+    neighbours_in_state = False  # the shipped teacher was trained without
 
     def add_props(self, spec: mujoco.MjSpec) -> None:
         spec.option.noslip_iterations = NOSLIP_ITERATIONS

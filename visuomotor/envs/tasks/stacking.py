@@ -35,6 +35,7 @@ class Stacking(Task):
     kinds_in_targets = (((0, None),), ((1, None),))
     prop_symmetry = (4, 4)
     turning = ("prop", "hand")
+    neighbours_in_state = True
 
     def add_props(self, spec: mujoco.MjSpec) -> None:
         scene.add_block(spec, "block_0", BLOCK_EDGE, BLOCK_MASS, ORANGE)

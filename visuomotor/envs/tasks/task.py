@@ -24,6 +24,8 @@ ORANGE = (1.0, 0.45, 0.05, 1.0)
 PINK = (0.95, 0.35, 0.6, 1.0)
 WORKSPACE = 0.08  # m; props start within so much of the origin, in x and in y
 REACH_DISTANCE = 0.05  # m from the pinch site to the prop's centre: stage "reach"
+NEIGHBOUR = 0.1  # m to another prop, which a hand has to mind when it comes
+FINGERS = 3
 TABLE = -1  # in the place of a prop: the hand moves by the table
 
 
@@ -50,6 +52,10 @@ class Task(ABC):
     # each the vector of `aux_targets` that tells where it is, and the vector that this one is equal
     # to where there is no such thing; None: there always is. () where there are no maps.
     kinds_in_targets: tuple[tuple[tuple[int, int | None], ...], ...] = ()
+    # Whether `state` also tells from where other props stand, as seen from the hand and from each
+    # prop: for tasks whose props begin so close that a hand has to choose how it comes. A network
+    # of the state has to multiply to find it out, and seldom does.
+    neighbours_in_state: bool = False
     longest_physics_dt: float = math.inf  # s; where the configured one is longer, this one is used
     workspace: float = WORKSPACE  # m; props start within so much of the origin, in x and in y
 
@@ -279,7 +285,9 @@ class Task(ABC):
         position, orientation (two columns of its rotation), velocities, position relative to the
         pinch site and to every fingertip, contacts with the hand; pairwise prop offsets; how each
         prop is turned against the hand and against each other prop, as cosine and sine of the angle
-        times the prop's symmetry, so that faces that are alike read alike; and the stage, one-hot.
+        times the prop's symmetry, so that faces that are alike read alike; with
+        `neighbours_in_state` the direction of each other prop, as seen from the hand and from this
+        prop; and the stage, one-hot.
         """
         parts = self._robot_state()
         for i in range(len(self.props)):
@@ -290,9 +298,30 @@ class Task(ABC):
                 ways = min(self.symmetry(i), self.symmetry(j))
                 turns.append((self.prop_yaw(i) - self.prop_yaw(j), ways))
             parts += [torch.stack(((w * t).cos(), (w * t).sin()), dim=1) for t, w in turns]
+            if self.neighbours_in_state:
+                parts += self._neighbours(i)
         stage = torch.nn.functional.one_hot(self.stage(), len(self.stages))
         parts.append(stage.double())
         return torch.cat(parts, dim=1).float()
+
+    def _neighbours(self, index: int) -> list[Tensor]:
+        """(N, 2) each, of every other prop: cosine and sine of its direction from this one against
+        the hand's (and three times that: fingers) and against this prop's (times its symmetry), as
+        they are and times the distance in units of NEIGHBOUR."""
+        frames = [(self.hand_yaw(), 1), (self.hand_yaw(), FINGERS)]
+        frames.append((self.prop_yaw(index), self.symmetry(index)))
+        parts = []
+        for other in range(len(self.props)):
+            if other == index:
+                continue
+            offset = self.prop_pos(other) - self.prop_pos(index)
+            direction = torch.atan2(offset[:, 1], offset[:, 0])
+            distance = offset[:, :2].norm(dim=1, keepdim=True)
+            for yaw, ways in frames:
+                angle = ways * (direction - yaw)
+                unit = torch.stack((angle.cos(), angle.sin()), dim=1)
+                parts += [unit, unit * distance / NEIGHBOUR]
+        return parts
 
     def _robot_state(self) -> list[Tensor]:
         sim, jaco = self.sim, self.jaco
