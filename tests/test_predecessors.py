@@ -22,7 +22,7 @@ from visuomotor.overrides import load_yaml
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.policies import make_actor
 from visuomotor.policy_files import load_policy
-from visuomotor.predecessors import carried_over, ship_teacher
+from visuomotor.predecessors import carried_over, shaped_like_its_teacher, ship_teacher
 from visuomotor.reinforcement import Reinforcement
 from visuomotor.train import Run, train
 
@@ -63,6 +63,24 @@ def test_what_goes_on_learning_must_have_the_teachers_shape(group: str) -> None:
         carried_over(other)
     # Labels alone need neither.
     assert carried_over(replace(other, distill=replace(other.distill, finetune_steps=0)))
+
+
+def test_a_run_takes_the_sizes_of_its_teachers_networks_but_for_what_is_given() -> None:
+    config = Config(task="pouring", algorithm="distill")
+    teacher = replace(config.distill.teacher, hidden_sizes=(8,))
+    config = replace(
+        config,
+        distill=replace(config.distill, teacher_run="pouring", teacher=teacher),
+        critic=replace(config.critic, hidden_sizes=(8,)),
+        gail=replace(config.gail, hidden_sizes=(8,)),
+    )
+    alike = shaped_like_its_teacher(config, ["distill.teacher_run"])
+    assert carried_over(alike).keys() >= {"teacher", "critic", "gail"}
+    for key in ("distill.teacher.hidden_sizes", "critic.hidden_sizes", "gail.hidden_sizes"):
+        with pytest.raises(UserError, match=rf"{key}=.*this run \(8,\); they must be equal"):
+            carried_over(shaped_like_its_teacher(config, [key]))
+    alone = replace(config, distill=replace(config.distill, teacher_run=None))
+    assert shaped_like_its_teacher(alone, []) == alone
 
 
 def test_a_teacher_of_other_states_is_refused_before_there_is_a_run(

@@ -6,6 +6,7 @@ A shipped teacher is a run folder with nothing in it but its settings and these 
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,18 +60,8 @@ def _teacher_of(config: Config) -> dict[str, Any]:
     """
     if config.distill.teacher_run is None:
         return {}
-    path = Path(config.distill.teacher_run)
-    key = f"distill.teacher_run={path}"
-    if config.distill.teacher_run in shipped_teachers():
-        path = TEACHERS / path
-    if config.algorithm != "distill":
-        raise UserError(f"{key} needs algorithm=distill, not {config.algorithm}")
-    if not (path / CONFIG_FILE).is_file():
-        raise UserError(
-            f"{key} is no run; name the folder of a run with algorithm=distill, or a shipped "
-            f"teacher: {', '.join(shipped_teachers())}"
-        )
-    other = load_yaml(path / CONFIG_FILE, Config)
+    key = f"distill.teacher_run={config.distill.teacher_run}"
+    path, other = _teacher_run(config)
     alike = [
         ("task", config.task, other.task),
         ("algorithm", config.algorithm, other.algorithm),
@@ -104,6 +95,41 @@ def _teacher_of(config: Config) -> dict[str, Any]:
         f"{key} has not finished its teacher; go on with it first: python -m visuomotor.train "
         f"resume={path}"
     )
+
+
+def _teacher_run(config: Config) -> tuple[Path, Config]:
+    """The folder that `distill.teacher_run` names, and its settings. Raises UserError."""
+    name = config.distill.teacher_run
+    assert name is not None
+    path = TEACHERS / name if name in shipped_teachers() else Path(name)
+    if config.algorithm != "distill":
+        raise UserError(
+            f"distill.teacher_run={name} needs algorithm=distill, not {config.algorithm}"
+        )
+    if not (path / CONFIG_FILE).is_file():
+        raise UserError(
+            f"distill.teacher_run={name} is no run; name the folder of a run with "
+            f"algorithm=distill, or a shipped teacher: {', '.join(shipped_teachers())}"
+        )
+    return path, load_yaml(path / CONFIG_FILE, Config)
+
+
+def shaped_like_its_teacher(config: Config, given: Collection[str]) -> Config:
+    """The settings with the sizes of the networks that another run hands over, but for those that
+    are given: keys, which must be equal then. Raises UserError."""
+    if config.distill.teacher_run is None:
+        return config
+    _, other = _teacher_run(config)
+    if "distill.teacher.hidden_sizes" not in given:
+        sizes = other.distill.teacher.hidden_sizes
+        teacher = replace(config.distill.teacher, hidden_sizes=sizes)
+        config = replace(config, distill=replace(config.distill, teacher=teacher))
+    if "critic.hidden_sizes" not in given:
+        config = replace(config, critic=other.critic)
+    if "gail.hidden_sizes" not in given:
+        sizes = other.gail.hidden_sizes
+        config = replace(config, gail=replace(config.gail, hidden_sizes=sizes))
+    return config
 
 
 def check_state_width(config: Config, carried: dict[str, Any], width: int) -> None:

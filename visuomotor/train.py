@@ -44,7 +44,7 @@ from visuomotor.limits import validate, without_effect
 from visuomotor.overrides import HELP_WORDS, leaf_types, parse_overrides
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.policies import make_teacher, places_of, view_of
-from visuomotor.predecessors import carried_over, check_state_width
+from visuomotor.predecessors import carried_over, check_state_width, shaped_like_its_teacher
 from visuomotor.real_camera import calibrated
 from visuomotor.rehearsal import Rehearsal, take_over_judgement, teacher_networks
 from visuomotor.reinforcement import Reinforcement
@@ -477,6 +477,7 @@ def _open(argv: list[str]) -> tuple[Run, Callable[[], None]]:
             "train for shadows: randomization.appearance.cast_shadow=0,1"
         )
     config = replace(config, task=make_task(config.task).name)  # an alias is not kept
+    config = shaped_like_its_teacher(config, keys)
     # A run keeps where its camera stands, not the file that said so.
     camera = calibrated(config.camera, config.calibration)
     config = replace(config, camera=camera, calibration=None)
