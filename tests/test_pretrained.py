@@ -19,7 +19,13 @@ from visuomotor.export import OPSET, PARITY_STEPS, PolicyStep, check_parity
 from visuomotor.overrides import parse_overrides
 from visuomotor.policies import make_teacher
 from visuomotor.policy_files import load_policy
-from visuomotor.predecessors import TEACHERS, carried_over, shipped_teachers
+from visuomotor.predecessors import (
+    TEACHERS,
+    carried_over,
+    check_state_width,
+    shaped_like_its_teacher,
+    shipped_teachers,
+)
 from visuomotor.runtime.bundle import BundleError, load_bundle
 from visuomotor.runtime.files import GOLDEN, MODEL
 from visuomotor.runtime.jaco import LIMITS
@@ -100,10 +106,11 @@ def test_onnx_runtime_and_torch_agree_over_2000_recurrent_steps(name: str) -> No
 @pytest.mark.parametrize("name", shipped_teachers())
 def test_a_shipped_teacher_fits_its_task(name: str) -> None:
     argv = [f"task={name}", "algorithm=distill", f"distill.teacher_run={name}"]
-    config = parse_overrides(argv, Config)
+    config = shaped_like_its_teacher(parse_overrides(argv, Config), [])
     carried = carried_over(config)
     env = make_env(config, num_envs=1, seed=0, render=False)
     state = env.reset().state
+    check_state_width(config, carried, state.shape[1])
     teacher = make_teacher(config, state.shape[1])
     teacher.load_state_dict(carried["teacher"])
     assert teacher(state).shape == (1, 9)
