@@ -189,8 +189,7 @@ class HeldOut:
     def make_caster(self) -> MakeCaster:
         """What draws."""
         make, least = (RayCaster, 1) if self.renderer is None else RENDERERS[self.renderer]
-        samples = max((change.samples for change in self._changes), default=1)
-        samples = max(samples, least)
+        samples = max([least, *(change.samples for change in self._changes)])
         return make if samples == 1 else partial(Supersampled, samples=samples, make=make)
 
     @property

@@ -109,20 +109,22 @@ class Watched:
             heldout=self.heldout,
         )
         self._policy = None if self._loaded is None else Guarded(self._loaded.policy(1))
+        self._stopped = False  # for the rest of the episode
         self._seen: Observation = self.env.reset()
         self._start = torch.ones(1, dtype=torch.bool, device=self.device)
         return self._shown(torch.zeros(1, 9), 0.0, False, self._seen.features)
 
     def step(self) -> Shown:
         action = torch.zeros(1, 9, device=self.device)
-        if self._policy is not None:
+        if self._policy is not None and not self._stopped:
             action = self._policy.act(self._seen, self._start)
             if not bool(torch.isfinite(action).all()):
                 why = self._policy.refusal or "its actions are not finite"
                 print(f"the policy stands still for this episode: {why}", file=sys.stderr)
-                action, self._policy = torch.zeros_like(action), None
+                action, self._stopped = torch.zeros_like(action), True
         result = self.env.step(action)
         self._seen, self._start = result.observation, result.truncated
+        self._stopped &= not bool(result.truncated[0])
         return self._shown(
             action, float(result.reward[0]), bool(result.success[0]), result.features
         )

@@ -169,11 +169,11 @@ class Supersampled:
         device: torch.device | None = None,
         num_threads: int = 0,
         samples: int = 2,
-        make: MakeCaster | None = None,
+        make: MakeCaster = RayCaster,
     ):
         larger = replace(config, height=samples * config.height, width=samples * config.width)
         self.device = sim.device if device is None else device
-        self._caster: Caster = (make or RayCaster)(sim, larger, fields, self.device, num_threads)
+        self._caster = make(sim, larger, fields, self.device, num_threads)
         self._samples = samples
 
     def render(self, env_ids: Tensor, cast_shadow: Tensor | None = None) -> Tensor:

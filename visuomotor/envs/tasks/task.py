@@ -25,7 +25,6 @@ PINK = (0.95, 0.35, 0.6, 1.0)
 WORKSPACE = 0.08  # m; props start within so much of the origin, in x and in y
 REACH_DISTANCE = 0.05  # m from the pinch site to the prop's centre: stage "reach"
 NEIGHBOUR = 0.1  # m to another prop, which a hand has to mind when it comes
-FINGERS = 3
 TABLE = -1  # in the place of a prop: the hand moves by the table
 
 
@@ -308,7 +307,7 @@ class Task(ABC):
         """(N, 2) each, of every other prop: cosine and sine of its direction from this one against
         the hand's (and three times that: fingers) and against this prop's (times its symmetry), as
         they are and times the distance in units of NEIGHBOUR."""
-        frames = [(self.hand_yaw(), 1), (self.hand_yaw(), FINGERS)]
+        frames = [(self.hand_yaw(), 1), (self.hand_yaw(), len(robot.FINGER_JOINTS))]
         frames.append((self.prop_yaw(index), self.symmetry(index)))
         parts = []
         for other in range(len(self.props)):
