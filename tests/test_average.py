@@ -24,14 +24,19 @@ def test_the_mean_is_a_policy_to_judge_and_to_train_on_from(
 ) -> None:
     first, second, mean = (tmp_path / name for name in ("first", "second", "mean"))
     assert train([*SMALL, *RIL, demonstrations, f"out={first}"]) == 0
-    settings = [*SMALL, *RIL, demonstrations, f"start_from={first}", "seed=1"]
+    wide = "randomization.latency.camera_delay=0,3"
+    settings = [*SMALL, *RIL, demonstrations, f"start_from={first}", "seed=1", wide]
     assert train([*settings, f"out={second}"]) == 0
     assert _average(first, second, out=mean) == 0
     one, other, both = (load_policy(str(run))[0].state_dict() for run in (first, second, mean))
     assert any(not torch.equal(one[name], other[name]) for name in one)
     for name, value in both.items():
         torch.testing.assert_close(value, (one[name] + other[name]) / 2)
-    assert load_policy(str(mean))[2]["mean_of"] == [str(first), str(second)]
+    parts = load_policy(str(mean))[2]["mean_of"]
+    assert [part["policy"] for part in parts] == [str(first), str(second)]
+    assert [part["provenance"]["run"] for part in parts] == ["first", "second"]
+    ranges = [part["randomization"] for part in parts]  # but those of the mean: the last one's
+    assert ranges == [{"latency": {"camera_delay": [0, 2]}}, {}]
 
     begin = [*SMALL, *STUDENT, demonstrations, f"start_from={mean}"]
     assert train([*begin, f"out={tmp_path / 'next'}"]) == 0

@@ -14,6 +14,7 @@ import torch
 from tests.runs import CPU, assert_refused, small_run, write_run
 from visuomotor import evaluate, train
 from visuomotor.cli import run_command
+from visuomotor.config import Config
 from visuomotor.envs import VisuomotorEnv, scene
 from visuomotor.envs.camera import RayCaster, Supersampled
 from visuomotor.envs.classic_renderer import available
@@ -302,6 +303,33 @@ def test_the_evaluation_names_what_was_changed(run: Path, tmp_path: Path) -> Non
         summary = json.loads((tmp_path / "evaluation.json").read_text())
         assert summary["sims"] == "heldout" and summary["strength"] == 1.0
         assert summary["heldout"] == (names or ["camera", "latency"])
+        assert summary["met_in_training"] == []
+
+
+def test_what_a_policy_met_in_training_is_told() -> None:
+    """By itself, or by one that it comes from: as a part of a mean, as its beginning."""
+    held = HeldOut(("camera", "latency", "props"))
+
+    def wider(latency: dict[str, tuple[float, float]]) -> Config:
+        ranges = replace(CONFIG.randomization.latency, **latency)
+        return replace(CONFIG, randomization=replace(CONFIG.randomization, latency=ranges))
+
+    def part(ranges: dict[str, object], **provenance: object) -> dict[str, object]:
+        return {"policy": "runs/a", "provenance": provenance, "randomization": ranges}
+
+    assert held.met_in_training(CONFIG, CONFIG, {"mean_of": ["a", "b"]}) == []
+    assert held.met_in_training(CONFIG, wider({"camera_delay": (0, 3)}), {}) == ["camera_delay"]
+    assert held.met_in_training(CONFIG, wider({"camera_delay": (0, 1)}), {}) == []
+    low, high = CONFIG.randomization.dynamics.prop_size
+    within = part({"dynamics": {"prop_size": [low + 0.01, high]}})
+    beyond = part({"dynamics": {"prop_size": [low - 0.01, high], "prop_mass": [0.1, 9.0]}})
+    assert held.met_in_training(CONFIG, CONFIG, {"mean_of": [within]}) == []
+    assert held.met_in_training(CONFIG, CONFIG, {"mean_of": [within, beyond]}) == ["prop_size"]
+    nested = part({}, mean_of=[part({"latency": {"action_delay": [0, 3]}}), within])
+    assert held.met_in_training(CONFIG, CONFIG, {"mean_of": [nested]}) == ["action_delay"]
+    begun = {"started_from": part({}, started_from=beyond)}
+    assert held.met_in_training(CONFIG, CONFIG, begun) == ["prop_size"]
+    assert HeldOut(("shadows",)).met_in_training(CONFIG, CONFIG, {"mean_of": [beyond]}) == []
 
 
 @pytest.mark.parametrize(

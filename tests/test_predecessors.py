@@ -141,6 +141,10 @@ def test_a_run_begins_with_the_actor_of_another(
     for name, value in before["policy"]["actor"].items():
         assert torch.equal(seen[0][name], value), name
     assert "start" not in {row["phase"] for row in metrics(second)}
+    origin = load_policy(str(second))[2]["started_from"]
+    assert origin["policy"] == str(first)
+    assert origin["provenance"]["run"] == "first"
+    assert origin["randomization"] == {}
 
 
 def test_a_finished_student_is_finetuned_alone_and_sees_as_before(

@@ -75,6 +75,7 @@ def test_everything_an_evaluation_tells_is_on_the_page() -> None:
     policy = _policy("first", 0)
     where = {"provenance": {"run": "r1", "env_steps": 4096}, "acts_through": "torch"}
     worlds = {"sims": "heldout", "heldout": ["camera"], "renderer": "classic", "worlds": "0a1b"}
+    worlds["met_in_training"] = ["camera_pos"]
     summary = {**policy.summary, **where, **worlds}
     page = report_html([replace(policy, summary=summary)], [])
     heads = re.findall("<h[12]>(.*?)</h[12]>", page)

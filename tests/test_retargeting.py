@@ -14,7 +14,7 @@ import torch
 from visuomotor import motions, retargeting
 from visuomotor.config import Config, EnvConfig, RandomizationConfig
 from visuomotor.demonstrate import collect
-from visuomotor.demonstrations import STEPS_AFTER_SUCCESS, Demonstrations
+from visuomotor.demonstrations import STEPS_AFTER_SUCCESS, Demonstration, Demonstrations
 from visuomotor.envs import TASKS, make_env
 from visuomotor.errors import UserError
 from visuomotor.replay import DemonstrationReplay
@@ -49,10 +49,25 @@ def more(demos: Demonstrations) -> Demonstrations:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_most_attempts_succeed(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six demonstrations, 16 other starts, trembling: at least half of them."""
+    """Four demonstrations, ten other starts, trembling: at least half of them."""
     monkeypatch.setattr(retargeting, "MAX_ATTEMPTS", 1)
-    made, _ = collect(config(task), 6, seed=4)
-    assert len(with_retargeted(config(task), made, 16)) - 6 >= 8
+    made, _ = collect(config(task), 4, seed=4)
+    more = with_retargeted(config(task), made, 10)
+    assert len(more) - 4 >= 5
+    if task == "clearing_blocks":
+        _check_what_is_brought_to_a_place_comes_there(more.demos[4:])
+
+
+def _check_what_is_brought_to_a_place_comes_there(demos: list[Demonstration]) -> None:
+    env = make_env(config("clearing_blocks"), num_envs=1, seed=0, render=False)
+    env.reset()
+    away = []
+    for demo in demos:
+        for state in demo.states[[0, -1]]:
+            env.sim.reset(torch.tensor([0]), torch.from_numpy(state[None]))
+            away.append(float(env.task.prop_pos(1)[0, :2].norm()))
+    starts, ends = np.array(away).reshape(-1, 2).T
+    assert np.median(ends) < 0.02 < 0.04 < np.median(starts)
 
 
 def test_the_demonstrations_themselves_come_first(
@@ -176,21 +191,6 @@ def test_a_motion_is_bent_from_where_it_was_to_where_it_must_be() -> None:
 def test_a_hand_that_only_stands_stands_where_it_must_be() -> None:
     assert (_weights(np.zeros((5, 3))) == 1.0).all()
     assert (_weights(np.zeros((1, 3))) == 1.0).all()
-
-
-def test_what_is_brought_to_a_place_comes_there_from_every_start() -> None:
-    made, _ = collect(config("clearing_blocks"), 3, seed=4)
-    more = with_retargeted(config("clearing_blocks"), made, 6)
-    env = make_env(config("clearing_blocks"), num_envs=1, seed=0, render=False)
-    env.reset()
-    away = []
-    for demo in more.demos[3:]:
-        for state in demo.states[[0, -1]]:
-            env.sim.reset(torch.tensor([0]), torch.from_numpy(state[None]))
-            away.append(float(env.task.prop_pos(1)[0, :2].norm()))
-    starts, ends = np.array(away).reshape(-1, 2).T
-    assert len(starts) == 6
-    assert np.median(ends) < 0.02 < 0.04 < np.median(starts)
 
 
 def test_a_moments_change_of_the_fingers_is_trembling() -> None:

@@ -27,12 +27,23 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "place.py"
 PAGE = Path(__file__).parent.parent / "docs" / "your_own_task.md"
 
 
-def command(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLE), *arguments], cwd=folder, capture_output=True, text=True
-    )
+# One process for several commands: each begins with seconds of imports.
+SEVERAL = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from place import run
+for argv in json.loads(sys.argv[2]):
+    assert run(argv) == 0, argv
+"""
+
+
+def python(folder: Path, *arguments: str) -> None:
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+
+
+def command(folder: Path, *arguments: str) -> None:
+    python(folder, str(EXAMPLE), *arguments)
 
 
 def test_it_is_demonstrated_trained_evaluated_and_exported(tmp_path: Path) -> None:
@@ -41,13 +52,17 @@ def test_it_is_demonstrated_trained_evaluated_and_exported(tmp_path: Path) -> No
     settings = [s for s in SMALL if not s.startswith("task=")]
     demos = "demonstrations=place.hdf5"
     command(tmp_path, "train", "task=place", *settings, "total_steps=64", demos, "out=run")
-    command(tmp_path, "evaluate", "policy=run", "episodes=2", "out=judged")
+    several = [
+        ["evaluate", "policy=run", "episodes=2", "out=judged"],
+        ["export", "policy=run", "out=bundle"],
+        ["evaluate", "policy=bundle", "episodes=1", "out=judged-bundle"],
+    ]
+    python(tmp_path, "-c", SEVERAL, str(EXAMPLE.parent), json.dumps(several))
     summary = json.loads((tmp_path / "judged" / "evaluation.json").read_text())
     assert summary["task"] == "place"
     assert list(summary["stage_rates"]) == ["start", "reach", "lifted", "placed"]
-    command(tmp_path, "export", "policy=run", "out=bundle")
     assert json.loads((tmp_path / "bundle" / "policy.json").read_text())["task"] == "place"
-    command(tmp_path, "evaluate", "policy=bundle", "episodes=1", "out=judged-bundle")
+    assert (tmp_path / "judged-bundle" / "evaluation.json").is_file()
 
 
 def own(**attributes: object) -> type[Task]:

@@ -20,7 +20,7 @@ from visuomotor.cli import run_command
 from visuomotor.errors import UserError
 from visuomotor.overrides import parse_overrides
 from visuomotor.policy_files import load_policy
-from visuomotor.predecessors import check_alike
+from visuomotor.predecessors import check_alike, told
 from visuomotor.run_folder import RunFolder, refuse_occupied
 
 
@@ -57,7 +57,11 @@ def average(argv: list[str]) -> int:
     weights = mean_weights([one.state_dict() for one, _, _ in loaded])
     out = Path(options.out)
     with RunFolder.create(out, replace(config, out=options.out)) as folder:
-        state = {"phase": "average", "policy": {"actor": weights}, "mean_of": names}
+        parts = [
+            told(name, its, facts, config)
+            for name, (_, its, facts) in zip(names, loaded, strict=True)
+        ]
+        state = {"phase": "average", "policy": {"actor": weights}, "mean_of": parts}
         save_checkpoint(folder.checkpoints, int(provenance.get("env_steps") or 0), state)
     print(
         f"the mean of {', '.join(names)} is in {out}; judge it: "

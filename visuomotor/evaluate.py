@@ -256,6 +256,15 @@ def _judge(
             f"{label}: {', '.join(same)} had no range in training, and nothing lies beyond that",
             file=sys.stderr,
         )
+    met: list[str] = []
+    if heldout is not None:
+        met = heldout.met_in_training(config, loaded.config, loaded.provenance)
+    if met:
+        print(
+            f"{label}: {', '.join(met)}: it, or one that it comes from, was trained beyond the "
+            "ranges that these worlds go beyond",
+            file=sys.stderr,
+        )
     film = Film() if options.video else None
     seen = Seen(env) if options.report else None
     watching = [watcher for watcher in (film, seen) if watcher is not None]
@@ -266,7 +275,7 @@ def _judge(
         policy=name,
         sims=options.sims,
         strength=_strength(options),
-        **({} if heldout is None else {"heldout": list(heldout.names)}),
+        **({} if heldout is None else {"heldout": list(heldout.names), "met_in_training": met}),
         renderer="rays" if heldout is None else heldout.renderer or "rays",
         seed=options.seed,
         episode_steps=env.episode_steps,

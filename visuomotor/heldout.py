@@ -6,9 +6,10 @@ them. What stays as in training: the task, its starts, and every range that no c
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 import cv2
 import mujoco
@@ -195,6 +196,33 @@ class HeldOut:
     @property
     def beyond(self) -> tuple[str, ...]:
         return tuple(group for change in self._changes for group in change.beyond)
+
+    def met_in_training(
+        self, worlds: Config, trained: Config, provenance: dict[str, Any]
+    ) -> list[str]:
+        """Of the groups that are drawn beyond the ranges of `worlds`, those of which a policy has
+        met some: a range in which it was trained, or one that it comes from, reaches further."""
+        own = asdict(worlds.randomization)
+        met = set()
+        for ranges in (asdict(trained.randomization), *_ranges_before(provenance)):
+            for group, settings in ranges.items():
+                if not isinstance(settings, dict):
+                    continue
+                for key in settings.keys() & set(self.beyond):
+                    (low, high), (own_low, own_high) = settings[key], own[group][key]
+                    if low < own_low or high > own_high:
+                        met.add(key)
+        return [group for group in self.beyond if group in met]
+
+
+def _ranges_before(provenance: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """`randomization` of every policy that this one comes from, back to the first; older means tell
+    their parts' names alone."""
+    origins = [*provenance.get("mean_of", ()), provenance.get("started_from")]
+    for origin in origins:
+        if isinstance(origin, dict):
+            yield origin["randomization"]
+            yield from _ranges_before(origin["provenance"])
 
 
 @dataclass(frozen=True)

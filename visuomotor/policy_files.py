@@ -285,6 +285,8 @@ def _run_actor(folder: Path) -> tuple[PixelActor, Config, dict[str, Any]]:
         "phase": state.get("phase"),
         "wall_s": state.get("wall_s"),
     }
+    if "started_from" in state.get("carried", {}):
+        provenance["started_from"] = state["carried"]["started_from"]
     if "mean_of" in state:
         provenance["mean_of"] = state["mean_of"]
     return _with_weights(config, weights, str(folder)), config, provenance

@@ -5,9 +5,10 @@ A shipped teacher is a run folder with nothing in it but its settings and these 
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,7 @@ def _actor_of(config: Config) -> dict[str, Any]:
     """
     if config.start_from is None:
         return {}
-    actor, other, _ = load_policy(config.start_from)
+    actor, other, provenance = load_policy(config.start_from)
     heads = actor.aux_heads is not None
     weights = actor.state_dict()
     if heads and (other.actor.encoder, config.actor.encoder) == ("compact", "maps"):
@@ -167,7 +168,20 @@ def _actor_of(config: Config) -> dict[str, Any]:
         other = replace(other, actor=replace(other.actor, from_hand=True))
         weights = with_reach(weights, make_actor(other, actor.target_dim).reading_weight.shape[1])
     check_alike(f"start_from={config.start_from}", heads, other, config.aux.weight > 0.0, config)
-    return {"actor": weights}
+    return {"actor": weights, "started_from": told(config.start_from, other, provenance, config)}
+
+
+def told(name: str, its: Config, provenance: dict[str, Any], successor: Config) -> dict[str, Any]:
+    """What a checkpoint says of a policy that its own comes from: where that came from, and the
+    ranges it was trained in, where they are others than the successor's."""
+    mine, others = (json.loads(json.dumps(asdict(one.randomization))) for one in (successor, its))
+    ranges = {
+        group: {key: value for key, value in settings.items() if value != mine[group][key]}
+        for group, settings in others.items()
+        if isinstance(settings, dict)
+    }
+    differing = {group: settings for group, settings in ranges.items() if settings}
+    return {"policy": name, "provenance": provenance, "randomization": differing}
 
 
 def check_alike(
