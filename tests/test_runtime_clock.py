@@ -34,10 +34,12 @@ def test_ticks_come_at_the_period_and_late_ones_are_not_made_up_for(time: Time) 
 
     def tick() -> None:
         ticks.append(time.now)
-        time.now += 0.18 if len(ticks) == 2 else 0.01
+        time.now += late.get(len(ticks), 0.005)
 
-    clock.run_at(0.05, tick, lambda: len(ticks) == 5)
-    assert ticks == pytest.approx([0.0, 0.05, 0.28, 0.33, 0.38], abs=2e-4)
+    late = {2: 0.18, 4: 0.045}  # longer than a period, and nearly as long
+    clock.run_at(0.05, tick, lambda: len(ticks) == 6)
+    # The next one begins four fifths of a period after a late one's end at the soonest.
+    assert ticks == pytest.approx([0.0, 0.05, 0.27, 0.32, 0.405, 0.455], abs=2e-4)
 
 
 def test_warming_up_fills_the_lead_and_makes_no_tick_late(time: Time) -> None:

@@ -57,21 +57,28 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     terminal.close()
 
 
+def _ready(terminal: Terminal) -> SpaceBar:
+    """Enter was pressed: the next space bar counts."""
+    switch = SpaceBar()
+    terminal.type(b"\n")
+    assert switch.pressed() is False
+    return switch
+
+
 def test_a_short_press_of_the_space_bar_lasts_until_a_repeat_would_have_come(
     terminal: Terminal,
 ) -> None:
-    switch = SpaceBar()
-    assert not switch.pressed()
+    switch = _ready(terminal)
     terminal.type(b" ")
     assert switch.pressed()
     terminal.now += FIRST_REPEAT - 0.01
     assert switch.pressed()
     terminal.now += 0.02
-    assert not switch.pressed()
+    assert switch.pressed() is None
 
 
 def test_a_held_space_bar_is_pressed_all_the_time_and_soon_released(terminal: Terminal) -> None:
-    switch = SpaceBar()
+    switch = _ready(terminal)
     terminal.type(b" ")
     assert switch.pressed()
     for wait in (KEY_DELAY, *[KEY_PERIOD] * 50):
@@ -82,15 +89,44 @@ def test_a_held_space_bar_is_pressed_all_the_time_and_soon_released(terminal: Te
     terminal.now += NEXT_REPEAT - 0.01
     assert switch.pressed()
     terminal.now += 0.02
-    assert not switch.pressed()
+    assert switch.pressed() is None
 
 
 def test_any_other_key_lets_go_at_once(terminal: Terminal) -> None:
-    switch = SpaceBar()
+    switch = _ready(terminal)
     terminal.type(b" ")
     assert switch.pressed()
     terminal.type(b"x")
-    assert not switch.pressed()
+    assert switch.pressed() is False
+
+
+@pytest.mark.parametrize("pause", [0.15, 0.35, 3.0])
+def test_a_held_space_bar_whose_repetition_pauses_arms_nothing_until_enter(
+    terminal: Terminal, pause: float
+) -> None:
+    """A slow terminal is no human who lets go and presses again."""
+    switch = _ready(terminal)
+    terminal.type(b" ")
+    terminal.now += KEY_DELAY
+    terminal.type(b" ")
+    assert switch.pressed()
+    terminal.now += pause
+    assert switch.pressed() is None
+    for _ in range(50):
+        terminal.type(b" ")
+        assert switch.pressed() is None
+        terminal.now += KEY_PERIOD
+    terminal.type(b"\n")
+    assert switch.pressed() is False
+    terminal.type(b" ")
+    assert switch.pressed()
+
+
+def test_a_space_bar_that_is_held_from_before_is_no_press(terminal: Terminal) -> None:
+    switch = SpaceBar()
+    assert switch.pressed() is None
+    terminal.type(b" ")
+    assert switch.pressed() is None
 
 
 def test_keys_are_read_one_by_one_and_the_terminal_is_left_as_it_was(terminal: Terminal) -> None:
@@ -103,7 +139,7 @@ def test_keys_are_read_one_by_one_and_the_terminal_is_left_as_it_was(terminal: T
 
 
 def test_a_terminal_that_is_gone_is_a_space_bar_let_go(terminal: Terminal) -> None:
-    switch = SpaceBar()
+    switch = _ready(terminal)
     terminal.type(b" ")
     assert switch.pressed()
     terminal.vanish()

@@ -170,7 +170,7 @@ def run_arm(deployment: Deployment, stop: StopSignal) -> Iterator[dict[str, Any]
     episode = 0
     with live_line(sys.stderr) as show:
         while episode < config.episodes and not stop.requested:
-            show(f"latched: {deployment.reason}; hold the switch to start")
+            show(f"latched: {deployment.reason}; {deployment.switch.start}")
             if not deployment.wait(State.RUNNING, 0.5):
                 continue
             show(f"episode {episode + 1}: running for {seconds:.0f} s")

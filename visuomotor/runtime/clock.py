@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+MADE_UP = 0.2  # share of the period by which the next tick may come sooner after one that was late
+
 
 def run_at(
     period: float,
@@ -14,8 +16,8 @@ def run_at(
     warm_up: Callable[[], None] | None = None,
     lead: float = 0.0,
 ) -> None:
-    """Calls tick every `period` s. One that is late is not made up for: two at once are one jump
-    for the arm.
+    """Calls tick every `period` s. One that is late is not made up for (but by MADE_UP at most): two
+    at once are one jump for the arm.
 
     warm_up: called again and again in the last `lead` s before a tick is due, for what it does to
       the processor, which is not let sleep before the tick; its last call begins only if one as
@@ -24,9 +26,8 @@ def run_at(
     due = time.monotonic()
     while not should_stop():
         tick()
-        due += period
         now = time.monotonic()
-        due = now + period if due < now - period else due
+        due = max(due, now - MADE_UP * period) + period
         if warm_up is None:
             time.sleep(max(0.0, due - now))
             continue

@@ -34,9 +34,9 @@ LOG_ROWS = 6000  # kept while the disk stalls: a minute, 2 MB
 LOG_CLOSE = 2.0  # s that the disk is given for the last rows
 MOST_LATE = 0.05  # s that a tick may come late before the streamer no longer trusts itself
 
-# What the human's side tells: 1 pressed, 0 released, or why the episode ends. Then nobody asks
-# whether the switch is held: that is no release, after which a press would arm.
-TIME_UP, ASKED = -1, -2
+# What the human's side tells: 1 pressed, 0 released, UNTOLD, or why the episode ends. Then nobody
+# asks whether the switch is held: that is no release, after which a press would arm.
+TIME_UP, ASKED, UNTOLD = -1, -2, -3
 ENDINGS = {TIME_UP: "the time is up", ASKED: "deploy was asked to end"}
 SWITCH = np.dtype([("pressed", "<i1"), ("stamp", "<f8")])
 

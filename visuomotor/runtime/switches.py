@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import select
 import struct
@@ -22,7 +23,7 @@ from typing import Protocol
 import numpy as np
 
 from visuomotor.runtime.slots import Slot
-from visuomotor.runtime.streamer import SWITCH
+from visuomotor.runtime.streamer import SWITCH, UNTOLD
 
 CONFIRM_PERIOD = 0.02  # s
 # A key that is held repeats: first after half a second, then 25 to 30 times a second.
@@ -37,13 +38,19 @@ class SwitchError(Exception):
 
 
 class Switch(Protocol):
-    def pressed(self) -> bool: ...
+    start: str  # what a human does to start
+
+    def pressed(self) -> bool | None:
+        """None: it cannot be told, which stops the arm and is no release."""
+        ...
 
     def close(self) -> None: ...
 
 
 class ByHand:
     """Pressed by a program: for the simulated arm, where nobody can be hurt."""
+
+    start = "hold the switch to start"
 
     def __init__(self) -> None:
         self.down = False
@@ -57,7 +64,13 @@ class ByHand:
 
 class SpaceBar:
     """The space bar of this terminal. Its release is noticed NEXT_REPEAT s late (and a short press
-    lasts FIRST_REPEAT s): a joystick's button is better."""
+    lasts FIRST_REPEAT s): a joystick's button is better.
+
+    A key whose repetition pauses, over ssh for instance, looks like one that is let go and pressed
+    again. So only another key, Enter, says that it was let go; until then it cannot be told.
+    """
+
+    start = "press Enter, then hold the space bar to start"
 
     def __init__(self) -> None:
         if not sys.stdin.isatty():
@@ -65,23 +78,26 @@ class SpaceBar:
         self._descriptor = sys.stdin.fileno()
         self._before = termios.tcgetattr(self._descriptor)
         tty.setcbreak(self._descriptor)
-        self._until = 0.0
+        self._let_go = False  # another key came, and no space bar since
+        self._until = -math.inf  # s: it is held until then
 
-    def pressed(self) -> bool:
+    def pressed(self) -> bool | None:
         while select.select([self._descriptor], [], [], 0.0)[0]:
             now = time.monotonic()
             try:
                 key = os.read(self._descriptor, 1)
             except OSError:
                 key = b""
-            if key == b" ":
-                held = now < self._until
-                self._until = now + (NEXT_REPEAT if held else FIRST_REPEAT)
-            else:
-                self._until = 0.0  # any other key lets go
             if not key:
                 return False  # the terminal is gone
-        return time.monotonic() < self._until
+            held = now < self._until
+            if key != b" ":
+                self._let_go, self._until = True, -math.inf
+            elif held or self._let_go:
+                self._let_go, self._until = False, now + (NEXT_REPEAT if held else FIRST_REPEAT)
+        if time.monotonic() < self._until:
+            return True
+        return False if self._let_go else None
 
     def close(self) -> None:
         with contextlib.suppress(termios.error):  # a terminal that is gone needs nothing
@@ -90,6 +106,8 @@ class SpaceBar:
 
 class Joystick:
     """A button of a Linux joystick device. A device that goes away is a button let go."""
+
+    start = "hold the switch to start"
 
     def __init__(self, path: str, button: int = 0):
         try:
@@ -163,10 +181,10 @@ class Confirmation:
             if self.paused:
                 continue
             pressed = self.switch.pressed()
-            if not pressed:
+            if pressed is False:
                 self.ending = None
-            ending = self.ending
-            value["pressed"] = int(pressed) if ending is None else ending
+            told = UNTOLD if pressed is None else int(pressed)
+            value["pressed"] = told if self.ending is None else self.ending
             value["stamp"] = time.monotonic()
             self._slot.write(value)
 
