@@ -15,7 +15,7 @@ import pytest
 
 from tests.failing import Failing
 from visuomotor.cli import run_command
-from visuomotor.deploy import beyond_training, deploy, trained_delays
+from visuomotor.deploy import beyond_guard, beyond_training, deploy, trained_delays
 from visuomotor.deployment import PRETRAINED, Deployment
 from visuomotor.factors import Distributions, Factor
 from visuomotor.runtime.arms import KINDS
@@ -226,6 +226,9 @@ def test_an_episode_on_the_simulated_arm_is_run_and_logged(
         (["bundle=nowhere"], "a shipped policy: clearing_blocks, "),
         (["bundle=lifting", "arm=ur5"], "sim, ros2, jaco2"),
         (["bundle=lifting", "arm=ros2"], "needs camera="),
+        (["bundle=lifting", "arm=ros2", "camera=0"], "needs lens="),
+        (["bundle=lifting", "arm=jaco2", f"camera={__file__}"], "a film shows nothing"),
+        (["bundle=lifting", "arm_delay=0.5"], "expected 0 to 0.3 s"),
         (["bundle=lifting", "episodes=0"], "episodes=0"),
         (["bundel=lifting"], "bundle"),
         (["bundle=lifting", f"out={__file__}"], "cannot be a folder"),
@@ -245,6 +248,13 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert told in error
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_arm_that_is_later_than_the_limiter_allows_for_is_told() -> None:
+    assert beyond_guard({}, 0.1) == []
+    assert beyond_guard({"arm_delay_ms_most": 99.0}, 0.1) == []
+    (told,) = beyond_guard({"arm_delay_ms_most": 136.2}, 0.1)
+    assert told.endswith("takes up to 136 ms, and the limiter allows for 100: give arm_delay=0.15")
 
 
 TRAINED = {"trained": True, "camera_delay_s": [0.0, 0.1], "action_delay_s": [0.0, 0.05]}

@@ -58,6 +58,7 @@ class Deploy:
         (folder / "arm.yaml").write_text(f"domain: {DOMAIN}\n")
         options = [f"arm={arm}", f"arm_config={folder / 'arm.yaml'}", f"out={self.out}"]
         options += ["bundle=lifting", "camera=topic:/image", "camera_rate=5", "episodes=1000"]
+        options += ["lens=simulated"]
         with open(self._told, "w") as told:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "visuomotor.deploy", *options],
@@ -75,6 +76,8 @@ class Deploy:
     def press(self) -> None:
         """Now and then; it is let go in between."""
         if time.monotonic() - self._pressed >= BETWEEN:
+            os.write(self._keyboard, b"\n")
+            time.sleep(0.2)
             os.write(self._keyboard, b" ")
             self._pressed = time.monotonic()
 
@@ -112,7 +115,7 @@ def test_an_arm_on_dds_moves_after_a_press_alone_and_is_left_at_rest(
     arm = DdsArm(DOMAIN, joint_states, command=command, kind=message)
     deploy = Deploy(terminal, tmp_path, kind)
     try:
-        until(lambda: deploy.says("hold the switch to start"))
+        until(lambda: deploy.says("press Enter, then hold the space bar to start"))
         until(lambda: arm.rests(ZEROS))
         assert not arm.moved, "nobody has pressed"
         until(lambda: arm.moved and deploy.says("episode 1: running"), deploy.press)

@@ -45,6 +45,7 @@ from visuomotor.runtime.lens import Calibration, save_calibration
 from visuomotor.runtime.preprocessing import Lens, simulated_matrix
 from visuomotor.runtime.processes import make_camera
 from visuomotor.runtime.streamer import ASKED, ENDINGS, TIME_UP, read_log
+from visuomotor.runtime.switches import ByHand
 from visuomotor.sim_arm import SimArmConfig, make_world
 
 START = np.array(robot.START_QPOS, dtype=float)
@@ -163,6 +164,7 @@ class Played(Deployment):
         self.config = DeployConfig(bundle="-", arm="ros2", camera="0", episodes=len(holds))
         self.contract = SimpleNamespace(episode_s=5.0)  # type: ignore[assignment]
         self.confirmation = SimpleNamespace(ending=None)  # type: ignore[assignment]
+        self.switch = ByHand()
         self.now, self.holds = 0.0, holds
         self.running = self.released = False
         self.why = "not armed yet"
@@ -330,6 +332,7 @@ def test_a_camera_slower_than_the_policy_s_images_is_refused() -> None:
     [
         ("domian: 1", "domian"),
         ("mode: force", "mode"),
+        ("workspace_low: [0.0, 0.0, 0.6]", "workspace_high"),
         ("signs: [1, 1]", "signs: expected 9"),
         ("domain: [", "no valid YAML"),
         (None, "cannot read settings"),
@@ -342,7 +345,8 @@ def test_an_arm_s_settings_that_cannot_be_are_refused_before_anything_is_made(
     said, out = tmp_path / "arm.yaml", tmp_path / "out"
     if content is not None:
         said.write_text(content)
-    argv = ["bundle=lifting", "arm=ros2", "camera=0", f"arm_config={said}", f"out={out}"]
+    argv = ["bundle=lifting", "arm=ros2", "camera=0", "lens=simulated", f"out={out}"]
+    argv.append(f"arm_config={said}")
     assert run_command(deploy, argv) == 2
     error = capsys.readouterr().err
     assert told in error

@@ -69,6 +69,7 @@ def record(asked: np.ndarray, moved: np.ndarray | None = None) -> dict[str, np.n
         "moved": velocities[1],
         "position": START + TICK * np.cumsum(velocities[1], axis=0),
         "pinch": np.tile((LIMITS.workspace_low + LIMITS.workspace_high) / 2, (steps, 1)),
+        "step": np.abs(np.diff(asked, prepend=asked[0])) / (TICK * LIMITS.acceleration[0]),
     }
 
 
@@ -110,7 +111,7 @@ def test_a_stop_in_time_is_good_and_each_number_is_measured() -> None:
     assert row["asked_acceleration"] == pytest.approx(0.3 / 0.19 / LIMITS.acceleration[0])
     assert row["joint_overshoot_rad"] == row["workspace_overshoot_m"] == 0.0
     line = table([row]).splitlines()[2]
-    assert "| rest | 290 / 280 ms | 48 / 48 % | 20 / 20 % |" in line
+    assert "| rest | 290 / 280 ms | 48 / 48 % | 20; 20 / 20 % |" in line
     assert line.endswith("| latched: the dead-man switch was released | good |")
 
 
@@ -151,6 +152,9 @@ def test_each_thing_that_is_wrong_is_told() -> None:
     assert verdict(judged(good, still_latched=False)) == "did not stay latched"
     sudden = np.concatenate((np.full(101, LIMITS.velocity[0]), np.zeros(150)))
     assert "asked_acceleration" in verdict(judged(record(sudden)))
+    # From 70 % in one tick is no more over 50 ms than an arm's lateness may bring.
+    cut = np.concatenate((np.full(101, 0.7 * LIMITS.velocity[0]), np.zeros(150)))
+    assert verdict(judged(record(cut))) == "asked_step 5.5, at most 1"
     assert "did not move before" in verdict(judged(record(np.zeros(250))))
     beyond = good | {"position": good["position"].copy(), "pinch": good["pinch"].copy()}
     beyond["position"][5, 1] = LIMITS.position_high[1] + 0.01
@@ -320,6 +324,7 @@ def test_at_full_speed_the_arm_moves_on_after_it_is_asked_to_rest_but_not_for_lo
     assert verdict(row) == ""
     assert row["moving_at_onset"] > 0.99
     assert row["asked_acceleration"] <= 1.0 + 1e-6 < ASKED_ACCELERATION, "nothing is late here"
+    assert 0.9 < row["asked_step"] <= 1.0 + 1e-6
     lag = row["moved_rest_s"] - row["asked_rest_s"]
     assert 0.05 < lag <= 0.1 < LAG
 

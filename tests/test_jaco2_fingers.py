@@ -20,11 +20,10 @@ from visuomotor.runtime.arms.dds import (
     KinovaJointVelocity,
 )
 from visuomotor.runtime.arms.jaco2 import Jaco2Arm
-from visuomotor.runtime.arms.ros2 import (
-    HORIZON,
-    REACH,
-)
+from visuomotor.runtime.arms.ros2 import HORIZON
 from visuomotor.runtime.jaco import LIMITS
+
+REACH = LIMITS.velocity * (LIMITS.delay + HORIZON)
 
 POSITION = np.linspace(0.1, 0.9, 9)
 

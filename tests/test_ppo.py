@@ -256,6 +256,21 @@ def test_step_size_follows_the_divergence(target_kl: float, expected: float) -> 
     assert ppo.learning_rate == pytest.approx(expected)
 
 
+def test_what_annealing_takes_is_not_given_back() -> None:
+    """Half of a step moves the policy by a quarter of the divergence: that is what is wanted."""
+    ppo = make_teacher_ppo(config=replace(CONFIG, learning_rate=1e-3, target_kl=0.01))
+    for scale, kl, expected in (
+        (0.5, 0.0025, 1e-3),
+        (0.1, 0.0001, 1e-3),
+        (0.1, 0.01, 1e-3 / 1.5),  # as far as in full steps: too far
+        (0.1, 0.00001, 1e-3),  # back up
+        (0.0, 0.0, 1e-3),
+    ):
+        ppo.learning_rate_scale = scale
+        ppo._adapt_learning_rate(kl)
+        assert ppo.learning_rate == pytest.approx(expected), (scale, kl)
+
+
 def test_step_size_stays_within_its_bounds() -> None:
     bounded = replace(CONFIG, min_learning_rate=3e-3, max_learning_rate=3e-3)
     for target_kl in (1e9, 1e-9):

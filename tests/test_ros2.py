@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -37,17 +38,18 @@ from visuomotor.runtime.arms.jaco2 import finger_position, joint_velocity
 from visuomotor.runtime.arms.ros2 import (
     HORIZON,
     KINOVA_JOINTS,
-    REACH,
     STILL,
     Ros2Arm,
     Ros2Camera,
     Ros2Settings,
     decode_image,
 )
+from visuomotor.runtime.errors import CameraError
 from visuomotor.runtime.jaco import LIMITS
 from visuomotor.runtime.limiter import Limiter
 
 DOMAIN = 97
+REACH = LIMITS.velocity * (LIMITS.delay + HORIZON)
 PATIENCE = 20.0  # s that a message may take on a machine that is busy with other things
 POSITION = np.linspace(0.1, 0.9, 9)
 
@@ -387,11 +389,47 @@ def test_an_image_of_a_topic_is_read_with_its_padding_left_out(encoding: str) ->
     assert (seen == image).all()
 
 
-def test_an_image_that_does_not_fit_is_none() -> None:
+def test_an_image_that_does_not_fit_is_refused_with_its_reason() -> None:
     head = Header(Time(0, 0), "")
-    assert decode_image(ImageMessage(head, 2, 2, "mono8", 0, 2, [0] * 4)) is None
-    assert decode_image(ImageMessage(head, 2, 2, "rgb8", 0, 6, [0] * 11)) is None
-    assert decode_image(ImageMessage(head, 2, 2, "rgb8", 0, 5, [0] * 10)) is None
+    for encoding, step, size, told in (
+        ("mono8", 2, 4, "the image's encoding is mono8; .* rgb8 or bgr8"),
+        ("rgb8", 6, 11, "2x2 pixels came with 11 bytes, 6 a row"),
+        ("rgb8", 5, 10, "2x2 pixels came with 10 bytes, 5 a row"),
+    ):
+        with pytest.raises(CameraError, match=told):
+            decode_image(ImageMessage(head, 2, 2, encoding, 0, step, [0] * size))
+
+
+def test_an_arm_that_another_program_sends_to_is_refused() -> None:
+    peer = Peer("/f/commands", Float64MultiArray)
+    settings = {"domain": DOMAIN, "joint_states": "/joint_states", "command": "/f/commands"}
+    arms = []
+    for exclusive in (True, False):
+        # Two processes are two participants; so are these.
+        arm = Ros2Arm(Ros2Settings(**settings, exclusive=exclusive))
+        arms.append(arm)
+        thread = threading.Thread(target=arm.connect)
+        thread.start()
+        while thread.is_alive():
+            peer.tell()
+            time.sleep(0.02)
+    with pytest.raises(ArmError, match=r"1 other program sends on /f/commands.*end it first"):
+        arms[0].claim()
+    assert arms[1].claim() == ""
+
+
+def test_what_the_limiter_allows_for_is_said_with_the_arm() -> None:
+    settings = {"workspace_low": [-0.2, -0.5, 0.02], "workspace_high": [0.2, -0.2, 0.4]}
+    for kind in ("ros2", "jaco2"):
+        limits = make_arm({"kind": kind, "settings": settings, "delay": 0.15}).limits
+        assert limits.delay == 0.15
+        assert limits.workspace_low.tolist() == settings["workspace_low"]
+        assert limits.workspace_high.tolist() == settings["workspace_high"]
+        usual = make_arm({"kind": kind, "settings": {}}).limits
+        assert usual.delay == LIMITS.delay
+        assert usual.workspace_low.tolist() == LIMITS.workspace_low.tolist()
+    with pytest.raises(ArmError, match="workspace_high"):
+        Ros2Settings(workspace_low=(0.0, 0.0, 0.49), workspace_high=(0.2, 0.2, 0.5)).validate()
 
 
 # --- kinova-ros ----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 
 from visuomotor.config import CameraConfig, EnvConfig
 from visuomotor.envs import robot, scene
+from visuomotor.runtime.arm import MOST_DELAY
 from visuomotor.runtime.jaco import CHAIN, LIMITS
 from visuomotor.runtime.kinematics import ForwardKinematics
 from visuomotor.runtime.limiter import JOINT_MARGIN, Limiter
@@ -121,14 +122,19 @@ def test_the_hand_does_not_leave_the_workspace() -> None:
         assert np.abs(sent[:100]).max() > 0.3
 
 
-@pytest.mark.parametrize(("delay", "old"), [(0, 0), (3, 0), (6, 1), (9, 5)])
-def test_an_arm_that_is_late_and_tells_late_keeps_its_limits(delay: int, old: int) -> None:
+@pytest.mark.parametrize(
+    ("delay", "old", "allowed"),
+    [(0, 0, 0.1), (3, 0, 0.1), (6, 1, 0.1), (9, 5, 0.1), (14, 2, 0.15), (29, 4, MOST_DELAY)],
+)
+def test_an_arm_that_is_late_and_tells_late_keeps_its_limits(
+    delay: int, old: int, allowed: float
+) -> None:
     """It carries out every velocity `delay` ticks after it was sent, and what it says of itself is
-    `old` ticks old."""
+    `old` ticks old; `allowed` s are reckoned with."""
     kinematics = ForwardKinematics(CHAIN)
     for seed in range(4):
         rng = np.random.default_rng(seed)
-        limiter = Limiter(LIMITS, DT)
+        limiter = Limiter(LIMITS._replace(delay=allowed), DT)
         wanted = np.repeat(rng.choice([-5.0, 5.0], (6, 9)), 120, axis=0)
         sent = [np.zeros(9)] * delay
         places = [START] * (old + 1)

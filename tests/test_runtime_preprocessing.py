@@ -247,6 +247,49 @@ def test_a_camera_is_asked_for_the_size_that_its_lens_was_calibrated_with(
         preprocess(make_camera(settings).read())
 
 
+def test_a_camera_that_was_pulled_is_opened_anew_when_it_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plugged, opened, now = True, 0, 50.0
+
+    class Driver:
+        def __init__(self, source: int | str):
+            nonlocal opened
+            opened += 1
+            self.alive = plugged  # a handle of before stays dead
+
+        def isOpened(self) -> bool:
+            return self.alive
+
+        def set(self, name: int, value: float) -> None: ...
+
+        def get(self, name: int) -> float:
+            return 30.0
+
+        def read(self) -> tuple[bool, np.ndarray | None]:
+            self.alive &= plugged
+            return self.alive, np.zeros((4, 4, 3), np.uint8) if self.alive else None
+
+        def release(self) -> None: ...
+
+    monkeypatch.setattr(cv2, "VideoCapture", Driver)
+    monkeypatch.setattr("visuomotor.runtime.cameras.time.monotonic", lambda: now)
+    camera = Capture("0")
+    assert camera.read() is not None
+    plugged = False
+    for _ in range(25):
+        assert camera.read() is None
+        now += 0.1
+    assert opened == 3, "once a second"
+    plugged = True
+    seen = []
+    for _ in range(15):
+        seen.append(camera.read() is not None)
+        now += 0.1
+    assert seen[-1]
+    assert opened == 4
+
+
 def test_proprioception_is_the_simulation_s() -> None:
     env = make_env(Config(task="lifting"), num_envs=3, seed=0, render=False)
     env.reset()

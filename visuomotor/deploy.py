@@ -9,6 +9,7 @@ successes. Everything is logged in `out`. Needs neither torch nor MuJoCo for a r
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -132,6 +133,21 @@ def beyond_training(measured: dict[str, float], trained: dict[str, float]) -> li
     return told
 
 
+def beyond_guard(measured: dict[str, float], allowed: float) -> list[str]:
+    """Whether the arm was later than the limiter allows for, as a line: it may then go beyond joint
+    limits and walls by what it does in the meantime.
+
+    measured: as `latency` gives it, ms; allowed: s, `arm_delay`.
+    """
+    here = measured.get("arm_delay_ms_most", 0.0)
+    if here <= 1000 * allowed:
+        return []
+    return [
+        f"the arm takes up to {here:.0f} ms, and the limiter allows for {1000 * allowed:.0f}: give "
+        f"arm_delay={math.ceil(here / 10 + 1) / 100:g}"
+    ]
+
+
 def run_sim(deployment: Deployment, stop: StopSignal) -> Iterator[dict[str, Any]]:
     """Episodes on the simulated arm, one after the other; success is judged at their end."""
     config, seconds = deployment.config, deployment.episode_seconds
@@ -214,6 +230,7 @@ def deploy(argv: list[str]) -> int:
         "episodes": len(rows),
         "latency": measured,
         "beyond_training": beyond_training(measured, trained),
+        "beyond_guard": beyond_guard(measured, config.arm_delay),
         "trained_for": deployment.manifest["latency"],
         "processes": deployment.notes,
         "rows": rows,
@@ -230,6 +247,8 @@ def deploy(argv: list[str]) -> int:
         print(f"{name}: {value}")
     for line in result["beyond_training"]:
         print(f"later than in training: {line}")
+    for line in result["beyond_guard"]:
+        print(f"later than is safe: {line}")
     print(f"log and summary in {out}")
     return stop.exit_code
 

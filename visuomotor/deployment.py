@@ -23,7 +23,7 @@ from visuomotor.config import CameraConfig
 from visuomotor.errors import UserError, did_you_mean
 from visuomotor.limits import show, validate
 from visuomotor.overrides import load_yaml
-from visuomotor.runtime.arm import ArmError
+from visuomotor.runtime.arm import MOST_DELAY, ArmError
 from visuomotor.runtime.arms import KINDS, settings_type
 from visuomotor.runtime.arms.sim import refused_size, request
 from visuomotor.runtime.bundle import Contract, load_bundle
@@ -47,6 +47,7 @@ MOST_OFFSET = 0.03  # m, of the camera; training moves it by a centimetre an axi
 MOST_FOVY = 2.0  # degrees
 SIM_CAMERA_RATE = 20.0  # frames/s, of arm=sim (visuomotor.sim_arm)
 LOG = "streamer.log"
+NO_LENS = "simulated"
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,13 @@ class DeployConfig:
     arm: str = "sim"  # sim, ros2 or jaco2
     camera: str = "auto"  # number, URL, file, topic:<ROS 2 image topic>; auto: that of arm=sim
     camera_rate: float = 30.0  # frames/s of that camera; two missing frames stop the arm
-    lens: str | None = None  # a calibration (visuomotor.calibrate); None: as the simulated camera
+    # A calibration (visuomotor.calibrate). simulated, the default of arm=sim alone: the camera is
+    # as the policy's was, and the middle of its picture is taken as it is.
+    lens: str | None = None
     switch: str = "space"  # space, joystick:<device>[:<button>]; of arm=sim it is held by itself
+    # s from a velocity that is sent until the arm does it, at most: what the limiter allows for
+    # when it brakes before joint limits and walls.
+    arm_delay: float = LIMITS.delay
     episodes: int = 1  # starts by a human; of arm=sim by itself
     episode_seconds: float | None = None  # None: as long as in training
     arm_config: str | None = None  # YAML: topics and names of arm=ros2 and arm=jaco2
@@ -86,6 +92,19 @@ class DeployConfig:
                 f"arm={self.arm} needs camera=: a number (0 is the first), a URL, a file, or "
                 "topic:<ROS 2 image topic>"
             )
+        if self.arm != "sim" and Path(self.camera).is_file():
+            raise UserError(
+                f"arm={self.arm} camera={self.camera}: a film shows nothing of what the arm does; "
+                "give a camera: a number (0 is the first), a URL, or topic:<ROS 2 image topic>"
+            )
+        if self.arm != "sim" and self.lens is None:
+            raise UserError(
+                f"arm={self.arm} needs lens=: a calibration that visuomotor.calibrate wrote; "
+                f"lens={NO_LENS} takes the middle of the picture as it is, and trusts that the "
+                "camera stands where the policy was trained to have it"
+            )
+        if not 0.0 <= self.arm_delay <= MOST_DELAY:
+            raise UserError(f"arm_delay={self.arm_delay}: expected 0 to {MOST_DELAY:g} s")
         if self.episodes < 1:
             raise UserError(f"episodes={self.episodes}: expected 1 or more")
         if self.episode_seconds is not None and not self.episode_seconds > 0.0:
@@ -124,6 +143,11 @@ def check_lens(path: str, manifest: dict[str, Any]) -> None:
             f"({fovy:g} degrees); move it back, or train for it: visuomotor.train calibration="
         )
     if found.pos is None or found.lookat is None or found.fovy is None:
+        print(
+            f"lens={path} does not say where the camera stands: whether it stands where the policy "
+            "was trained to have it is not checked",
+            file=sys.stderr,
+        )
         return
     offsets = {
         "pos": np.linalg.norm(found.pos - np.array(camera["pos_w_m"])),
@@ -262,8 +286,9 @@ class Deployment:
             self._sim_camera = simulated_camera(self.manifest) if config.arm == "sim" else None
         except BundleError as error:
             raise UserError(f"bundle={config.bundle}: {error}") from error
-        if config.lens is not None:
-            check_lens(config.lens, self.manifest)
+        self.lens = None if config.lens == NO_LENS else config.lens
+        if self.lens is not None:
+            check_lens(self.lens, self.manifest)
         self.camera_rate = camera_rate(config, loaded.contract)
         self._settings = {} if config.arm == "sim" else arm_settings(config)
         self._stack = ExitStack()
@@ -304,14 +329,17 @@ class Deployment:
         policy = {
             "bundle": str(self.bundle),
             "camera": camera,
-            "lens": config.lens,
+            "lens": self.lens,
             "slots": names,
         }
         # The policy is asked to end last, so first: the streamer brings the arm to rest without it.
         self.policy = self._process("policy", policy)
         self.streamer = self._process("streamer", streamer)
         for process in (self.streamer, self.policy):
-            self.notes.append({process.name: process.line()["ready"]})
+            told = process.line()
+            self.notes.append({process.name: told["ready"]})
+            if "warning" in told:
+                print(f"{process.name}: {told['warning']}", file=sys.stderr)
         switch = self._switch
         if switch is None:
             try:
@@ -340,9 +368,9 @@ class Deployment:
             self._stack.callback(process.end)
             self.sim_arm = process
             self.sim_port = int(process.line()["port"])
-            arm = {"kind": "sim", "port": self.sim_port}
+            arm = {"kind": "sim", "port": self.sim_port, "delay": config.arm_delay}
         else:
-            arm = {"kind": config.arm, "settings": self._settings}
+            arm = {"kind": config.arm, "settings": self._settings, "delay": config.arm_delay}
         if config.camera == "auto":
             return arm, {"kind": "sim", "port": self.sim_port}
         return arm, camera_settings(config.camera, config.camera_rate, self._settings)

@@ -34,6 +34,9 @@ SETTLES = 0.05  # rad that a joint may go after LAG
 
 # What it may do until then.
 WINDOW = 0.05  # s over which accelerations are taken, by the arm's clock
+# What one velocity that arrives may differ by from the one before, whenever either came: a share of
+# what the limit of acceleration allows in a tick. Rounding is left.
+ASKED_STEP = 1.0 + 1e-6
 # Shares of the limits. What is sent keeps to 1 (a test); if the arm's clock is late, velocities of
 # ARM_LATE more come in one window.
 ASKED_ACCELERATION = 1.0 + ARM_LATE / WINDOW
@@ -80,6 +83,7 @@ def measured(record: dict[str, np.ndarray], onset: float, ended: float) -> dict[
         "moved_velocity": float(np.abs(moved / LIMITS.velocity).max()),
         "asked_acceleration": _acceleration(clock, asked),
         "moved_acceleration": _acceleration(clock, moved),
+        "asked_step": float(record["step"].max()),
         "joint_overshoot_rad": float(max(beyond.max(), 0.0)),
         "workspace_overshoot_m": float(max(outside.max(), 0.0)),
         "closest_joint_rad": float(-beyond[:, limited].max()),
@@ -134,6 +138,7 @@ def _beyond_limits(row: dict[str, Any]) -> list[str]:
         most |= {"joint_overshoot_rad": 0.0, "workspace_overshoot_m": 0.0}
     if not row["stop_is_cut"]:
         most |= {
+            "asked_step": ASKED_STEP,
             "asked_acceleration": ASKED_ACCELERATION,
             "moved_acceleration": MOVED_ACCELERATION,
         }
@@ -180,8 +185,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             if rests
             else "",
             f"{100 * row['asked_velocity']:.0f} / {100 * row['moved_velocity']:.0f} %",
-            f"{100 * row['asked_acceleration']:.0f} / {100 * row['moved_acceleration']:.0f} %"
-            + unjudged[row["stop_is_cut"]],
+            f"{100 * row['asked_step']:.0f}; {100 * row['asked_acceleration']:.0f} / "
+            f"{100 * row['moved_acceleration']:.0f} %" + unjudged[row["stop_is_cut"]],
             f"{row['joint_overshoot_rad']:.3f} rad" + unjudged[row["unreachable"]],
             f"{1000 * row['workspace_overshoot_m']:.0f} mm" + unjudged[row["unreachable"]],
             f"{row['state']}{': ' + row['reason'] if row['reason'] else ''}",

@@ -357,10 +357,14 @@ class PPO:
         return self.config.target_kl > 0.0 and kl > factor * self.config.target_kl
 
     def _adapt_learning_rate(self, kl: float) -> None:
-        """Keep the divergence of an update within a factor of its target."""
-        if self._kl_exceeds(KL_TOLERANCE, kl):
+        """Keep the divergence of an update within a factor of its target, which falls with the
+        square of the annealed step size: else what annealing takes would be given back."""
+        target = self.config.target_kl * self.learning_rate_scale**2
+        if target <= 0.0:
+            return
+        if kl > KL_TOLERANCE * target:
             self.learning_rate = max(self.learning_rate / KL_STEP, self.config.min_learning_rate)
-        elif self.config.target_kl > 0.0 and kl < self.config.target_kl / KL_TOLERANCE:
+        elif kl < target / KL_TOLERANCE:
             self.learning_rate = min(self.learning_rate * KL_STEP, self.config.max_learning_rate)
 
     def _set_step_sizes(self) -> None:

@@ -39,7 +39,8 @@ from visuomotor.runtime.arms.sim import (
     encode_joints,
     refused_size,
 )
-from visuomotor.runtime.streamer import keep_awake
+from visuomotor.runtime.jaco import LIMITS
+from visuomotor.runtime.streamer import PERIOD, keep_awake
 
 TICK = 0.01  # s between physics steps of this clock, and between joint states
 SUBSCRIPTION = 5.0  # s after its last hello that a subscriber is kept
@@ -137,6 +138,9 @@ class Record:
     moved: list[np.ndarray] = field(default_factory=list)  # (9,) rad/s, what the joints really did
     position: list[np.ndarray] = field(default_factory=list)  # (9,) rad
     pinch: list[np.ndarray] = field(default_factory=list)  # (3,) m, in the base's frame
+    # Of the velocities that arrived since the last row, lost ones too: the largest change from one
+    # to the next, as a share of what a tick's acceleration allows.
+    step: list[float] = field(default_factory=list)
 
 
 class SimArm:
@@ -157,6 +161,8 @@ class SimArm:
         self._frozen: np.ndarray | None = None
         self._told: tuple[np.ndarray, np.ndarray] | None = None  # joints: position, velocity
         self._limits = self.env.jaco.velocity_limits.numpy()
+        self._arrived = np.zeros(robot.NUM_JOINTS)  # rad/s, the last velocity that came
+        self._step = 0.0
         self.recording: Record | None = None
         self.start(0)
 
@@ -212,10 +218,15 @@ class SimArm:
             elif message[:1] == b"{":
                 reply = self._control(message)
                 self.socket.sendto(json.dumps(reply).encode(), sender)
-            elif not self._lost():
+            else:
                 velocity = decode_velocity(message)
                 # A driver refuses what is no number.
-                if velocity is not None and np.isfinite(velocity).all():
+                if velocity is None or not np.isfinite(velocity).all():
+                    continue
+                change = np.abs(velocity - self._arrived) / (LIMITS.acceleration * PERIOD)
+                self._step = max(self._step, float(change.max()))
+                self._arrived = velocity
+                if not self._lost():
                     delay = self.config.command_delay
                     delay += self.config.command_jitter * self._rng.random()
                     due = max(now + delay, self._commands[-1][0] if self._commands else 0.0)
@@ -238,7 +249,7 @@ class SimArm:
             case "fault" if request.get("kind") in FAULTS:
                 self._faults[request["kind"]] = float(request["value"])
             case "record":
-                self.recording = Record()
+                self.recording, self._step = Record(), 0.0
             case "record_to":
                 return self._save_record(request["path"])
             case _:
@@ -320,6 +331,8 @@ class SimArm:
         record.asked.append(self._asked.copy())
         record.moved.append(qvel.copy())
         record.position.append(qpos.copy())
+        record.step.append(self._step)
+        self._step = 0.0
         pinch = self.env.sim.data("site_xpos")[0, self.env.jaco.pinch_site_id].numpy()
         record.pinch.append(pinch - np.array(robot.BASE_POS))
 

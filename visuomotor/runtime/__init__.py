@@ -1,4 +1,4 @@
-"""The arm's side: running an exported policy with numpy, onnxruntime and safetensors alone.
+"""The arm's side: running an exported policy with numpy, onnxruntime, OpenCV and safetensors alone.
 
 Imports nothing else of the package, and never torch or mujoco: a robot's computer needs neither.
 """

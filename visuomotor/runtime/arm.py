@@ -12,6 +12,8 @@ import numpy as np
 
 from visuomotor.runtime.kinematics import Chain
 
+MOST_DELAY = 0.3  # s of `ArmLimits.delay`: what was sent is remembered so long, and 0.2 s more
+
 
 class ArmLimits(NamedTuple):
     """A joints, of which the first `len(chain)` carry the hand. What is sent never exceeds them."""
@@ -48,6 +50,13 @@ class Arm(Protocol):
 
     def connect(self) -> None:
         """Raises ArmError if the arm is not there."""
+        ...
+
+    def claim(self) -> str:
+        """To be called once before anything is sent -> what a human should know, or nothing.
+
+        Raises ArmError if another program sends to this arm.
+        """
         ...
 
     def read(self) -> JointState | None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from visuomotor.runtime.errors import CameraError
 
+REOPEN = 1.0  # s without a frame after which a camera is opened anew: it may have been pulled
 IDLE = 0.002  # s between questions to a camera that never waits
 
 
@@ -81,8 +82,8 @@ class Newest:
 class Capture:
     """A camera of this computer by its number, a stream by its URL, or a video file.
 
-    A file is played at its own rate, once around and again. Raises CameraError if it cannot be
-    opened.
+    A file is played at its own rate, once around and again. A camera or stream that sends nothing
+    for REOPEN s is opened anew. Raises CameraError if it cannot be opened at first.
     """
 
     channels = "BGR"
@@ -90,22 +91,27 @@ class Capture:
     def __init__(self, source: str, rate: float | None = None, size: tuple[int, int] | None = None):
         """source: "0", "rtsp://...", "film.mp4"; rate: frames/s that are asked for, size: width
         and height in pixels. A camera gives what it can, a stream or a file what it has."""
-        self._capture = cv2.VideoCapture(int(source) if source.isdigit() else source)
+        self._source, self._rate, self._size = source, rate, size
+        self._is_file = Path(source).is_file()
+        self._open()
         if not self._capture.isOpened():
             raise CameraError(
                 f"camera={source} cannot be opened; give the number of a camera (0 is the first), "
                 "a URL, a video file, or topic:<ROS 2 image topic>"
             )
+        self.rate: float = self._capture.get(cv2.CAP_PROP_FPS) or 30.0
+        self._due = self._alive = time.monotonic()
+
+    def _open(self) -> None:
+        source = self._source
+        self._capture = cv2.VideoCapture(int(source) if source.isdigit() else source)
         # The newest frame is wanted, not the oldest of a queue.
         self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
-        if size is not None:  # before the rate, whose choice hangs on it
-            self._capture.set(cv2.CAP_PROP_FRAME_WIDTH, size[0])
-            self._capture.set(cv2.CAP_PROP_FRAME_HEIGHT, size[1])
-        if rate is not None:
-            self._capture.set(cv2.CAP_PROP_FPS, rate)
-        self._is_file = Path(source).is_file()
-        self.rate: float = self._capture.get(cv2.CAP_PROP_FPS) or 30.0
-        self._due = time.monotonic()
+        if self._size is not None:  # before the rate, whose choice hangs on it
+            self._capture.set(cv2.CAP_PROP_FRAME_WIDTH, self._size[0])
+            self._capture.set(cv2.CAP_PROP_FRAME_HEIGHT, self._size[1])
+        if self._rate is not None:
+            self._capture.set(cv2.CAP_PROP_FPS, self._rate)
 
     def read(self) -> np.ndarray | None:
         if self._is_file:
@@ -115,7 +121,14 @@ class Capture:
         if not found and self._is_file:
             self._capture.set(cv2.CAP_PROP_POS_FRAMES, 0)
             found, image = self._capture.read()
-        return np.asarray(image) if found else None
+        if found:
+            self._alive = time.monotonic()
+            return np.asarray(image)
+        if not self._is_file and time.monotonic() - self._alive > REOPEN:
+            self._capture.release()
+            self._open()
+            self._alive = time.monotonic()
+        return None
 
     def close(self) -> None:
         self._capture.release()

@@ -16,7 +16,7 @@ def run_at(
     warm_up: Callable[[], None] | None = None,
     lead: float = 0.0,
 ) -> None:
-    """Calls tick every `period` s. One that is late is not made up for (but by MADE_UP at most): two
+    """Calls tick every `period` s. One that is late is not made up for, or by MADE_UP at most: two
     at once are one jump for the arm.
 
     warm_up: called again and again in the last `lead` s before a tick is due, for what it does to

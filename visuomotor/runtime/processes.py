@@ -74,6 +74,7 @@ def streamer_process(settings: dict[str, Any], stop: _Stop) -> None:
     joints = len(arm.limits.joint_names)
     slots = settings["slots"]
     arm.connect()
+    warning = arm.claim()
     streamer = Streamer(
         arm,
         Slot.open(slots["command"], command_type(joints)),
@@ -82,7 +83,8 @@ def streamer_process(settings: dict[str, Any], stop: _Stop) -> None:
         None if settings["log"] is None else Path(settings["log"]),
         Patience.for_camera(settings["camera_period"]),
     )
-    print(json.dumps({"ready": keep_awake(STREAMER_PRIORITY)}), flush=True)
+    told = {"ready": keep_awake(STREAMER_PRIORITY)} | ({"warning": warning} if warning else {})
+    print(json.dumps(told), flush=True)
     run_streamer(streamer, stop.requested)
 
 

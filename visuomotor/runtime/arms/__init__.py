@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from visuomotor.runtime.arm import Arm, ArmError
+from visuomotor.runtime.jaco import LIMITS
 
 KINDS = ("sim", "ros2", "jaco2")
 
@@ -21,15 +22,16 @@ def settings_type(kind: str) -> Any:
 
 
 def make_arm(settings: dict[str, Any]) -> Arm:
-    """settings: `kind` (one of KINDS); of sim `port`, of the others `settings`, as a dictionary.
+    """settings: `kind` (one of KINDS), `delay` [s] (ArmLimits.delay; may be left out); of sim
+    `port`, of the others `settings`, as a dictionary.
 
     Raises ArmError for an unknown kind, and where a package is missing.
     """
-    kind = settings["kind"]
+    kind, delay = settings["kind"], settings.get("delay", LIMITS.delay)
     if kind == "sim":
         from visuomotor.runtime.arms.sim import SimArm
 
-        return SimArm(settings["port"])
+        return SimArm(settings["port"], delay)
     if kind not in KINDS:
         raise ArmError(f"arm={kind}: expected {', '.join(KINDS)}")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in settings["settings"].items()}
@@ -37,7 +39,7 @@ def make_arm(settings: dict[str, Any]) -> Arm:
     if kind == "jaco2":
         from visuomotor.runtime.arms.jaco2 import Jaco2Arm
 
-        return Jaco2Arm(chosen)
+        return Jaco2Arm(chosen, delay)
     from visuomotor.runtime.arms.ros2 import Ros2Arm
 
-    return Ros2Arm(chosen)
+    return Ros2Arm(chosen, delay)

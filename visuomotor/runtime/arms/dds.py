@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from visuomotor.runtime.arm import ArmError
 
 try:
-    from cyclonedds.core import DDSException, Policy, Qos
+    from cyclonedds.builtin import BuiltinDataReader, BuiltinTopicDcpsPublication
+    from cyclonedds.core import (
+        DDSException,
+        InstanceState,
+        Policy,
+        Qos,
+        ReadCondition,
+        SampleState,
+        ViewState,
+    )
     from cyclonedds.domain import Domain, DomainParticipant
     from cyclonedds.idl import IdlStruct
     from cyclonedds.idl.annotations import final
@@ -133,6 +142,9 @@ COMMANDS = Qos(
 )
 
 
+MOST_WRITERS = 10_000  # of all topics of a domain that are looked at
+
+
 def topic_name(ros_name: str) -> str:
     """/joint_states -> rt/joint_states."""
     return "rt/" + ros_name.removeprefix("/")
@@ -163,6 +175,14 @@ class Participant:
                 f"network={network}, domain={domain}: DDS cannot be started ({error}); is that an "
                 "interface of this computer (ip link)?"
             ) from error
+
+    def other_writers(self, topic: str) -> int:
+        """How many writers of a topic this participant has found that are not its own."""
+        reader = BuiltinDataReader(self.participant, BuiltinTopicDcpsPublication)
+        alive = ReadCondition(reader, ViewState.Any | SampleState.Any | InstanceState.Alive)
+        found = reader.read(N=MOST_WRITERS, condition=alive)
+        own = self.participant.guid
+        return sum(w.topic_name == topic and w.participant_key != own for w in found)
 
 
 def _configuration(network: str) -> str:

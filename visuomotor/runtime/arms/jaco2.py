@@ -23,6 +23,7 @@ from visuomotor.runtime.arms.dds import (
     topic_name,
 )
 from visuomotor.runtime.arms.ros2 import LONGEST_STEP, Ros2Arm, Ros2Settings, reachable
+from visuomotor.runtime.jaco import LIMITS
 
 FINGER_TURNS = 6800.0  # of a closed finger
 DEGREES_PER_TURN = 80.0 / FINGER_TURNS  # in kinova-ros's joint states
@@ -41,8 +42,8 @@ class Jaco2Arm(Ros2Arm):
 
     settings: Jaco2Settings
 
-    def __init__(self, settings: Jaco2Settings | None = None):
-        super().__init__(Jaco2Settings() if settings is None else settings)
+    def __init__(self, settings: Jaco2Settings | None = None, delay: float = LIMITS.delay):
+        super().__init__(Jaco2Settings() if settings is None else settings, delay)
         if self.settings.mode != "velocity":
             raise ArmError(f"mode={self.settings.mode}: a Jaco 2 takes velocity alone")
         self._fingers: np.ndarray | None = None  # rad, where they should be; None: they rest
@@ -86,7 +87,7 @@ class Jaco2Arm(Ros2Arm):
             return
         if self._fingers is None:
             self._fingers, step = seen, 0.0
-        low, high = (bound[NUM_ARM:] for bound in reachable(place.position))
+        low, high = (bound[NUM_ARM:] for bound in reachable(self.limits, place.position))
         self._fingers = np.clip(self._fingers + velocity * step, low, high)
         self._write_fingers(self._fingers)
 

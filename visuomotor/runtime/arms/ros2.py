@@ -34,13 +34,15 @@ from visuomotor.runtime.arms.dds import (
     topic_name,
 )
 from visuomotor.runtime.arms.sim import in_order
+from visuomotor.runtime.errors import CameraError
 from visuomotor.runtime.guard import jumped, way
 from visuomotor.runtime.jaco import LIMITS
+from visuomotor.runtime.limiter import WORKSPACE_MARGIN
 
 PATIENCE = 10.0  # s that `connect` waits for a first joint state
+DISCOVERY = 1.0  # s after which other members of the domain are known
 HORIZON = 0.1  # s: a trajectory's point lies so far ahead
 LONGEST_STEP = 0.05  # s: a longer pause between two velocities is not made up for
-REACH = LIMITS.velocity * (LIMITS.delay + HORIZON)  # (A,) rad that a goal may lead the arm
 # rad that a resting arm may be off its goal: what carrying its weight takes, and noise (a guess).
 # One that is moved further keeps no memory of where it was.
 STILL = 0.02
@@ -59,11 +61,15 @@ class Ros2Settings:
     network: str = "lo"  # interface; lo: this computer alone
     joint_states: str = "/joint_states"
     command: str = "/forward_velocity_controller/commands"
+    exclusive: bool = True  # refuse to start where another program has opened `command` to send
     mode: str = "velocity"  # velocity: Float64MultiArray; trajectory: JointTrajectory
     joint_names: tuple[str, ...] = KINOVA_JOINTS
     # The policy's angle is sign * ROS's angle + offset; a test of each joint by hand shows both.
     signs: tuple[float, ...] = (1.0,) * 9
     offsets: tuple[float, ...] = (0.0,) * 9  # rad
+    # What the point between the fingertips stays within, in the frame of the arm's base: m.
+    workspace_low: tuple[float, float, float] = tuple(LIMITS.workspace_low.tolist())
+    workspace_high: tuple[float, float, float] = tuple(LIMITS.workspace_high.tolist())
 
     def validate(self) -> None:
         """Raises ArmError."""
@@ -79,14 +85,27 @@ class Ros2Settings:
             raise ArmError(f"mode={self.mode}: expected {' or '.join(MODES)}")
         if not 0 <= self.domain <= 232:
             raise ArmError(f"domain={self.domain}: expected 0 to 232")
+        walls = np.array([self.workspace_low, self.workspace_high])
+        if not (np.isfinite(walls).all() and (walls[1] - walls[0] > 2 * WORKSPACE_MARGIN).all()):
+            raise ArmError(
+                f"workspace_low={self.workspace_low}, workspace_high={self.workspace_high}: "
+                "expected x, y and z in m, the high ones more than "
+                f"{2 * WORKSPACE_MARGIN:g} m above the low"
+            )
 
 
 class Ros2Arm:
     """An `Arm`."""
 
-    def __init__(self, settings: Ros2Settings | None = None):
+    def __init__(self, settings: Ros2Settings | None = None, delay: float = LIMITS.delay):
+        """delay: s, of `ArmLimits`."""
         self.settings = Ros2Settings() if settings is None else settings
         self.settings.validate()
+        self._limits = LIMITS._replace(
+            delay=delay,
+            workspace_low=np.array(self.settings.workspace_low),
+            workspace_high=np.array(self.settings.workspace_high),
+        )
         self._signs = np.array(self.settings.signs)
         self._offsets = np.array(self.settings.offsets)
         self._state: JointState | None = None
@@ -99,10 +118,11 @@ class Ros2Arm:
 
     @property
     def limits(self) -> ArmLimits:
-        return LIMITS
+        return self._limits
 
     def connect(self) -> None:
         settings = self.settings
+        self._met = time.monotonic() + DISCOVERY
         self._member = Participant(settings.domain, settings.network)
         member = self._member.participant
         states = Topic(member, topic_name(settings.joint_states), JointStateMessage)
@@ -113,6 +133,20 @@ class Ros2Arm:
             if time.monotonic() > deadline:
                 raise ArmError(self._nothing_came())
             time.sleep(0.01)
+
+    def claim(self) -> str:
+        time.sleep(max(0.0, self._met - time.monotonic()))
+        topic = self.settings.command
+        others = self._member.other_writers(topic_name(topic))
+        if others and self.settings.exclusive:
+            raise ArmError(
+                f"{others} other program{'s send' if others > 1 else ' sends'} on {topic}, and the "
+                "arm would follow both by turns; end it first (an old deploy?), or say "
+                "exclusive: false in arm_config if it never sends"
+            )
+        if not self._writer.get_matched_subscriptions():
+            return f"nobody listens on {topic} yet: no arm will move"
+        return ""
 
     def _nothing_came(self) -> str:
         settings = self.settings
@@ -206,10 +240,10 @@ class Ros2Arm:
         self._sent = now
         lead = way(LIMITS, seen, self._goal)
         # A state tells where the arm rests only once all that was sent has been carried out.
-        if place.stamp - self._moved >= LIMITS.delay:
+        if place.stamp - self._moved >= self.limits.delay:
             lead = np.where(np.abs(lead) > STILL, 0.0, lead)
         ahead = velocity * HORIZON
-        point = np.clip(seen + lead + velocity * step + ahead, *reachable(seen))
+        point = np.clip(seen + lead + velocity * step + ahead, *reachable(self.limits, seen))
         self._goal = point - ahead
         return point
 
@@ -218,12 +252,13 @@ class Ros2Arm:
             self.send(np.zeros(len(LIMITS.joint_names)))
 
 
-def reachable(position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(A,) rad, where the arm is -> lowest and highest goal that it can soon be at, (A,) each: not
-    beyond a joint's limit, or no further beyond it than the arm is."""
-    low = np.minimum(LIMITS.position_low, position)
-    high = np.maximum(LIMITS.position_high, position)
-    return np.maximum(low, position - REACH), np.minimum(high, position + REACH)
+def reachable(limits: ArmLimits, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """position (A,) rad, where the arm is -> lowest and highest goal that it can soon be at, (A,)
+    each: not beyond a joint's limit, or no further beyond it than the arm is."""
+    low = np.minimum(limits.position_low, position)
+    high = np.maximum(limits.position_high, position)
+    reach = limits.velocity * (limits.delay + HORIZON)
+    return np.maximum(low, position - reach), np.minimum(high, position + reach)
 
 
 class Ros2Camera:
@@ -240,21 +275,28 @@ class Ros2Camera:
     def read(self) -> np.ndarray | None:
         newest = None
         for message in self._reader.take(N=4):
-            image = decode_image(message) if isinstance(message, ImageMessage) else None
-            newest = newest if image is None else image
+            if isinstance(message, ImageMessage):
+                newest = decode_image(message)
         return newest
 
     def close(self) -> None:
         del self._reader
 
 
-def decode_image(message: ImageMessage) -> np.ndarray | None:
-    """(h, w, 3) uint8 RGB; None if it is of another encoding, or its sizes do not fit."""
+def decode_image(message: ImageMessage) -> np.ndarray:
+    """(h, w, 3) uint8 RGB. Raises CameraError if it is of another encoding, or its sizes do not
+    fit."""
     row = 3 * message.width
     data = np.frombuffer(bytes(message.data), np.uint8)
-    if message.encoding not in ENCODINGS or message.step < row or data.size == 0:
-        return None
-    if data.size != message.step * message.height:
-        return None
+    if message.encoding not in ENCODINGS:
+        raise CameraError(
+            f"the image's encoding is {message.encoding}; have the camera's driver send "
+            f"{' or '.join(ENCODINGS)}"
+        )
+    if message.step < row or data.size == 0 or data.size != message.step * message.height:
+        raise CameraError(
+            f"an image of {message.width}x{message.height} pixels came with {data.size} bytes, "
+            f"{message.step} a row"
+        )
     image = data.reshape(message.height, message.step)[:, :row].reshape(message.height, -1, 3)
     return image[..., ::-1].copy() if ENCODINGS[message.encoding] == "BGR" else image.copy()

@@ -144,14 +144,16 @@ class _Subscription:
 class SimArm:
     """An `Arm`; `port` is what `visuomotor.sim_arm` printed."""
 
-    def __init__(self, port: int):
+    def __init__(self, port: int, delay: float = LIMITS.delay):
+        """delay: s, of `ArmLimits`."""
         self.port = port
+        self._limits = LIMITS._replace(delay=delay)
         self._subscription: _Subscription | None = None
         self._state: JointState | None = None
 
     @property
     def limits(self) -> ArmLimits:
-        return LIMITS
+        return self._limits
 
     def connect(self) -> None:
         self._subscription = _Subscription(self.port, JOINT_HELLO)
@@ -163,6 +165,9 @@ class SimArm:
                     "python -m visuomotor.sim_arm"
                 )
             time.sleep(0.01)
+
+    def claim(self) -> str:
+        return ""
 
     def read(self) -> JointState | None:
         assert self._subscription is not None, "connect() first"
