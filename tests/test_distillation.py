@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from tests.learning import NUM_ENVS, NUM_STEPS, demonstrations, small
+from visuomotor import distillation
 from visuomotor.config import Config
 from visuomotor.demonstrations import Demonstrations
 from visuomotor.distillation import Distillation
@@ -115,6 +118,40 @@ def test_a_vision_apart_learns_from_the_auxiliary_losses_alone(demos: Demonstrat
             learns = any(p.grad is not None and bool(p.grad.any()) for p in vision)
             assert learns == (weight > 0.0 or not apart)
             assert all(p.grad is not None for p in run.actor.lstm.parameters())
+
+
+@pytest.mark.parametrize("replays", [False, True])
+def test_the_cnn_learns_from_older_rollouts_if_it_is_to(
+    replays: bool, demos: Demonstrations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else from the fresh one, and from scattered frames beside every third update."""
+    settings = {"replays_train_encoder": replays, "replayed": 2, "minibatches": 2, "memory": 1}
+    run = learner(demos, small(distill=settings))
+    told: list[str] = []  # of each update, what the CNN learns from
+    original, scattered = cloning_loss, run._scattered_loss
+
+    def loss(*args: Any, train_encoder: bool, **kwargs: Any) -> Any:
+        told.append("rollout" if train_encoder else "")
+        return original(*args, train_encoder=train_encoder, **kwargs)
+
+    def and_scattered() -> Any:
+        told[-1] += "+scattered"
+        return scattered()
+
+    monkeypatch.setattr(distillation, "cloning_loss", loss)
+    monkeypatch.setattr(run, "_scattered_loss", and_scattered)
+    run.iterate()
+    both = ["rollout+scattered"] * 2
+    assert told == both + (both * 2 if replays else ["+scattered", "", "", "+scattered"])
+
+    batch = next(run._buffers[0].minibatches(1, torch.Generator()))
+    labels = CloningBatch(batch.inputs, batch.action, batch.aux_targets)
+    run.actor.zero_grad(set_to_none=True)
+    cloned, metrics = original(run.actor, labels, 1.0, train_encoder=replays)
+    cloned.backward()
+    assert all(p.grad is not None for p in run.actor.lstm.parameters())
+    assert any(p.grad is not None for p in run.actor.encoder.parameters()) == replays
+    assert ("aux_loss" in metrics) == replays
 
 
 def test_an_actor_that_sees_already_begins_with_frames_to_remember(demos: Demonstrations) -> None:

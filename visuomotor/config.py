@@ -281,6 +281,8 @@ class DistillConfig:
     minibatches: int = 8  # groups of whole worlds in a pass over a rollout
     epochs: int = 1  # passes over each rollout when it is fresh
     replayed: int = 5  # older rollouts fitted again beside every fresh one; rendering costs more
+    # Whether the CNN learns from these, too, and not from the fresh one and scattered frames alone.
+    replays_train_encoder: bool = False
     memory: int = 24  # rollouts kept
     # Env steps of PPO + GAIL from pixels afterwards, with the teacher's critic and discriminator;
     # null: FINETUNE_STEPS after a student's dagger_steps, else 0. The CNN stays as it is: pouring's
@@ -323,6 +325,7 @@ class Config:
     ABSENT: ClassVar[dict[str, Any]] = {
         "averaging_steps": 0,
         "randomization.appearance.cast_shadow": [0.0, 0.0],
+        "distill.replays_train_encoder": True,
     }
 
     task: str = "stacking"  # its name (docs/tasks.md)

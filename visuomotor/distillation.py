@@ -32,6 +32,9 @@ from visuomotor.weight_average import average_over, averaged
 TEACHER_FADE = 0.3  # share of the run after which the teacher's share of worlds is the final one
 MAX_GRAD_NORM = 1.0
 MET_EVERY = 8  # steps of a rollout between the states that are seen anew, or rehearsed from
+# Updates on older rollouts for each that has scattered frames beside it, where the CNN learns from
+# nothing else there: most of an update's time is the CNN's.
+SCATTERED_EVERY = 3
 # Share of the run after which a rehearsing teacher is done: labels that no longer change are left.
 REHEARSAL_END = 0.8
 
@@ -262,7 +265,7 @@ class Distillation:
             self.rehearsal.meet(torch.cat([states[mine] for states in self._met]))
 
     def _fit(self, fresh: int) -> dict[str, float]:
-        """`epochs` passes over the fresh rollout, each beside as much of older ones."""
+        """`epochs` passes over the fresh rollout, each beside `replayed` older ones."""
         distill = self.config.distill
         totals: dict[str, list[float]] = defaultdict(list)
         for _ in range(distill.epochs):
@@ -270,8 +273,10 @@ class Distillation:
             for _ in range(distill.replayed):
                 older = torch.randint(self._filled, (1,), generator=self._generator)
                 chosen.append(int(older))
-            for slot in chosen:
+            updates = 0
+            for index, slot in enumerate(chosen):
                 buffer = self._buffers[slot]
+                train_encoder = index == 0 or distill.replays_train_encoder
                 for batch in buffer.minibatches(distill.minibatches, self._generator):
                     labels = CloningBatch(batch.inputs, batch.action, batch.aux_targets)
                     loss, metrics = cloning_loss(
@@ -280,8 +285,11 @@ class Distillation:
                         self.config.aux.weight,
                         linear=self._linear,
                         vision_apart=len(self._parts) > 1,
+                        train_encoder=train_encoder,
                     )
-                    loss = loss + self._scattered_loss()
+                    updates += 1
+                    if train_encoder or updates % SCATTERED_EVERY == 0:
+                        loss = loss + self._scattered_loss()
                     self.optimizer.zero_grad(set_to_none=True)
                     loss.backward()
                     for part in self._parts:

@@ -179,6 +179,7 @@ def cloning_loss(
     std: Tensor | None = None,
     linear: Tensor | None = None,
     vision_apart: bool = False,
+    train_encoder: bool = True,
 ) -> tuple[Tensor, Metrics]:
     """Mean squared error between the actor's means and the expert's actions, plus the auxiliary
     loss times aux_weight where there are heads and targets. Serves cloning and DAgger alike.
@@ -190,9 +191,10 @@ def cloning_loss(
     With `std` (A,) the loss is the expert's negative log-likelihood up to a constant, which has
     the size of the surrogate's gradient and so can hold its own beside it; the deviation itself
     belongs to exploration and gets no gradient. The metric is the squared error in both cases.
-    vision_apart: the CNN learns from the auxiliary loss alone.
+    vision_apart: the CNN learns from the auxiliary loss alone. train_encoder: False leaves it, and
+    the auxiliary loss, out.
     """
-    mean, visual = action_means(actor, batch.inputs, vision_apart=vision_apart)
+    mean, visual = action_means(actor, batch.inputs, train_encoder, vision_apart)
     error = mse_loss(mean, batch.action)
     loss = error
     if linear is not None:
@@ -207,6 +209,7 @@ def cloning_loss(
         isinstance(actor, PixelActor)
         and actor.aux_heads is not None
         and aux_weight > 0.0
+        and train_encoder
         and visual is not None
         and frame_index is not None
         and targets is not None
