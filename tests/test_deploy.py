@@ -255,6 +255,8 @@ def test_an_arm_that_is_later_than_the_limiter_allows_for_is_told() -> None:
     assert beyond_guard({"arm_delay_ms_most": 99.0}, 0.1) == []
     (told,) = beyond_guard({"arm_delay_ms_most": 136.2}, 0.1)
     assert told.endswith("takes up to 136 ms, and the limiter allows for 100: give arm_delay=0.15")
+    (told,) = beyond_guard({"arm_delay_ms_most": 296.0}, 0.1)
+    assert told.endswith("arm_delay=0.3 is the most, so this arm is too late"), "0.31 is refused"
 
 
 TRAINED = {"trained": True, "camera_delay_s": [0.0, 0.1], "action_delay_s": [0.0, 0.05]}

@@ -26,6 +26,7 @@ from visuomotor.deployment import LOG, DeployConfig, Deployment, make_folder
 from visuomotor.errors import UserError
 from visuomotor.files import write_atomic
 from visuomotor.overrides import parse_overrides
+from visuomotor.runtime.arm import MOST_DELAY
 from visuomotor.runtime.arm_delay import SIMULATED, arm_delays
 from visuomotor.runtime.errors import BundleError
 from visuomotor.runtime.guard import State
@@ -142,9 +143,13 @@ def beyond_guard(measured: dict[str, float], allowed: float) -> list[str]:
     here = measured.get("arm_delay_ms_most", 0.0)
     if here <= 1000 * allowed:
         return []
+    enough = math.ceil(here / 10 + 1) / 100
+    advice = f"give arm_delay={enough:g}"
+    if enough > MOST_DELAY:
+        advice = f"arm_delay={MOST_DELAY:g} is the most, so this arm is too late"
     return [
-        f"the arm takes up to {here:.0f} ms, and the limiter allows for {1000 * allowed:.0f}: give "
-        f"arm_delay={math.ceil(here / 10 + 1) / 100:g}"
+        f"the arm takes up to {here:.0f} ms, and the limiter allows for {1000 * allowed:.0f}: "
+        f"{advice}"
     ]
 
 

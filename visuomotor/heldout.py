@@ -203,15 +203,14 @@ class HeldOut:
         """Of the groups that are drawn beyond the ranges of `worlds`, those of which a policy has
         met some: a range in which it was trained, or one that it comes from, reaches further."""
         own = asdict(worlds.randomization)
-        met = set()
-        for ranges in (asdict(trained.randomization), *_ranges_before(provenance)):
-            for group, settings in ranges.items():
-                if not isinstance(settings, dict):
-                    continue
-                for key in settings.keys() & set(self.beyond):
-                    (low, high), (own_low, own_high) = settings[key], own[group][key]
-                    if low < own_low or high > own_high:
-                        met.add(key)
+        met = {
+            key
+            for ranges in (asdict(trained.randomization), *_ranges_before(provenance))
+            for group, settings in ranges.items()
+            if isinstance(settings, dict)
+            for key in settings.keys() & set(self.beyond)
+            if settings[key][0] < own[group][key][0] or settings[key][1] > own[group][key][1]
+        }
         return [group for group in self.beyond if group in met]
 
 

@@ -26,6 +26,7 @@ from visuomotor.runtime.slots import Slot
 from visuomotor.runtime.streamer import SWITCH, UNTOLD
 
 CONFIRM_PERIOD = 0.02  # s
+HOLD = "hold the switch to start"
 # A key that is held repeats: first after half a second, then 25 to 30 times a second.
 FIRST_REPEAT, NEXT_REPEAT = 0.7, 0.12  # s
 _JS_EVENT = struct.Struct("<IhBB")  # Linux joystick API: time, value, type, number
@@ -50,7 +51,7 @@ class Switch(Protocol):
 class ByHand:
     """Pressed by a program: for the simulated arm, where nobody can be hurt."""
 
-    start = "hold the switch to start"
+    start = HOLD
 
     def __init__(self) -> None:
         self.down = False
@@ -107,7 +108,7 @@ class SpaceBar:
 class Joystick:
     """A button of a Linux joystick device. A device that goes away is a button let go."""
 
-    start = "hold the switch to start"
+    start = HOLD
 
     def __init__(self, path: str, button: int = 0):
         try:
