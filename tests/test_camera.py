@@ -80,21 +80,26 @@ def _sensor_env(period, delay):
 
 @pytest.mark.parametrize(("period", "delay"), [(1, 0), (4, 0), (4, 2), (4, 4), (1, 2), (2, 5)])
 def test_frames_arrive_at_the_period_and_after_the_delay(period, delay):
-    """Every shown image equals one rendered `delay` steps before it appeared."""
+    """Every shown image equals one rendered `delay` steps before it appeared, and what the
+    auxiliary heads are to tell is what was there then."""
     env = _sensor_env(period, delay)
     seen = env.reset()
     everyone = torch.arange(2)
     rendered = {0: env.camera.caster.render(everyone)}
+    told = {0: env.task.aux_targets().clone()}
     shown = 0
     assert bool(seen.new_frame.all())
     for step in range(1, 9):
         seen = env.step(torch.full((2, 9), 0.8)).observation
         rendered[step] = env.camera.caster.render(everyone)
+        told[step] = env.task.aux_targets().clone()
+        assert not torch.equal(told[step], told[step - 1])
         exposure = step - delay
         arrives = exposure > 0 and exposure % period == 0
         shown = exposure if arrives else shown
         assert bool(seen.new_frame.all()) == arrives, step
         assert torch.equal(seen.pixels, rendered[shown]), step
+        assert torch.equal(seen.aux_targets, told[shown]), step
 
 
 def test_a_reset_world_shows_its_new_start_at_once():
@@ -104,6 +109,7 @@ def test_a_reset_world_shows_its_new_start_at_once():
         seen = env.step(torch.zeros(2, 9)).observation
     assert bool(seen.new_frame.all())
     assert torch.equal(seen.pixels, env.camera.caster.render(torch.arange(2)))
+    assert torch.equal(seen.aux_targets, env.task.aux_targets())
 
 
 def test_observations_are_not_overwritten_by_later_steps():

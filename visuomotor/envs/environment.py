@@ -51,7 +51,8 @@ class Observation(NamedTuple):
     proprio: Tensor  # (N, 24) float32
     state: Tensor  # (N, S) float32: critic and teacher
     features: Tensor  # (N, F) float32: discriminator
-    aux_targets: Tensor  # (N, K) float32: auxiliary heads
+    # (N, K) float32 in m: auxiliary heads; as they were when `pixels` were exposed, or are, if None
+    aux_targets: Tensor
     stage: Tensor  # (N,) int64
 
 
@@ -154,6 +155,7 @@ class VisuomotorEnv:
                 num_envs,
                 self._generators[_PIXELS],
                 max_delay=longest_delays[0],
+                num_targets=task.aux_targets().shape[1],
             )
         self.elapsed = torch.zeros(num_envs, dtype=torch.int64)  # control steps
         self.episode_ids = self._everyone.clone()
@@ -268,17 +270,20 @@ class VisuomotorEnv:
     def _observe(self, started: Tensor, known: tuple[Tensor, Tensor] | None = None) -> Observation:
         """started (n,): worlds just reset. known: stage and features of now, where counted."""
         stage, features = known or (self.task.stage(), self.task.object_features())
+        targets = self.task.aux_targets()
         if self.camera is None:
             pixels, new_frame = None, torch.zeros(self.num_envs, dtype=torch.bool)
         else:
-            pixels, new_frame = self.camera.observe(self.elapsed, started, self._sensor)
+            pixels, new_frame, targets = self.camera.observe(
+                self.elapsed, started, self._sensor, targets
+            )
         return Observation(
             pixels=pixels,
             new_frame=new_frame.to(self.device),
             proprio=self._proprio().to(self.device),
             state=self._state().to(self.device),
             features=features.to(self.device),
-            aux_targets=self.task.aux_targets().to(self.device),
+            aux_targets=targets.to(self.device),
             stage=stage.to(self.device),
         )
 
