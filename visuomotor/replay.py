@@ -29,6 +29,7 @@ from visuomotor.symmetry import with_turned_copies
 
 _APPEARANCE = 21  # concern of the random streams of a replay's appearances
 REPLAY_WORLDS = 64
+STATES_AT_ONCE = 256
 # Share of the states met, of which frames are made, in which what the hand is not at is put
 # elsewhere: an episode shows many postures of the arm, but one arrangement of the props.
 REARRANGED = 0.8
@@ -48,44 +49,25 @@ class DemonstrationReplay:
 
     def __init__(self, config: Config, demos: Demonstrations):
         quiet = replace(config, randomization=replace(config.randomization, strength=0.0))
-        env = make_env(quiet, num_envs=REPLAY_WORLDS, seed=0, render=False)
-        self.state: list[Tensor] = []
-        self.features: list[Tensor] = []
-        self.proprio: list[Tensor] = []
-        self.aux_targets: list[Tensor] = []
-        self.stage: list[Tensor] = []
-        self.actions: list[Tensor] = []
+        at_once = min(STATES_AT_ONCE, sum(len(demo.states) for demo in demos.demos))
+        env = make_env(quiet, num_envs=at_once, seed=0, render=False)
         self.has_actions = all(demo.actions is not None for demo in demos.demos)
         check_states(demos, env.sim.model.nq + env.sim.model.nv, config.task)
         self.demos = with_turned_copies(env.task, demos, config.turned_copies, config.seed)
-        for demo in self.demos.demos:
-            columns: list[list[Tensor]] = [[], [], [], [], []]
-            for ids, states in _chunks(torch.from_numpy(demo.states), env.num_envs):
-                env.sim.reset(ids, states)
-                task, n = env.task, len(ids)
-                seen = (
-                    task.state(),
-                    task.object_features(),
-                    env.jaco.proprio(env.sim.data("qpos"), env.sim.data("qvel")),
-                    task.aux_targets(),
-                    task.stage(),
-                )
-                for column, values in zip(columns, seen, strict=True):
-                    column.append(values[:n].clone())
-            state, features, proprio, aux_targets, stage = (torch.cat(c) for c in columns)
-            actions = (
-                torch.zeros(len(state), 9)
-                if demo.actions is None
-                else torch.from_numpy(demo.actions).float()
-            )
+        self.actions = [
+            torch.zeros(len(demo.states), 9)
+            if demo.actions is None
+            else torch.from_numpy(demo.actions).float()
+            for demo in self.demos.demos
+        ]
+        lengths = [len(actions) for actions in self.actions]
+        columns = [column.split(lengths) for column in _look_at(env, self.demos)]
+        states, self.features, self.proprio, self.aux_targets, self.stage = map(list, columns)
+        self.state: list[Tensor] = []
+        for state, actions in zip(states, self.actions, strict=True):
             previous = torch.cat((torch.zeros(1, 9), actions[:-1]))
             # As in the environment: the state includes the action executed and the one requested.
             self.state.append(torch.cat((state, previous, previous), dim=1))
-            self.features.append(features)
-            self.proprio.append(proprio)
-            self.aux_targets.append(aux_targets)
-            self.stage.append(stage)
-            self.actions.append(actions)
         self.all_state = torch.cat(self.state)
         self.all_features = torch.cat(self.features)
         self.all_actions = torch.cat(self.actions)
@@ -113,6 +95,26 @@ class DemonstrationReplay:
         state[:, self._of_motion] = self.all_state[other.unsqueeze(1), self._of_motion]
         state = state + noise * self._state_std * torch.randn(state.shape, generator=generator)
         return CloningBatch(Sequences(state=state.unsqueeze(0)), self.all_actions[chosen][None])
+
+
+def _look_at(env: VisuomotorEnv, demos: Demonstrations) -> tuple[Tensor, ...]:
+    """Task states, features, proprioception, auxiliary targets and stages at every step of all
+    demonstrations, one after the other: (M, ...) each."""
+    columns: list[list[Tensor]] = [[], [], [], [], []]
+    every = torch.from_numpy(np.concatenate([demo.states for demo in demos.demos]))
+    for states in every.split(env.num_envs):
+        n = len(states)
+        env.sim.reset(torch.arange(n), states)
+        seen = (
+            env.task.state(),
+            env.task.object_features(),
+            env.jaco.proprio(env.sim.data("qpos"), env.sim.data("qvel")),
+            env.task.aux_targets(),
+            env.task.stage(),
+        )
+        for column, values in zip(columns, seen, strict=True):
+            column.append(values[:n].clone())
+    return tuple(torch.cat(column) for column in columns)
 
 
 def _velocities(env: VisuomotorEnv, demos: Demonstrations) -> Tensor:
@@ -192,7 +194,3 @@ class ScatteredFrames:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.env.load_state_dict(state["env"])
         self._next = state["next"].clone()
-
-
-def _chunks(states: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
-    return [(torch.arange(len(part)), part) for part in states.split(size)]
