@@ -13,6 +13,7 @@ import pytest
 from visuomotor import config as config_module
 from visuomotor.config import (
     AppearanceConfig,
+    AuxConfig,
     Config,
     DistillConfig,
     DynamicsConfig,
@@ -393,12 +394,14 @@ def test_a_file_may_leave_settings_out(tmp_path: Path) -> None:
     # 5e-4 is text to YAML 1.1, and a whole number may stand for a float.
     path.write_text("num_envs: 64\ngail: {weight: 1, learning_rate: 5e-4}\nppo:\n  epochs: 2\n")
     loaded = load_yaml(path, Config)
-    # Runs from before had no shadows and no mean of weights, and a CNN that learned from replays.
+    # Runs from before had no shadows, no mean of weights, and a CNN that learned from replays and
+    # all through ril.
     appearance = AppearanceConfig(cast_shadow=(0.0, 0.0))
     default = Config(
         averaging_steps=0,
         randomization=RandomizationConfig(appearance=appearance),
         distill=DistillConfig(replays_train_encoder=True),
+        aux=AuxConfig(after_start=True),
     )
     assert loaded == replace(
         default,

@@ -248,6 +248,43 @@ def test_ril_starts_with_the_clones_labels_unless_told_not_to(
     assert phases == [["start"] + ["ril"] * 3, ["ril"] * 4]
 
 
+@pytest.mark.parametrize(
+    ("settings", "learns", "noise"),
+    [
+        (["cloning.start_steps=32"], False, 0.25),
+        (["cloning.start_steps=32", "aux.after_start=true"], True, 0.25),
+        (["cloning.start_steps=0"], True, 1.0),
+    ],
+    ids=["held", "goes on", "no start"],
+)
+def test_what_labels_have_taught_to_see_is_held_while_it_is_reinforced(
+    demonstrations: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: list[str],
+    learns: bool,
+    noise: float,
+) -> None:
+    moved: list[bool] = []
+    noises: list[float] = []
+    iterate = Reinforcement.iterate
+
+    def iterate_and_look(self: Reinforcement) -> dict[str, float]:
+        before = [value.clone() for value in self.actor.encoder.state_dict().values()]
+        result = iterate(self)
+        after = self.actor.encoder.state_dict().values()
+        moved.append(not all(map(torch.equal, before, after)))
+        noises.append(self.actor.deviation.scale)
+        return result
+
+    monkeypatch.setattr(Reinforcement, "iterate", iterate_and_look)
+    small = [setting for setting in SMALL if not setting.startswith("cloning.start_steps")]
+    given = [*settings, "distill.finetune_noise=0.25", demonstrations, f"out={tmp_path / 'run'}"]
+    assert train([*small, *RIL, *given]) == 0
+    assert moved == [learns] * len(moved) and len(moved) >= 2
+    assert noises[0] == pytest.approx(noise)
+
+
 def test_two_runs_with_one_seed_are_equal_and_with_two_seeds_are_not(
     demonstrations: str, tmp_path: Path
 ) -> None:

@@ -158,8 +158,11 @@ class AuxConfig:
     # its own, and every minibatch has `replayed` batches of such frames beside it; 0: none. An
     # episode has one appearance; of episodes of 500 steps a run meets too few to see through them.
     scattered: int = 256
-    # After every update of ril: a pass over the rollout and older frames, with the policy held.
-    # Groups of frames, each beside replayed batches of older ones.
+    # Whether the CNN goes on learning in ril's reinforcement where a clone's labels came before it.
+    # Where it does, what the policy sees moves under it.
+    after_start: bool = False
+    # After every update of ril in which the CNN learns: a pass over the rollout and older frames,
+    # with the policy held. Groups of frames, each beside replayed batches of older ones.
     minibatches: int = 6
     replayed: int = 1  # batches of older frames beside each group
     batch_size: int = 128  # frames
@@ -208,8 +211,8 @@ class CloningConfig:
     # A network of the state is cloned from the demonstrations: a teacher before it is reinforced,
     # or the expert of a pixel actor, which images of thirty episodes would not teach to see.
     start_updates: int = 5000  # Adam steps: a minute or two
-    # Env steps of ril in which the clone labels, before reinforcement; a quarter of all at most.
-    start_steps: int = 150_000
+    # Env steps of ril in which the clone labels, before reinforcement; START_SHARE of all at most.
+    start_steps: int = 400_000
     learning_rate: float = 1e-3  # Adam, of the clone
     # Whether a clone sees how fast arm and props move. One that does goes on with what it is doing,
     # and stands still where it is held up: after 0.2 M steps stacking's student had 30 % with, 63 %
@@ -290,8 +293,9 @@ class DistillConfig:
     # student went from 72 to 94 % so, stacking's from 77 to 87 %; another fell from 91 to 71 %
     # while the auxiliary phase went on.
     finetune_steps: int | None = None
-    # Share of the student's deviation that it then acts with. It is judged without: under all of it
-    # clearing_blocks' fell from 80 to 53 %, while with the noise it got better.
+    # Share of the student's deviation that it then acts with, in ril after its start, too. It is
+    # judged without: under all of it clearing_blocks' fell from 80 to 53 %, while with the noise it
+    # got better.
     finetune_noise: float = 0.3
     # Weight of the teacher's labels, which hold the student to what it does well. Without them, at
     # half the noise, clearing_blocks' fell from 91 to 64 % within 0.12 M steps; with them it held
@@ -316,7 +320,7 @@ class RunConfig:
     tensorboard: bool = True  # write TensorBoard events into the run folder
 
 
-START_SHARE = 0.25  # of ril's total_steps at most is spent on its start
+START_SHARE = 0.4  # of ril's total_steps at most is spent on its start
 
 
 @dataclass(frozen=True)
@@ -327,6 +331,7 @@ class Config:
         "averaging_steps": 0,
         "randomization.appearance.cast_shadow": [0.0, 0.0],
         "distill.replays_train_encoder": True,
+        "aux.after_start": True,
     }
 
     task: str = "stacking"  # its name (docs/tasks.md)

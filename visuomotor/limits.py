@@ -335,7 +335,8 @@ def require(key: str, value: Any, limit: Limit) -> None:
 _OF_A_START = (
     *("learning_rate", "vision_learning_rate", "finger_loss", "teacher_share"),
     *("final_teacher_share", "anneal_fraction", "action_noise", "noisy_share", "minibatches"),
-    *("epochs", "replayed", "memory", "teacher.hidden_sizes"),
+    *("epochs", "replayed", "memory", "replays_train_encoder", "teacher.hidden_sizes"),
+    "finetune_noise",
 )
 
 

@@ -155,6 +155,8 @@ class Run:
                 self._vision_start(student)
             return
         pixels, finetuning = phase != "teacher", phase == "finetune"
+        # A policy that has learned from labels before it is reinforced.
+        taught = finetuning or (phase == "ril" and self.total_steps("start") > 0)
         config, distill = self.config, self.config.distill
         if finetuning:
             labels = distill.finetune_label_weight
@@ -168,8 +170,8 @@ class Run:
             total_steps=total,
             device=self.device,
             expert=teacher if pixels else None,
-            vision=not finetuning,
-            noise=distill.finetune_noise if finetuning else None,
+            vision=not finetuning and (config.aux.after_start or not taught),
+            noise=distill.finetune_noise if taught else None,
             steps_before=self.steps_before,
         )
         self.learner = learner
