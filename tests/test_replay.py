@@ -32,6 +32,7 @@ CONFIG = Config(
     env=EnvConfig(num_threads=1),
 )
 LENGTHS = (22, 30)
+AT_ONCE = 48  # states that are put back side by side
 
 
 def _randomized(*, appearance: bool = False, **latency: tuple[float, float]) -> Config:
@@ -69,7 +70,7 @@ def recorded() -> Demonstrations:
 def replay(recorded: Demonstrations) -> DemonstrationReplay:
     """Made of so few states at once that one part has the end of an episode and a beginning."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(visuomotor.replay, "STATES_AT_ONCE", 48)
+        patch.setattr(visuomotor.replay, "STATES_AT_ONCE", AT_ONCE)
         return DemonstrationReplay(CONFIG, recorded)
 
 
@@ -92,7 +93,8 @@ def nominal_env() -> VisuomotorEnv:
 def test_states_put_back_show_what_was_recorded(
     recorded: Demonstrations, replay: DemonstrationReplay
 ) -> None:
-    assert len(replay.all_state) > 2 * 48 and len(recorded.demos[0].states) % 48 > 0
+    assert len(replay.all_state) > 2 * AT_ONCE
+    assert len(recorded.demos[0].states) % AT_ONCE > 0
     for index, demo in enumerate(recorded.demos):
         assert demo.features is not None and demo.proprio is not None
         assert demo.stages is not None and demo.actions is not None

@@ -331,7 +331,8 @@ def require(key: str, value: Any, limit: Limit) -> None:
         raise UserError(f"{key}={show(value)} is not valid; valid: {limit.describe()}")
 
 
-# Of `distill`, what the start of ril uses too: all of a student, and the shape of its clone.
+# Of `distill`, what ril with a start uses too: all of a student, the shape of its clone, and the
+# noise after it.
 _OF_A_START = (
     *("learning_rate", "vision_learning_rate", "finger_loss", "teacher_share"),
     *("final_teacher_share", "anneal_fraction", "action_noise", "noisy_share", "minibatches"),

@@ -28,8 +28,8 @@ from visuomotor.rollout import Sequences
 from visuomotor.symmetry import with_turned_copies
 
 _APPEARANCE = 21  # concern of the random streams of a replay's appearances
-REPLAY_WORLDS = 64
-STATES_AT_ONCE = 256
+REPLAY_WORLDS = 64  # in which frames are made
+STATES_AT_ONCE = 256  # of demonstrations, put back into as many worlds
 # Share of the states met, of which frames are made, in which what the hand is not at is put
 # elsewhere: an episode shows many postures of the arm, but one arrangement of the props.
 REARRANGED = 0.8
@@ -61,8 +61,9 @@ class DemonstrationReplay:
             for demo in self.demos.demos
         ]
         lengths = [len(actions) for actions in self.actions]
-        columns = [column.split(lengths) for column in _look_at(env, self.demos)]
-        states, self.features, self.proprio, self.aux_targets, self.stage = map(list, columns)
+        states, self.features, self.proprio, self.aux_targets, self.stage = (
+            list(column.split(lengths)) for column in _look_at(env, self.demos)
+        )
         self.state: list[Tensor] = []
         for state, actions in zip(states, self.actions, strict=True):
             previous = torch.cat((torch.zeros(1, 9), actions[:-1]))
