@@ -10,6 +10,7 @@ import pytest
 from tests.learning import demonstrations
 from visuomotor import benchmark
 from visuomotor.cli import run_command
+from visuomotor.config import Config
 
 
 def test_the_file_holds_what_the_house_promises(
@@ -17,13 +18,15 @@ def test_the_file_holds_what_the_house_promises(
 ) -> None:
     made = demonstrations()
     monkeypatch.setattr(benchmark, "WARM_UP_ITERATIONS", 1)
+    monkeypatch.setattr(benchmark, "START_WARM_UP_ITERATIONS", 0)
     monkeypatch.setattr(benchmark, "demonstrations_for", lambda config: made)
     out = tmp_path / "new" / "benchmark.json"
-    argv = ["task=lifting", "num_envs=4", "iterations=1", "device=cpu", f"out={out}"]
+    argv = ["task=lifting", "num_envs=8", "iterations=1", "device=cpu", f"out={out}"]
     assert run_command(benchmark.benchmark, argv) == 0
     result = json.loads(out.read_text())
     rates = {
         "train_fps", "limit_fps", "physics_steps_per_s", "render_fps", "act_fps", "learn_fps",
+        "start_fps", "run_fps",
     }  # fmt: skip
     assert rates | {"cores", "device"} <= result.keys()
     assert all(result[name] > 0 for name in rates)
@@ -32,6 +35,11 @@ def test_the_file_holds_what_the_house_promises(
     assert result["limit_fps"] == pytest.approx(1.0 / sum(parts.values()))
     assert parts.keys() == {"physics", "render", "act", "learn"}
     assert result["share_of_limit"] == pytest.approx(result["train_fps"] / result["limit_fps"])
+    # A run's first part is the start under labels, the rest reinforcement.
+    config = Config(task="lifting", num_envs=8)
+    start = config.starting / config.total_steps
+    slowness = start / result["start_fps"] + (1.0 - start) / result["train_fps"]
+    assert result["run_fps"] == pytest.approx(1.0 / slowness)
     assert result["device"] == "cpu"
 
 

@@ -1,8 +1,9 @@
 """How fast this machine trains, and how fast it could: `python -m visuomotor.benchmark`.
 
-Measures the whole training loop of `algorithm=ril` and, in the same run, its raw parts alone:
-physics, ray-caster, one forward pass for acting, the update's forward and backward passes. Their
-sum per environment step gives `limit_fps`. Writes `benchmark.json`.
+Measures the reinforcement loop of `algorithm=ril` as it runs by default, after the start and with
+the CNN held, and in the same run its raw parts alone: physics, ray-caster, one forward pass for
+acting, the update's forward and backward passes. Their sum per environment step gives `limit_fps`.
+Then the loop of the start itself, and what both come to over a whole run. Writes `benchmark.json`.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from visuomotor import rows
 from visuomotor.cache import check_writable
 from visuomotor.checkpoint import write_atomic
 from visuomotor.cli import resolve_device, run_command
-from visuomotor.config import CloningConfig, Config
+from visuomotor.config import AuxConfig, Config
 from visuomotor.demonstrate import demonstrations_for
+from visuomotor.distillation import Distillation
 from visuomotor.envs import make_task
 from visuomotor.envs.mujoco_cpu import available_cores
 from visuomotor.errors import UserError
@@ -38,6 +40,7 @@ from visuomotor.replay import DemonstrationReplay
 from visuomotor.rollout import Batch
 
 WARM_UP_ITERATIONS = 10  # past the critic's warm-up: from then on the actor is trained too
+START_WARM_UP_ITERATIONS = 2
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class BenchmarkConfig:
     task: str = "stacking"
     num_envs: int = 128
     iterations: int = 6  # timed rollouts and updates; medians are reported
+    after_start: bool = False  # as `aux.after_start`: true times a CNN that learns on
     device: str = "auto"
     out: str = "benchmark.json"
 
@@ -96,7 +100,7 @@ def _learn_seconds(learner: Reinforcement, repeats: int) -> float:
     """s of an update's forward and backward passes, without advantages, clipping or Adam."""
     config, actor, vision = learner.config.ppo, learner.actor, learner.vision
     frames = learner.buffer.frames
-    assert vision is not None and frames is not None
+    assert frames is not None
     generator = torch.Generator().manual_seed(0)
 
     def policy(batch: Batch, train_encoder: bool) -> None:
@@ -109,6 +113,8 @@ def _learn_seconds(learner: Reinforcement, repeats: int) -> float:
             trains = epoch >= config.epochs - learner.ppo.encoder_epochs
             for batch in learner.buffer.minibatches(config.minibatches, generator, frames=trains):
                 policy(batch, trains)
+        if vision is None:
+            return
         targets, visual = learner.buffer.frame_targets(), learner.buffer.visual
         with torch.no_grad():
             held = actor.reading(visual)
@@ -123,21 +129,39 @@ def _learn_seconds(learner: Reinforcement, repeats: int) -> float:
     return seconds
 
 
+def _start_seconds(
+    config: Config, replay: DemonstrationReplay, repeats: int, device: torch.device
+) -> float:
+    """s of one iteration under a clone's labels: a rollout and its fit beside older ones."""
+    student = Distillation(
+        config,
+        replay,
+        make_teacher(config, replay.all_state.shape[1]),
+        num_envs=config.num_envs,
+        total_steps=config.total_steps,
+        device=device,
+    )
+    for _ in range(START_WARM_UP_ITERATIONS):
+        student.iterate()
+    print("the start under a clone's labels", file=sys.stderr)
+    return _seconds(student.iterate, repeats, device)
+
+
 def benchmark(argv: list[str]) -> int:
     options = parse_overrides(argv, BenchmarkConfig)
     options = replace(options, task=make_task(options.task).name)
     if options.iterations < 1:
         raise UserError(f"iterations={options.iterations}; at least 1 is needed")
     device = resolve_device(options.device)
-    config = Config(
+    run = Config(
         task=options.task,
         num_envs=options.num_envs,
-        total_steps=10**9,
-        cloning=CloningConfig(start_steps=0),  # reinforcement is what is timed
+        aux=AuxConfig(after_start=options.after_start),
     )
-    validate(config)
+    validate(run)
     # The step size at its floor and no early stop: every update does all of its passes.
-    config = replace(config, ppo=replace(config.ppo, learning_rate=1e-6, target_kl=0.0))
+    fixed = replace(run.ppo, learning_rate=1e-6, target_kl=0.0)
+    config = replace(run, total_steps=10**9, ppo=fixed)
     out = Path(options.out)
     check_writable(out, "valid: out=<a file in a folder that can be written>")
     replay = DemonstrationReplay(config, demonstrations_for(config))
@@ -149,6 +173,8 @@ def benchmark(argv: list[str]) -> int:
         total_steps=config.total_steps,
         device=device,
         expert=make_teacher(config, replay.all_state.shape[1]),
+        vision=options.after_start,
+        noise=config.distill.finetune_noise,
     )
     print(f"warming up: {WARM_UP_ITERATIONS} iterations", file=sys.stderr)
     for _ in range(WARM_UP_ITERATIONS):
@@ -167,6 +193,7 @@ def benchmark(argv: list[str]) -> int:
         render.append(_seconds(partial(caster.render, everyone, shadows), 3, device))
         act.append(_act_seconds(learner, 3))
         learn.append(_learn_seconds(learner, 1))
+    begun = _start_seconds(config, replay, options.iterations, device) / (n * steps)
     per_step = {
         "physics": statistics.median(physics) / n,
         "render": statistics.median(render) / n / config.camera.period,
@@ -175,11 +202,15 @@ def benchmark(argv: list[str]) -> int:
     }
     train_fps = n * steps / statistics.median(train)
     limit_fps = 1.0 / sum(per_step.values())
+    reinforced = run.total_steps - run.starting
+    run_fps = run.total_steps / (run.starting * begun + reinforced / train_fps)
     substeps = round(config.env.control_dt / learner.env.sim.model.opt.timestep)
     result = {
         "train_fps": train_fps,
         "limit_fps": limit_fps,
         "share_of_limit": train_fps / limit_fps,
+        "start_fps": 1.0 / begun,
+        "run_fps": run_fps,
         "physics_steps_per_s": substeps / per_step["physics"],
         "render_fps": n / statistics.median(render),
         "act_fps": 1.0 / per_step["act"],
@@ -194,8 +225,10 @@ def benchmark(argv: list[str]) -> int:
     }
     write_atomic(out, (json.dumps(result, indent=2) + "\n").encode())
     print(
-        f"{options.task}: trains at {train_fps:.0f} env steps/s, {100 * train_fps / limit_fps:.0f} "
-        f"% of the {limit_fps:.0f} that the parts alone allow; written to {out}"
+        f"{options.task}: reinforces at {train_fps:.0f} env steps/s, "
+        f"{100 * train_fps / limit_fps:.0f} % of the {limit_fps:.0f} that the parts alone allow; "
+        f"its start runs at {1.0 / begun:.0f}, {run.total_steps} steps of both at {run_fps:.0f}; "
+        f"written to {out}"
     )
     return 0
 
