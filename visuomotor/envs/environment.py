@@ -19,7 +19,8 @@ from torch import Tensor
 
 from visuomotor.config import Config, EnvConfig
 from visuomotor.envs import robot, scene
-from visuomotor.envs.camera import CameraSensor, MakeCaster, RayCaster
+from visuomotor.envs.camera import MakeCaster, RayCaster
+from visuomotor.envs.camera_sensor import CameraSensor
 from visuomotor.envs.mujoco_cpu import MujocoCpuSimulation
 from visuomotor.envs.tasks import Task
 from visuomotor.randomization import Randomizer
