@@ -341,12 +341,17 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
         (["distill.teacher.num_envs=8"], ["distill.teacher.num_envs"]),
         (["cloning.enabled=false", "distill.epochs=2"], ["distill.epochs"]),
         (["distill.teacher_run=pouring"], []),  # which is refused
+        (["aux.hold=0.2", "aux.start_updates=5"], ["aux.hold"]),
+        (["aux.hold=0.2", "aux.after_start=true"], []),
+        (["aux.hold=0.2", "demonstrations=mine.hdf5"], []),  # which may lack actions
+        (["aux.hold=0.2", "cloning.enabled=false"], []),
+        (["aux.after_start=true", "cloning.enabled=false"], ["aux.after_start"]),
+        (["algorithm=distill", "aux.minibatches=2", "aux.memory=500"], ["aux.minibatches"]),
+        (["algorithm=distill", "aux.after_start=true"], ["aux.after_start"]),
     ],
     ids=str,
 )
-def test_settings_that_the_algorithm_never_reads_are_known(
-    settings: list[str], idle: list[str]
-) -> None:
+def test_settings_that_a_run_never_reads_are_known(settings: list[str], idle: list[str]) -> None:
     keys = [setting.partition("=")[0] for setting in settings]
     assert without_effect(parse_overrides(settings, Config), keys) == idle
 

@@ -341,14 +341,24 @@ _OF_A_START = (
 )
 
 
+# Of AuxConfig: what ril's reinforcement reads where its CNN goes on learning.
+_OF_A_PHASE = ("minibatches", "learning_rate", "hold")
+
+
 def without_effect(config: Config, given: Iterable[str]) -> list[str]:
-    """Those of the keys given that the run's algorithm never reads."""
+    """Those of the keys given that the run never reads."""
+    idle = {f"aux.{name}" for name in _OF_A_PHASE}
     if config.algorithm == "distill":
-        return [key for key in given if key == "total_steps"]
-    read = [f"distill.{name}" for name in _OF_A_START] if config.starting > 0 else []
+        idle |= {"total_steps", "aux.after_start"}
+        return [key for key in given if key in idle]
+    # Somebody's own demonstrations may lack actions: then there is no start, and the CNN learns on.
+    starts = config.starting > 0
+    if config.aux.after_start or not starts or config.demonstrations is not None:
+        idle = set() if starts else {"aux.after_start"}
+    read = [f"distill.{name}" for name in _OF_A_START] if starts else []
     # A teacher's run is refused instead.
     read.append("distill.teacher_run")
-    return [key for key in given if key.startswith("distill.") and key not in read]
+    return [key for key in given if key in idle or (key.startswith("distill.") and key not in read)]
 
 
 def describe_limit(cls: type[Any], key: str) -> str:

@@ -501,8 +501,8 @@ def _open(argv: list[str]) -> tuple[Run, Callable[[], None]]:
     idle = without_effect(config, keys)
     if idle:
         print(
-            f"warning: algorithm={config.algorithm} does not use {', '.join(idle)}; the run goes "
-            "on without",
+            f"warning: with these settings algorithm={config.algorithm} does not use "
+            f"{', '.join(idle)}; the run goes on without",
             file=sys.stderr,
         )
     replay = replay_of(config)
