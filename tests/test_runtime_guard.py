@@ -118,6 +118,17 @@ def test_a_switch_of_which_nobody_knows_stops_the_arm_and_arms_nothing_when_it_i
     scene.arm()
 
 
+def test_what_was_sent_before_a_latch_is_forgotten_only_with_time() -> None:
+    scene = Scene()
+    scene.arm()
+    scene.pressed = False
+    while scene.run(DT).state is not State.LATCHED:
+        pass
+    assert scene.guard._limiter.way_sent(0.5)[0] > 0.01
+    assert not scene.run(0.6).velocity.any()
+    assert not scene.guard._limiter.way_sent(0.5).any()
+
+
 @pytest.mark.parametrize("stamp", [np.nan, np.inf, 1e9])
 def test_a_stamp_that_cannot_be_counts_as_never(stamp: float) -> None:
     scene = Scene()

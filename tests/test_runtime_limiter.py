@@ -162,6 +162,53 @@ def test_from_outside_the_workspace_only_the_way_back_is_open() -> None:
         assert (heights >= kinematics.tool(START[:6])[2] - 1e-6).all()
 
 
+def test_beyond_one_wall_the_hand_does_not_go_through_another() -> None:
+    kinematics = ForwardKinematics(CHAIN)
+    hand = kinematics.tool(START[:6])
+    # Far beyond the wall at its side, near above the floor.
+    low = np.array([-9.0, -9.0, hand[2] - 0.05])
+    high = np.array([hand[0] - 0.2, 9.0, 9.0])
+    limits = LIMITS._replace(workspace_low=low, workspace_high=high)
+    lowest = []
+    for seed in range(12):
+        wanted = np.tile(np.random.default_rng(seed).choice([-1.0, 1.0], 9), (300, 1))
+        _, places = follow(Limiter(limits, DT), START, wanted)
+        way = kinematics.tool(places[:, :6])
+        assert (way[:, 0] <= hand[0] + 1e-5).all(), "no further beyond the wall"
+        lowest.append(way[:, 2].min() - low[2])
+    assert min(lowest) >= 0.0
+    assert min(lowest) < 0.03, "some come near the floor"
+
+
+@pytest.mark.parametrize("short", [0.0, 0.04, 0.08, 0.2])
+def test_what_a_late_arm_has_still_to_do_is_not_forgotten_by_a_rest(short: float) -> None:
+    """It is sent towards a joint's limit, stopped on the way (`short` rad before, or where it must
+    stop), and sent on before it has carried that out."""
+    delay = 29
+    limits = LIMITS._replace(
+        delay=MOST_DELAY, workspace_low=np.full(3, -9.0), workspace_high=np.full(3, 9.0)
+    )
+    limiter = Limiter(limits, DT)
+    sent, places = [np.zeros(9)] * delay, [START]
+
+    def move(velocity: np.ndarray) -> None:
+        sent.append(velocity)
+        places.append(places[-1] + DT * sent[len(sent) - 1 - delay])
+
+    wanted = np.zeros(9)
+    wanted[1] = 9.0
+    room = LIMITS.position_high[1] - START[1]
+    for _ in range(int((room - short) / LIMITS.velocity[1] / DT)):
+        move(limiter.step(wanted, places[-1]))
+    while not limiter.at_rest:
+        move(limiter.brake())
+    move(limiter.brake())
+    limiter.rest()
+    for _ in range(100):
+        move(limiter.step(wanted, places[-1]))
+    assert np.array(places)[:, 1].max() <= LIMITS.position_high[1]
+
+
 def test_braking_needs_no_position_and_ends_at_rest() -> None:
     limiter = Limiter(LIMITS, DT)
     follow(limiter, START, np.tile(LIMITS.velocity * [0, 1, -1, 1, -1, 1, 1, 1, 1], (25, 1)))

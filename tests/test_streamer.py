@@ -233,6 +233,51 @@ def test_sends_that_fail_on_the_way_only_delay_the_stop(
     assert len(sent) - (ramp + 15 - 4) >= 20, "0.2 s of zeros once more"
 
 
+def test_sends_that_fail_worked_and_fail_again_are_tried_for_longer(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A network that comes back for a moment: the stop is on its way when the last send fails."""
+    bench.run(20)
+    bench.pressed = True
+    bench.wanted = 0.6
+    assert bench.run(50) is State.RUNNING
+    begin, send = bench.now, bench.arm.send
+
+    def flaky(velocity: np.ndarray) -> None:
+        if not 0.93 <= bench.now - begin < 1.02 and bench.now - begin < 1.1:
+            raise RuntimeError("broken")
+        send(velocity)
+
+    monkeypatch.setattr(bench.arm, "send", flaky)
+    bench.streamer.leave()
+    assert bench.arm.stopped
+    assert len(bench.arm.sent) > 20
+    assert not np.any(bench.arm.sent[-20:])
+    _, rows = read_log(tmp_path / "streamer.log")
+    assert np.array_equal(rows["sent"], np.array(bench.arm.sent)), "each that was sent is logged"
+
+
+def test_leaving_ends_though_sends_work_now_and_then(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.run(20)
+    bench.pressed = True
+    assert bench.run(50) is State.RUNNING
+    begin, send, calls = bench.now, bench.arm.send, 0
+
+    def flaky(velocity: np.ndarray) -> None:
+        nonlocal calls
+        calls += 1
+        if calls % 40:
+            raise RuntimeError("broken")
+        send(velocity)
+
+    monkeypatch.setattr(bench.arm, "send", flaky)
+    bench.streamer.leave()
+    assert bench.now - begin == pytest.approx(2.5, abs=0.05)
+    assert "look whether the arm rests" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("original", [True, False])
 def test_a_send_that_never_works_again_is_given_up_and_told(
     bench: Bench,

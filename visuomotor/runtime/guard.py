@@ -167,13 +167,11 @@ class Guard:
     def _velocity(
         self, now: float, command: Command | None, joints: JointState | None
     ) -> np.ndarray:
-        if self.state is State.LATCHED:
-            return np.zeros(len(self.limits.joint_names))
         if self.state is State.RUNNING:
             assert command is not None and joints is not None
             age = max(0.0, now - joints.stamp)
             return self._limiter.step(command.velocity, joints.position, age)
-        return self._limiter.brake()
+        return self._limiter.brake()  # latched, it is at rest: zeros, which it remembers
 
     def _wrong(self, command: Command | None, joints: JointState | None) -> str:
         """What no waiting mends; empty: nothing."""

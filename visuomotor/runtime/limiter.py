@@ -42,13 +42,14 @@ class Limiter:
         self.limits = limits
         self.dt = dt
         self._kinematics = ForwardKinematics(limits.chain)
+        self._sent: deque[np.ndarray] = deque(maxlen=round(REMEMBERED / dt))
         self.rest()
 
     def rest(self) -> None:
-        """The arm stands still, whatever was sent before."""
+        """The arm is sent on from standing still. What was sent before is remembered: an arm that
+        is late still has it to do."""
         zeros = np.zeros(len(self.limits.joint_names))
         self.motion = Motion(zeros, zeros.copy())
-        self._sent: deque[np.ndarray] = deque(maxlen=round(REMEMBERED / self.dt))
 
     @property
     def at_rest(self) -> bool:
@@ -140,16 +141,15 @@ class Limiter:
         if not stop[-1, :joints].any():
             return False
         outside = self._outside(position[:joints] + stop[:, :joints])
+        # Each wall by itself: who comes back to one of them must not go through another meanwhile.
         return bool((outside[1:] > outside[0] + _NEVER_WORSE).any())
 
     def _outside(self, position: np.ndarray) -> np.ndarray:
-        """(n, J) rad -> (n,) m: how far the hand is out of the workspace; 0 within."""
+        """(n, J) rad -> (n, 6) m: how far the hand is beyond each wall; 0 within."""
         point = self._kinematics.tool(position)
         low = self.limits.workspace_low + WORKSPACE_MARGIN
         high = self.limits.workspace_high - WORKSPACE_MARGIN
-        excess = np.maximum(np.maximum(low - point, point - high), 0.0)
-        distance: np.ndarray = np.linalg.norm(excess, axis=-1)
-        return distance
+        return np.maximum(np.concatenate((low - point, point - high), axis=-1), 0.0)
 
 
 def _where(chosen: np.ndarray, one: Motion, other: Motion) -> Motion:

@@ -26,7 +26,8 @@ from visuomotor.runtime.guard import Guard, Patience, State
 from visuomotor.runtime.slots import Slot, report_type, text, to_command
 
 PERIOD = 0.01  # s
-GRACE = 1.0  # s for which a send that fails is tried again when the process is asked to leave
+GRACE = 1.0  # s for which a send that fails is tried again when the process is asked to leave ...
+LEAVING = 2.5  # ... of all of its leaving, in which sends may work again and fail again
 SWITCH_AGE = 0.15  # s after which nobody knows of a switch that is not confirmed
 LAST_ZEROS = 0.2  # s of zeros behind a stop, before the connection ends: single ones may be lost
 LOG_PERIOD = 0.5  # s between writes to the log: what a process that is killed takes with it
@@ -217,11 +218,14 @@ class Streamer:
     def leave(self) -> None:
         """Brings the arm to rest and ends the connection, whatever else fails. Raises nothing: what
         went wrong before must be heard."""
-        deadline = time.monotonic() + GRACE
+        begun = time.monotonic()
+        deadline = begun + GRACE
         rested = None  # s, since when nothing but zeros was sent
         while True:
             sent, now = self._leaving_tick(), time.monotonic()
-            if not sent and now >= deadline:
+            if sent:
+                deadline = now + GRACE
+            elif now >= min(deadline, begun + LEAVING):
                 break
             if not sent or self.guard.state is not State.LATCHED:
                 rested = None
@@ -247,13 +251,24 @@ class Streamer:
         sends = self._sends
         if self._unsent is not None:
             unsent = self._unsent
-            self._try(lambda: self._send(unsent))
+            self._try(lambda: self._send_and_log(unsent))
             return self._sends > sends
         self._try(lambda: self.tick(leaving=True))
         if self._sends == sends and self._unsent is None:
             # What cannot be read any more is not needed in order to brake.
-            self._try(lambda: self._send(self.guard.brake()))
+            self._try(lambda: self._send_and_log(self.guard.brake()))
         return self._sends > sends
+
+    def _send_and_log(self, velocity: np.ndarray) -> None:
+        """Outside of a tick: what a row tells besides is not known."""
+        self._send(velocity)
+        if self._log is not None:
+            row = self._log.row
+            for name in row.dtype.names or ():
+                row[name] = 0 if row.dtype[name].kind in "iu" else np.nan
+            row["time"], row["state"] = time.monotonic(), self.guard.state.value
+            row["sent"] = velocity
+            self._log.write()
 
     def _try(self, action: Callable[[], None]) -> None:
         try:
