@@ -20,6 +20,7 @@ from visuomotor.calibrate import (
     find_board,
     hand_eye,
     mean_transform,
+    save_calibration,
     transform,
 )
 from visuomotor.charuco import BoardConfig, board_picture
@@ -27,7 +28,7 @@ from visuomotor.cli import run_command
 from visuomotor.config import CameraConfig, Config
 from visuomotor.errors import UserError
 from visuomotor.real_camera import calibrated
-from visuomotor.runtime.lens import Calibration, load_calibration, save_calibration
+from visuomotor.runtime.lens import Calibration, load_calibration
 from visuomotor.runtime.preprocessing import looking_at
 
 

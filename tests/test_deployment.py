@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+from visuomotor.calibrate import save_calibration
 from visuomotor.cli import run_command
 from visuomotor.config import CameraConfig, Config
 from visuomotor.deploy import deploy, live_line, run_arm
@@ -41,7 +42,7 @@ from visuomotor.runtime.errors import BundleError, CameraError
 from visuomotor.runtime.files import MANIFEST, read_bundle, seal_manifest
 from visuomotor.runtime.guard import RELEASED, State
 from visuomotor.runtime.jaco import LIMITS
-from visuomotor.runtime.lens import Calibration, save_calibration
+from visuomotor.runtime.lens import Calibration
 from visuomotor.runtime.preprocessing import Lens, simulated_matrix
 from visuomotor.runtime.processes import make_camera
 from visuomotor.runtime.streamer import ASKED, ENDINGS, TIME_UP, read_log
@@ -215,6 +216,8 @@ def test_an_episode_ends_when_its_time_is_up_or_the_human_lets_go(
     told = capsys.readouterr().err
     assert "hold the switch to start" in told
     assert "episode 2: running for 5 s" in told
+    assert f"episode 1: {ENDINGS[TIME_UP]}\n" in told
+    assert told.endswith(f"episode 2: {RELEASED}\n"), "nothing hides why the last one ended"
 
 
 def test_a_human_who_asks_to_stop_gets_no_further_episode(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,12 +13,13 @@ import pytest
 import visuomotor.evaluate
 import visuomotor.heldout
 from tests.runs import assert_refused, small_run, write_run
+from visuomotor.calibrate import save_calibration
 from visuomotor.cli import run_command
 from visuomotor.evaluate import evaluate
 from visuomotor.evaluation import run_episodes
 from visuomotor.evaluation_folder import BESIDE, FILES, clear, shortened
 from visuomotor.policy_files import PRETRAINED
-from visuomotor.runtime.lens import Calibration, save_calibration
+from visuomotor.runtime.lens import Calibration
 from visuomotor.runtime.preprocessing import Lens
 
 CONFIG = small_run(episode_steps=3)

@@ -13,7 +13,7 @@ pytest.importorskip(
 )
 
 
-from visuomotor.runtime.arm import JointState
+from visuomotor.runtime.arm import ArmError, JointState
 from visuomotor.runtime.arms import make_arm
 from visuomotor.runtime.arms.dds import (
     KinovaFingerPosition,
@@ -146,3 +146,30 @@ def test_kinova_s_fingers_are_not_sent_where_they_cannot_have_come(said: float) 
     assert fingers.sent[-1].max() <= turns(0.7 + REACH[6]) + 1e-9
     fingers.send(0.0)
     assert fingers.sent[-1] == pytest.approx(turns(0.7))
+
+
+@pytest.mark.parametrize(
+    ("others", "heard", "told"),
+    [
+        ({}, (1, 1), ""),
+        ({}, (0, 1), "nobody listens on /arm yet: the arm will not move"),
+        ({}, (1, 0), "nobody listens on /hand yet: the hand will not move"),
+        ({"rt/arm": 1}, (1, 1), "1 other program sends on /arm, and the arm would"),
+        ({"rt/hand": 2}, (1, 1), "2 other programs send on /hand, and the hand would"),
+    ],
+)
+def test_who_else_sends_to_the_fingers_and_who_listens_is_asked_too(
+    others: dict[str, int], heard: tuple[int, int], told: str
+) -> None:
+    arm = make_arm({"kind": "jaco2", "settings": {"command": "/arm", "fingers": "/hand"}})
+    assert isinstance(arm, Jaco2Arm)
+    arm._met = 0.0
+    arm._member = SimpleNamespace(other_writers=lambda topic: others.get(topic, 0))
+    arm._writer, arm._finger_writer = (
+        SimpleNamespace(get_matched_subscriptions=lambda n=n: [0] * n) for n in heard
+    )
+    if others:
+        with pytest.raises(ArmError, match=told):
+            arm.claim()
+    else:
+        assert arm.claim() == told

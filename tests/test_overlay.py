@@ -12,11 +12,12 @@ from tests import board
 from tests.board import FINGERS, Photographs, Studio
 from visuomotor import live
 from visuomotor import overlay as overlays
+from visuomotor.calibrate import save_calibration
 from visuomotor.cli import run_command
 from visuomotor.errors import UserError
 from visuomotor.overlay import SIDE, OverlayConfig, overlay
 from visuomotor.overrides import parse_overrides
-from visuomotor.runtime.lens import load_calibration, save_calibration
+from visuomotor.runtime.lens import load_calibration
 
 
 class Overlay:

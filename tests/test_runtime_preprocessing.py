@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from pathlib import Path
 
@@ -9,13 +10,14 @@ import cv2
 import numpy as np
 import pytest
 
+from visuomotor.calibrate import save_calibration
 from visuomotor.config import CameraConfig, Config
 from visuomotor.envs import make_env, robot
 from visuomotor.policy_files import PRETRAINED
 from visuomotor.runtime.cameras import Capture, Newest
 from visuomotor.runtime.errors import CameraError
 from visuomotor.runtime.files import read_bundle
-from visuomotor.runtime.lens import Calibration, load_lens, save_calibration
+from visuomotor.runtime.lens import Calibration, load_lens
 from visuomotor.runtime.preprocessing import Lens, Preprocessing, resize, simulated_matrix
 from visuomotor.runtime.processes import make_camera
 from visuomotor.runtime.proprioception import entries, proprioception
@@ -129,6 +131,24 @@ def test_a_lens_survives_its_file(tmp_path: Path) -> None:
         Preprocessing(64, 64, 30.0, again)(picture(64, 64))
 
 
+def test_a_calibration_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lens = Lens(640, 480, np.array([[800.5, 0, 320], [0, 801, 240], [0, 0, 1]]), np.arange(5) / 10)
+    path = tmp_path / "camera.yaml"
+    save_calibration(path, Calibration(lens, {"error_px": 0.2}))
+    before = path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("visuomotor.files.os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        save_calibration(path, Calibration(lens, {"error_px": 0.1}))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path], "nothing half written"
+
+
 @pytest.mark.parametrize(
     "content",
     ["", "no yaml: [", "%YAML:1.0\n---\nimage_width: 640\n", "%YAML:1.0\n---\nimage_width: -4\n"],
@@ -189,6 +209,23 @@ def test_the_newest_frame_is_kept_and_a_repeated_one_grows_old() -> None:
     assert camera.frame is not None
     assert (camera.frame.image == two[..., ::-1]).all()
     assert camera.frame.changed < camera.frame.stamp
+
+
+def test_a_frame_is_as_old_as_since_the_camera_gave_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as since it was made ready."""
+    now = 100.0
+    monkeypatch.setattr("visuomotor.runtime.cameras.time.monotonic", lambda: now)
+
+    def slow(frame: np.ndarray, channels: str) -> np.ndarray:
+        nonlocal now
+        now += 0.03
+        return frame
+
+    camera = Newest(Fake([picture(4, 4)]), slow)
+    while camera.frame is None:
+        pass
+    camera.close()
+    assert camera.frame.stamp == camera.frame.changed == 100.0
 
 
 def test_a_frame_that_cannot_be_read_is_left_out_and_told_of() -> None:

@@ -28,7 +28,7 @@ from visuomotor.limits import check_camera
 from visuomotor.overrides import parse_overrides
 from visuomotor.runtime.jaco import CHAIN
 from visuomotor.runtime.kinematics import hand_pose
-from visuomotor.runtime.lens import Calibration, save_calibration
+from visuomotor.runtime.lens import Calibration, calibration_yaml
 from visuomotor.runtime.preprocessing import Lens, coverage, looking_at
 
 JOINTS_FILE = "joints.csv"
@@ -347,6 +347,13 @@ def check_place(position: np.ndarray, config: CalibrateConfig) -> None:
         check_camera(CameraConfig(pos=(x, y, z), lookat=config.lookat, fovy=config.fovy))
     except UserError as error:
         raise UserError(f"the simulation cannot have its camera there: {error}") from error
+
+
+def save_calibration(path: Path | str, calibration: Calibration) -> None:
+    """Written whole or not at all. Raises OSError; an older file is untouched then."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, calibration_yaml(calibration).encode())
 
 
 def calibrate(argv: list[str]) -> int:

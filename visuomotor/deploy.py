@@ -166,7 +166,8 @@ def run_sim(deployment: Deployment, stop: StopSignal) -> Iterator[dict[str, Any]
             while armed and time.monotonic() < deadline and not stop.requested:
                 if deployment.wait(State.LATCHED, 0.02):
                     break
-            ran = deployment.state is State.RUNNING
+            # At the end it may have slowed down for one message: only a stop ends it early.
+            ran = deployment.state in (State.RUNNING, State.SLOWING)
             reason = ENDINGS[TIME_UP] if ran else deployment.reason
             score = deployment.ask_sim({"do": "score"})
             deployment.release()
@@ -201,6 +202,7 @@ def run_arm(deployment: Deployment, stop: StopSignal) -> Iterator[dict[str, Any]
                     break
             else:
                 deployment.end_episode(ASKED if stop.requested else TIME_UP)
+            show(f"episode {episode + 1}: {deployment.reason}")
             yield {"episode": episode, "stopped": deployment.reason}
             episode += 1
 

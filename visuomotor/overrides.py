@@ -119,8 +119,17 @@ def load_yaml(path: Path | str, cls: type[T]) -> T:
     missing or no YAML mapping.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read settings from '{path}': {error}") from error
+    return parse_yaml(content, path, cls)
+
+
+def parse_yaml(content: bytes, path: Path | str, cls: type[T]) -> T:
+    """As `load_yaml`, of a file's content; path: for messages alone."""
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
         raise UserError(f"cannot read settings from '{path}': {error}") from error
     try:
         # A SafeLoader: it builds plain numbers, text, lists and mappings only.

@@ -23,7 +23,7 @@ from torch import Tensor
 from visuomotor.checkpoint import load_checkpoint
 from visuomotor.config import Config
 from visuomotor.errors import UserError, did_you_mean
-from visuomotor.overrides import load_yaml
+from visuomotor.overrides import load_yaml, parse_yaml
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.policies import PixelPolicy, Seen, make_actor
 from visuomotor.runtime.bundle import Bundle, BundleError, bundle_from_files
@@ -337,7 +337,7 @@ def _bundle_actor(
 def _bundle_config(folder: Path, files: dict[str, bytes]) -> Config:
     if CONFIG not in files:
         raise UserError(f"bundle {folder} holds no {CONFIG}, so its worlds cannot be built")
-    return load_yaml(folder / CONFIG, Config)
+    return parse_yaml(files[CONFIG], folder / CONFIG, Config)
 
 
 def _bundle_provenance(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Camera(Protocol):
 
 class Frame(NamedTuple):
     image: np.ndarray  # (height, width, 3) uint8 RGB, as the policy reads it
-    stamp: float  # s, time.monotonic() at which it came
+    stamp: float  # s, time.monotonic() at which the camera gave it
     changed: float  # s, when a frame came that differed from the one before it
 
 
@@ -58,6 +58,7 @@ class Newest:
         while not self._stop.is_set():
             try:
                 newest = self.camera.read()
+                now = time.monotonic()  # before it is made ready, which takes some ms
                 image = (
                     None if newest is None else self._preprocessing(newest, self.camera.channels)
                 )
@@ -68,7 +69,7 @@ class Newest:
             if newest is None or image is None:
                 time.sleep(IDLE)
                 continue
-            now, last = time.monotonic(), self.frame
+            last = self.frame
             same = last is not None and np.array_equal(raw, newest)
             raw = newest
             self.frame = Frame(image, now, last.changed if same and last is not None else now)

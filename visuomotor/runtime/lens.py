@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,13 +97,10 @@ def load_calibration(path: Path | str, key: str = "lens") -> Calibration:
     return Calibration(lens, facts, pos, lookat, fovy)
 
 
-def save_calibration(path: Path | str, calibration: Calibration) -> None:
-    """Written whole or not at all."""
+def calibration_yaml(calibration: Calibration) -> str:
+    """What `load_calibration` reads."""
     lens = calibration.lens
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial.yaml")
-    storage = cv2.FileStorage(str(partial), cv2.FileStorage_WRITE)
+    storage = cv2.FileStorage(".yaml", cv2.FileStorage_WRITE | cv2.FileStorage_MEMORY)
     storage.write("image_width", lens.width)
     storage.write("image_height", lens.height)
     storage.write("camera_matrix", lens.matrix)
@@ -119,5 +115,5 @@ def save_calibration(path: Path | str, calibration: Calibration) -> None:
     for name, value in calibration.facts.items():
         storage.write(name, float(value))
     storage.endWriteStruct()
-    storage.release()
-    os.replace(partial, path)
+    content: str = storage.releaseAndGetString()
+    return content

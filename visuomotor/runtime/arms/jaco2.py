@@ -56,6 +56,10 @@ class Jaco2Arm(Ros2Arm):
         self._writer = DataWriter(member, velocity, qos=COMMANDS)
         self._finger_writer = DataWriter(member, fingers, qos=COMMANDS)
 
+    def _commands(self) -> list[tuple[str, DataWriter, str]]:
+        fingers = (self.settings.fingers, self._finger_writer, "the hand")
+        return [*super()._commands(), fingers]
+
     def read(self) -> JointState | None:
         """Raises what went wrong with the fingers since the last call."""
         if self._finger_error is not None:

@@ -136,17 +136,22 @@ class Ros2Arm:
 
     def claim(self) -> str:
         time.sleep(max(0.0, self._met - time.monotonic()))
-        topic = self.settings.command
-        others = self._member.other_writers(topic_name(topic))
-        if others and self.settings.exclusive:
-            raise ArmError(
-                f"{others} other program{'s send' if others > 1 else ' sends'} on {topic}, and the "
-                "arm would follow both by turns; end it first (an old deploy?), or say "
-                "exclusive: false in arm_config if it never sends"
-            )
-        if not self._writer.get_matched_subscriptions():
-            return f"nobody listens on {topic} yet: no arm will move"
-        return ""
+        unheard = []
+        for topic, writer, what in self._commands():
+            others = self._member.other_writers(topic_name(topic))
+            if others and self.settings.exclusive:
+                raise ArmError(
+                    f"{others} other program{'s send' if others > 1 else ' sends'} on {topic}, and "
+                    f"{what} would follow both by turns; end it first (an old deploy?), or say "
+                    "exclusive: false in arm_config if it never sends"
+                )
+            if not writer.get_matched_subscriptions():
+                unheard.append(f"nobody listens on {topic} yet: {what} will not move")
+        return "; ".join(unheard)
+
+    def _commands(self) -> list[tuple[str, DataWriter, str]]:
+        """Topics that are sent on, and what moves by them."""
+        return [(self.settings.command, self._writer, "the arm")]
 
     def _nothing_came(self) -> str:
         settings = self.settings
