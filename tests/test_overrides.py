@@ -346,6 +346,8 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
         (["aux.hold=0.2", "demonstrations=mine.hdf5"], []),  # which may lack actions
         (["aux.hold=0.2", "cloning.enabled=false"], []),
         (["aux.after_start=true", "cloning.enabled=false"], ["aux.after_start"]),
+        (["start_from=lifting", "aux.hold=0.2", "distill.finetune_noise=1"], ["aux.hold"]),
+        (["start_from=lifting", "aux.hold=0.2", "aux.after_start=true"], []),
         (["algorithm=distill", "aux.minibatches=2", "aux.memory=500"], ["aux.minibatches"]),
         (["algorithm=distill", "aux.after_start=true"], ["aux.after_start"]),
     ],

@@ -254,8 +254,10 @@ def test_ril_starts_with_the_clones_labels_unless_told_not_to(
         (["cloning.start_steps=32"], False, 0.25),
         (["cloning.start_steps=32", "aux.after_start=true"], True, 0.25),
         (["cloning.start_steps=0"], True, 1.0),
+        (["cloning.start_steps=32", "start_from=lifting"], False, 0.25),
+        (["cloning.start_steps=32", "start_from=lifting", "aux.after_start=true"], True, 0.25),
     ],
-    ids=["held", "goes on", "no start"],
+    ids=["held", "goes on", "no start", "another's, held", "another's, goes on"],
 )
 def test_what_labels_have_taught_to_see_is_held_while_it_is_reinforced(
     demonstrations: str,
@@ -278,7 +280,8 @@ def test_what_labels_have_taught_to_see_is_held_while_it_is_reinforced(
         return result
 
     monkeypatch.setattr(Reinforcement, "iterate", iterate_and_look)
-    small = [setting for setting in SMALL if not setting.startswith("cloning.start_steps")]
+    others = ("cloning.start_steps", *(("actor.",) if "start_from=lifting" in settings else ()))
+    small = [setting for setting in SMALL if not setting.startswith(others)]
     given = [*settings, "distill.finetune_noise=0.25", demonstrations, f"out={tmp_path / 'run'}"]
     assert train([*small, *RIL, *given]) == 0
     assert moved == [learns] * len(moved) and len(moved) >= 2

@@ -158,7 +158,7 @@ class AuxConfig:
     # its own, and every minibatch has `replayed` batches of such frames beside it; 0: none. An
     # episode has one appearance; of episodes of 500 steps a run meets too few to see through them.
     scattered: int = 256
-    # Whether the CNN goes on learning in ril's reinforcement where a clone's labels came before it.
+    # Whether the CNN goes on learning in ril's reinforcement after a clone's labels or start_from.
     # With that, more noise and fewer labels stacking ended at 368 of 500 episodes, without at 419.
     after_start: bool = False
     # After every update of ril in which the CNN learns: a pass over the rollout and older frames,
@@ -190,7 +190,7 @@ class PPOConfig:
     target_kl: float = 0.01  # the step size adapts towards it; 0: fixed
     anneal_fraction: float = 0.33  # last share of the run over which the step size falls to 0
     # Share of the policy's deviation that is left at the end of the run: of a teacher, and of ril
-    # without a start; elsewhere distill.finetune_noise holds all through.
+    # from nothing; elsewhere distill.finetune_noise holds all through.
     final_noise: float = 0.5
     noise_anneal_fraction: float = 0.5  # last share of the run over which it falls to that
     max_grad_norm: float = 0.5  # longer gradients are cut to this norm
@@ -295,9 +295,9 @@ class DistillConfig:
     # student went from 72 to 94 % so, stacking's from 77 to 87 %; another fell from 91 to 71 %
     # while the auxiliary phase went on.
     finetune_steps: int | None = None
-    # Share of the student's deviation that it then acts with, in ril after its start, too. It is
-    # judged without: under all of it clearing_blocks' fell from 80 to 53 %, while with the noise it
-    # got better.
+    # Share of the student's deviation that it then acts with, in ril after its start or start_from,
+    # too. It is judged without: under all of it clearing_blocks' fell from 80 to 53 %, while with
+    # the noise it got better.
     finetune_noise: float = 0.3
     # Weight of the teacher's labels, which hold the student to what it does well. Without them, at
     # half the noise, clearing_blocks' fell from 91 to 64 % within 0.12 M steps; with them it held

@@ -352,12 +352,13 @@ def without_effect(config: Config, given: Iterable[str]) -> list[str]:
         idle |= {"total_steps", "aux.after_start"}
         return [key for key in given if key in idle]
     # Somebody's own demonstrations may lack actions: then there is no start, and the CNN learns on.
-    starts = config.starting > 0
-    if config.aux.after_start or not starts or config.demonstrations is not None:
-        idle = set() if starts else {"aux.after_start"}
+    starts, goes_on = config.starting > 0, config.start_from is not None
+    unsure = starts and config.demonstrations is not None
+    if config.aux.after_start or unsure or not (starts or goes_on):
+        idle = set() if starts or goes_on else {"aux.after_start"}
     read = [f"distill.{name}" for name in _OF_A_START] if starts else []
     # A teacher's run is refused instead.
-    read.append("distill.teacher_run")
+    read += ["distill.teacher_run", *(["distill.finetune_noise"] if goes_on else [])]
     return [key for key in given if key in idle or (key.startswith("distill.") and key not in read)]
 
 

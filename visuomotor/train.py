@@ -155,8 +155,8 @@ class Run:
                 self._vision_start(student)
             return
         pixels, finetuning = phase != "teacher", phase == "finetune"
-        # A policy that has learned from labels before it is reinforced.
-        taught = finetuning or (phase == "ril" and self.total_steps("start") > 0)
+        # A policy that can see and act before it is reinforced, by labels or by another run.
+        taught = finetuning or (phase == "ril" and "actor" in self.carried)
         config, distill = self.config, self.config.distill
         if finetuning:
             labels = distill.finetune_label_weight
