@@ -7,6 +7,7 @@ import functools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from visuomotor.demonstrations import STEPS_AFTER_SUCCESS, Demonstration, Demons
 from visuomotor.envs import TASKS, make_env
 from visuomotor.errors import UserError
 from visuomotor.replay import DemonstrationReplay
-from visuomotor.retargeting import _weights, with_retargeted
+from visuomotor.retargeting import _Retargeting, _weights, with_retargeted
 
 QUIET = RandomizationConfig(strength=0.0)
 
@@ -290,6 +291,25 @@ def test_a_hand_that_is_carried_off_comes_back(
         apart = np.linalg.norm(done - asked, axis=1)
         for_a_while = np.convolve(apart, np.full(20, 1 / 20), mode="valid").max()
         assert (for_a_while > 0.05) == (share > 0.0)
+
+
+@pytest.mark.parametrize(
+    ("by", "expected"),
+    [
+        ("prop", [0.3, 0.3 + np.pi / 2, 0.3 - np.pi, 0.3 - np.pi / 2]),
+        ("ways", [0.0, np.pi / 2, -np.pi, -np.pi / 2]),
+        ("hand", [0.7]),
+    ],
+)
+def test_a_motion_turns_with_the_prop_by_its_ways_or_as_the_hand_comes(
+    by: str, expected: list[float]
+) -> None:
+    task = SimpleNamespace(turning=(by,), grasp_symmetry=lambda prop: 4)
+    carrying = SimpleNamespace(env=SimpleNamespace(task=task))
+    then, now = np.array([[0.05, 0.0, 0.2], [0.0] * 3]), np.array([[0.0, 0.06, 0.5], [0.0] * 3])
+    segment = motions.Segment(0, 9, 0, then)
+    turns = _Retargeting._turns(carrying, segment, now, 0.7)  # type: ignore[arg-type]
+    assert turns == pytest.approx(expected)
 
 
 def test_no_expert_takes_part() -> None:

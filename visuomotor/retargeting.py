@@ -281,7 +281,9 @@ class _Retargeting:
             turns = np.array([_azimuth(now[prop]) - _azimuth(then)])
         else:
             ways = task.grasp_symmetry(prop)
-            turns = now[prop, 2] - then[2] + np.arange(ways) * (2.0 * np.pi / ways)
+            turns = np.arange(ways) * (2.0 * np.pi / ways)
+            if by == "prop":
+                turns = turns + now[prop, 2] - then[2]
         return (turns + np.pi) % (2.0 * np.pi) - np.pi
 
     def _turn(

@@ -43,7 +43,8 @@ class Task(ABC):
     prop_symmetry: tuple[int, ...] = ()
     # With what a hand's motion by each prop is turned where a demonstration is carried over to
     # another start (visuomotor.retargeting): "prop", with that one, in the most alike of its
-    # symmetric ways; "arm", with its direction from the arm's base; "hand", not at all: as the hand
+    # symmetric ways; "ways", by one of these ways alone, as neighbours leave room, however that one
+    # is turned; "arm", with its direction from the arm's base; "hand", not at all: as the hand
     # comes. () for "prop". What demonstrations pay no heed to, copies must not follow: that a hand
     # turns with what can hardly be seen is nothing that a policy learns from pixels.
     turning: tuple[str, ...] = ()
