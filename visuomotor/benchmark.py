@@ -141,9 +141,9 @@ def _start_seconds(
         total_steps=config.total_steps,
         device=device,
     )
+    print("the start under a clone's labels", file=sys.stderr)
     for _ in range(START_WARM_UP_ITERATIONS):
         student.iterate()
-    print("the start under a clone's labels", file=sys.stderr)
     return _seconds(student.iterate, repeats, device)
 
 

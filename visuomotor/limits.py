@@ -351,14 +351,16 @@ def without_effect(config: Config, given: Iterable[str]) -> list[str]:
     if config.algorithm == "distill":
         idle |= {"total_steps", "aux.after_start"}
         return [key for key in given if key in idle]
-    # Somebody's own demonstrations may lack actions: then there is no start, and the CNN learns on.
     starts, goes_on = config.starting > 0, config.start_from is not None
-    unsure = starts and config.demonstrations is not None
-    if config.aux.after_start or unsure or not (starts or goes_on):
-        idle = set() if starts or goes_on else {"aux.after_start"}
+    if not (starts or goes_on):
+        idle = {"aux.after_start"}
+    elif config.aux.after_start or (starts and config.demonstrations is not None):
+        # Somebody's own demonstrations may lack actions: no start then, and the CNN learns on.
+        idle = set()
     read = [f"distill.{name}" for name in _OF_A_START] if starts else []
-    # A teacher's run is refused instead.
-    read += ["distill.teacher_run", *(["distill.finetune_noise"] if goes_on else [])]
+    if goes_on:
+        read.append("distill.finetune_noise")
+    read.append("distill.teacher_run")  # a teacher's run is refused instead
     return [key for key in given if key in idle or (key.startswith("distill.") and key not in read)]
 
 
