@@ -159,11 +159,12 @@ def test_kinova_s_fingers_are_not_sent_where_they_cannot_have_come(said: float) 
     ],
 )
 def test_who_else_sends_to_the_fingers_and_who_listens_is_asked_too(
-    others: dict[str, int], heard: tuple[int, int], told: str
+    others: dict[str, int], heard: tuple[int, int], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arm = make_arm({"kind": "jaco2", "settings": {"command": "/arm", "fingers": "/hand"}})
     assert isinstance(arm, Jaco2Arm)
-    arm._met = 0.0
+    monkeypatch.setattr("visuomotor.runtime.arms.ros2.DISCOVERY", 0.0)
+    monkeypatch.setattr(arm, "_open_writer", lambda: None)
     arm._member = SimpleNamespace(other_writers=lambda topic: others.get(topic, 0))
     arm._writer, arm._finger_writer = (
         SimpleNamespace(get_matched_subscriptions=lambda n=n: [0] * n) for n in heard

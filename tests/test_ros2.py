@@ -95,6 +95,7 @@ def connected(arm: Ros2Arm, peer: Peer, monkeypatch: pytest.MonkeyPatch) -> Ros2
     monkeypatch.setattr(arm, "read", speak_and_read)
     arm.connect()
     monkeypatch.setattr(arm, "read", read)
+    arm.claim()
     return arm
 
 
@@ -401,10 +402,11 @@ def test_an_image_that_does_not_fit_is_refused_with_its_reason() -> None:
 
 
 def test_an_arm_that_another_program_sends_to_is_refused() -> None:
+    """One that only reads, as `shots` and `overlay` do, is in nobody's way."""
     peer = Peer("/f/commands", Float64MultiArray)
     settings = {"domain": DOMAIN, "joint_states": "/joint_states", "command": "/f/commands"}
     arms = []
-    for exclusive in (True, False):
+    for exclusive in (True, True, False):
         # Two processes are two participants; so are these.
         arm = Ros2Arm(Ros2Settings(**settings, exclusive=exclusive))
         arms.append(arm)
@@ -413,9 +415,11 @@ def test_an_arm_that_another_program_sends_to_is_refused() -> None:
         while thread.is_alive():
             peer.tell()
             time.sleep(0.02)
+    arms[1].stop()  # it has nothing to send with
+    assert arms[0].claim() == ""
     with pytest.raises(ArmError, match=r"1 other program sends on /f/commands.*end it first"):
-        arms[0].claim()
-    assert arms[1].claim() == ""
+        arms[1].claim()
+    assert arms[2].claim() == ""
 
 
 def test_what_the_limiter_allows_for_is_said_with_the_arm() -> None:

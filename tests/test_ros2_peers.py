@@ -69,6 +69,7 @@ def test_a_driver_on_fast_dds_is_read_and_commanded(
     told = Lines(started[0])
     arm = Ros2Arm(Ros2Settings(domain=95, command="/fast/commands"))
     arm.connect()
+    arm.claim()
     state = arm.read()
     assert state is not None
     assert state.position == pytest.approx(0.1 * np.arange(1, 10))
@@ -100,6 +101,7 @@ def test_cyclone_s_own_tool_reads_what_is_sent(
     arm = Ros2Arm(Ros2Settings(domain=94, command=f"/tool/{mode}", mode=mode))
     try:
         arm.connect()
+        arm.claim()
     finally:
         peer.close()
     options = ["--suppress-progress-bar", "--color", "none", "--runtime", "3s"]

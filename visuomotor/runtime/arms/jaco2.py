@@ -68,6 +68,7 @@ class Jaco2Arm(Ros2Arm):
         return super().read()
 
     def send(self, velocity: np.ndarray) -> None:
+        assert self._writer is not None, "an arm is claimed before anything is sent"
         self._writer.write(joint_velocity(self._signs * velocity))
         try:
             self._send_fingers(velocity[NUM_ARM:], time.monotonic())

@@ -108,6 +108,7 @@ class Ros2Arm:
         )
         self._signs = np.array(self.settings.signs)
         self._offsets = np.array(self.settings.offsets)
+        self._writer: DataWriter | None = None  # of what is sent, from `claim` on
         self._state: JointState | None = None
         self._refused = ""  # why the last joint state that was of no use was not
         self._believed: JointState | None = None
@@ -122,12 +123,10 @@ class Ros2Arm:
 
     def connect(self) -> None:
         settings = self.settings
-        self._met = time.monotonic() + DISCOVERY
         self._member = Participant(settings.domain, settings.network)
         member = self._member.participant
         states = Topic(member, topic_name(settings.joint_states), JointStateMessage)
         self._reader = DataReader(member, states, qos=NEWEST)
-        self._open_writer()
         deadline = time.monotonic() + PATIENCE
         while self.read() is None:
             if time.monotonic() > deadline:
@@ -135,7 +134,9 @@ class Ros2Arm:
             time.sleep(0.01)
 
     def claim(self) -> str:
-        time.sleep(max(0.0, self._met - time.monotonic()))
+        # Not before: who only reads an arm (shots, overlay) is nobody who sends to it.
+        self._open_writer()
+        time.sleep(DISCOVERY)
         unheard = []
         for topic, writer, what in self._commands():
             others = self._member.other_writers(topic_name(topic))
@@ -195,6 +196,7 @@ class Ros2Arm:
         return self._state
 
     def send(self, velocity: np.ndarray) -> None:
+        assert self._writer is not None, "an arm is claimed before anything is sent"
         message = self.message(velocity)
         if message is not None:
             self._writer.write(message)
@@ -253,7 +255,7 @@ class Ros2Arm:
         return point
 
     def stop(self) -> None:
-        if self._state is not None:
+        if self._state is not None and self._writer is not None:
             self.send(np.zeros(len(LIMITS.joint_names)))
 
 
