@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -293,23 +294,55 @@ def test_a_hand_that_is_carried_off_comes_back(
         assert (for_a_while > 0.05) == (share > 0.0)
 
 
+def first_motion(came: float, takes: float) -> tuple[Any, motions.Segment]:
+    """A motion whose closing axis had the one direction first and the other when it took the prop,
+    which stood at x = 0.05 m, turned by 0.2 rad; and the part of it that moves by that prop."""
+    mat = np.zeros((9, 3, 3))
+    for axes, angle in zip(mat, np.linspace(came, takes, 9), strict=True):
+        axes[:2, 0] = np.cos(angle), np.sin(angle)
+    places = np.array([[0.05, 0.0, 0.2], [0.0, 0.2, 0.0], [0.0] * 3])
+    motion = SimpleNamespace(mat=mat, present=np.array([True, True]))
+    return motion, motions.Segment(0, 9, 0, places)
+
+
 @pytest.mark.parametrize(
     ("by", "expected"),
     [
         ("prop", [0.3, 0.3 + np.pi / 2, 0.3 - np.pi, 0.3 - np.pi / 2]),
         ("ways", [0.0, np.pi / 2, -np.pi, -np.pi / 2]),
         ("hand", [0.7]),
+        ("neighbours", [0.1 - 0.4]),
     ],
 )
-def test_a_motion_turns_with_the_prop_by_its_ways_or_as_the_hand_comes(
-    by: str, expected: list[float]
+def test_a_motion_turns_with_what_its_task_says(by: str, expected: list[float]) -> None:
+    task = SimpleNamespace(turning=(by, by), grasp_symmetry=lambda prop: 4)
+    carrying: Any = SimpleNamespace(env=SimpleNamespace(task=task))
+    now = np.array([[0.0, 0.06, 0.5], [0.0, -0.1, 0.0], [0.0] * 3])
+    motion, segment = first_motion(came=0.1, takes=0.4)
+    assert _Retargeting._turns(carrying, motion, segment, now, 0.7) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("apart", "closing"),  # m, rad: of the neighbour; the closing axis's direction
+    [
+        ((0.09, 0.01), np.arctan2(0.01, 0.09) - np.pi / 2),  # of two ways the shorter one
+        ((0.0, 0.09), 0.0),
+        ((0.0, -0.09), 0.0),
+        ((0.125 * np.cos(1.2), 0.125 * np.sin(1.2)), 0.1 + 0.5 * (1.2 - np.pi / 2 - 0.1)),
+        ((0.16, 0.0), 0.1),
+    ],
+)
+def test_a_hand_closes_across_the_direction_of_a_close_neighbour(
+    apart: tuple[float, float], closing: float
 ) -> None:
-    task = SimpleNamespace(turning=(by,), grasp_symmetry=lambda prop: 4)
-    carrying = SimpleNamespace(env=SimpleNamespace(task=task))
-    then, now = np.array([[0.05, 0.0, 0.2], [0.0] * 3]), np.array([[0.0, 0.06, 0.5], [0.0] * 3])
-    segment = motions.Segment(0, 9, 0, then)
-    turns = _Retargeting._turns(carrying, segment, now, 0.7)  # type: ignore[arg-type]
-    assert turns == pytest.approx(expected)
+    motion, segment = first_motion(came=0.1, takes=0.4)
+    now = np.array([[0.02, 0.01, 0.5], [0.02 + apart[0], 0.01 + apart[1], 0.3], [0.0] * 3])
+    task = SimpleNamespace(turning=("neighbours", "hand"))
+    carrying: Any = SimpleNamespace(env=SimpleNamespace(task=task))
+    (turn,) = _Retargeting._turns(carrying, motion, segment, now, 0.0)
+    assert 0.4 + turn == pytest.approx(closing)
+    motion.present[1] = False
+    assert _Retargeting._turns(carrying, motion, segment, now, 0.0) == pytest.approx([0.1 - 0.4])
 
 
 def test_no_expert_takes_part() -> None:

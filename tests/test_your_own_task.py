@@ -102,7 +102,10 @@ def test_a_task_that_names_no_kinds_of_things_is_refused_what_needs_them(
         ({"prop_symmetry": (4, 4)}, "has 1 props and 2 prop_symmetry; one each, or none at all"),
         ({"prop_symmetry": (0,)}, r"prop_symmetry=\(0,\); valid: whole numbers from 1"),
         ({"turning": ("prop", "prop")}, "has 1 props and 2 turning; one each, or none at all"),
-        ({"turning": ("thumb",)}, "turning names 'thumb'; valid: prop, ways, arm, hand"),
+        (
+            {"turning": ("thumb",)},
+            "turning names 'thumb'; valid: prop, ways, neighbours, arm",
+        ),
     ],
 )
 def test_a_task_that_cannot_be_is_refused(attributes: dict[str, object], message: str) -> None:

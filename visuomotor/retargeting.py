@@ -268,7 +268,9 @@ class _Retargeting:
                     chosen.append(int(self.rng.integers(begin, end)))
         return sorted(chosen)
 
-    def _turns(self, segment: Segment, now: np.ndarray, before: float) -> np.ndarray:
+    def _turns(
+        self, motion: Motion, segment: Segment, now: np.ndarray, before: float
+    ) -> np.ndarray:
         """(K,) rad: by how much a motion by a prop may be turned where the props are `now`
         (P + 1, 3), after one that was turned by `before` (rad)."""
         task, prop = self.env.task, segment.prop
@@ -277,7 +279,9 @@ class _Retargeting:
         then, by = segment.places[prop], task.turning[prop] if task.turning else "prop"
         if by == "hand":
             return np.array([before])
-        if by == "arm":
+        if by == "neighbours":
+            turns = np.array([_past_neighbours(motion, segment, now)])
+        elif by == "arm":
             turns = np.array([_azimuth(now[prop]) - _azimuth(then)])
         else:
             ways = task.grasp_symmetry(prop)
@@ -287,17 +291,21 @@ class _Retargeting:
         return (turns + np.pi) % (2.0 * np.pi) - np.pi
 
     def _turn(
-        self, segment: Segment, now: np.ndarray, present: np.ndarray, before: float = 0.0
+        self,
+        motion: Motion,
+        segment: Segment,
+        now: np.ndarray,
+        before: float = 0.0,
     ) -> tuple[float, float]:
         """The turn (rad) by which a motion by a prop serves where the props are `now` (P + 1, 3),
         and how unlike the two places are: a symmetric prop can be taken in several ways, and a
-        close neighbour stands in the way of some of them. present: (P,) bool, who may be one."""
+        close neighbour stands in the way of some of them."""
         prop = segment.prop
-        turns = self._turns(segment, now, before)
+        turns = self._turns(motion, segment, now, before)
         costs = []
         for turn in turns:
             cost = YAW_WEIGHT * abs(turn)
-            for other in np.flatnonzero(present).tolist():
+            for other in np.flatnonzero(motion.present).tolist():
                 if other != prop:
                     apart = now[other, :2] - now[prop, :2]
                     then = segment.places[other, :2] - segment.places[prop, :2]
@@ -324,7 +332,7 @@ class _Retargeting:
             for motion in known:
                 first = motion.segments[0]
                 across = np.linalg.norm(now[first.prop, :2] - first.places[first.prop, :2])
-                costs.append(float(across) + self._turn(first, now, present)[1])
+                costs.append(float(across) + self._turn(motion, first, now)[1])
             alike = np.argsort(costs)[:NEAREST]
             chosen.append(known[int(self.rng.choice(alike))])
         return chosen
@@ -335,7 +343,7 @@ class _Retargeting:
         segment = motion.segments[int(self.segment[world, begin])]
         rows = slice(begin, segment.end)
         places = prop_places(self.env)[world].numpy()
-        turn, _ = self._turn(segment, places, motion.present, float(self.turned[world]))
+        turn, _ = self._turn(motion, segment, places, float(self.turned[world]))
         now, then = places[segment.prop, :2], segment.places[segment.prop, :2]
         path = motion.pos[rows]
         there = path.copy()
@@ -551,6 +559,27 @@ def _azimuth(place: np.ndarray) -> float:
     """rad: the direction of a place (x, y, ...) [m] as seen from the arm's base."""
     x, y = place[:2] - np.asarray(robot.BASE_POS)[:2]
     return float(np.arctan2(y, x))
+
+
+def _closing_axis(mat: np.ndarray) -> float:
+    """(3, 3) -> rad: the direction on the table of the axis along which a hand closes."""
+    return float(np.arctan2(mat[1, 0], mat[0, 0]))
+
+
+def _past_neighbours(motion: Motion, segment: Segment, now: np.ndarray) -> float:
+    """The turn (rad) by which a hand takes a prop with its closing axis as it was first, and, the
+    closer the nearest neighbour is, the more across its direction: a finger would come down on it.
+    now: (P + 1, 3), where the props are."""
+    came, takes = (_closing_axis(motion.mat[step]) for step in (0, segment.end - 1))
+    turn = came - takes
+    others = [i for i in np.flatnonzero(motion.present).tolist() if i != segment.prop]
+    if others:
+        apart = now[others, :2] - now[segment.prop, :2]
+        nearest = apart[np.linalg.norm(apart, axis=1).argmin()]
+        close = np.clip((NEIGHBOUR[0] - np.linalg.norm(nearest)) / NEIGHBOUR[1], 0.0, 1.0)
+        across = np.arctan2(nearest[1], nearest[0]) + np.pi / 2 - came
+        turn += close * ((across + np.pi / 2) % np.pi - np.pi / 2)  # of two ways the shorter
+    return turn
 
 
 def _weights(path: np.ndarray) -> np.ndarray:

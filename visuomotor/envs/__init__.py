@@ -26,7 +26,7 @@ PLUGINS = "visuomotor.tasks"
 # What `Task` only declares: every task says these itself.
 _TOLD = ("name", "episode_steps", "stages", "stage_rewards", "props", "stage_props")
 _TUPLES = ("stages", "stage_rewards", "props", "stage_props", "prop_symmetry", "turning")
-_TURNINGS = ("prop", "ways", "arm", "hand")
+_TURNINGS = ("prop", "ways", "neighbours", "arm", "hand")
 
 
 def register(task: _TaskType) -> _TaskType:

@@ -34,8 +34,9 @@ class Stacking(Task):
     stage_props: tuple[int, ...] = (0, 0, 1, 1)
     kinds_in_targets = (((0, None),), ((1, None),))
     prop_symmetry = (4, 4)
-    # A block's heading, 4 pixels wide, is nothing that a policy sees, and a grasp succeeds without.
-    turning = ("ways", "hand")
+    # A block's heading, 4 pixels wide, is nothing that a policy sees, and a grasp succeeds without;
+    # where the other block stands, it sees.
+    turning = ("neighbours", "hand")
     neighbours_in_state = True
 
     def add_props(self, spec: mujoco.MjSpec) -> None:

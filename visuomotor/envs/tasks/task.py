@@ -44,9 +44,11 @@ class Task(ABC):
     # With what a hand's motion by each prop is turned where a demonstration is carried over to
     # another start (visuomotor.retargeting): "prop", with that one, in the most alike of its
     # symmetric ways; "ways", by one of these ways alone, as neighbours leave room, however that one
-    # is turned; "arm", with its direction from the arm's base; "hand", not at all: as the hand
-    # comes. () for "prop". What demonstrations pay no heed to, copies must not follow: that a hand
-    # turns with what can hardly be seen is nothing that a policy learns from pixels.
+    # is turned; "neighbours", with where the nearest one stands, so that the hand closes across its
+    # direction where it is close, and as it was at first where none is; "arm", with its direction
+    # from the arm's base; "hand", not at all: as the hand comes. () for "prop". What demonstrations
+    # pay no heed to, copies must not follow: that a hand turns with what can hardly be seen is
+    # nothing that a policy learns from pixels.
     turning: tuple[str, ...] = ()
     # What maps of the image are made of (actor.encoder=maps): of every kind of thing its things, of
     # each the vector of `aux_targets` that tells where it is, and the vector that this one is equal
