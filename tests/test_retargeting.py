@@ -239,7 +239,7 @@ def test_when_a_prop_is_let_go_is_the_same_for_all(demos: Demonstrations) -> Non
     assert len(limits) == 1
     across, height = limits.pop()
     assert across < 0.0225
-    assert height == pytest.approx(0.045, abs=0.003)
+    assert height == pytest.approx(0.045 + motions.LOOSE[1], abs=0.002)
 
 
 @pytest.mark.parametrize("kind", ["close", "let go"])
@@ -374,4 +374,5 @@ def test_one_mishap_does_not_tell_when_a_prop_may_be_let_go(demos: Demonstration
     read[3].lies[read[3].until < motions.FAR] = (0.02, 0.15)  # dropped from high above
     motions.agree(read)
     for motion in read:
-        np.testing.assert_allclose(motion.lies[motion.until < motions.FAR][0], usual)
+        expected = usual + motions.LOOSE
+        np.testing.assert_allclose(motion.lies[motion.until < motions.FAR][0], expected)

@@ -22,6 +22,10 @@ HELD = (0.05, 0.01)
 AGAIN = 0.08  # m from the prop, at least, to which the hand goes back before it tries again
 # Of all times that a prop was let go, this share lay closer: the others were mishaps.
 LIES = 0.8
+# m, across and in height: what lies by so much further off is let go of, too. Copies, in which it
+# is held a little differently, would otherwise hold on for some steps where others let go, and a
+# clone of both stops there, half holding.
+LOOSE = (0.003, 0.003)
 PRESSING = (0.5, 0.0)  # of a finger's action: a hand that begins to close; that does no more
 FAR = 10**6  # control steps: never
 
@@ -138,7 +142,7 @@ def agree(motions: list[Motion]) -> None:
                         lain.setdefault(pair, []).append(motion.lies[step].copy())
     for motion, step, pair in places:
         if pair in lain:
-            motion.lies[step] = np.quantile(lain[pair], LIES, axis=0)
+            motion.lies[step] = np.quantile(lain[pair], LIES, axis=0) + LOOSE
         else:
             motion.until[step] = FAR
 
