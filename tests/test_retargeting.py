@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib.util
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -136,6 +138,27 @@ def test_they_are_made_once_and_kept(
             assert np.array_equal(getattr(first, name), getattr(second, name))
             assert np.array_equal(getattr(first, name), getattr(third, name))
     with_retargeted(config("stacking"), replace(demos, demos=demos.demos[:5]), 4)
+    assert len(list((tmp_path / "visuomotor").iterdir())) == 2
+
+
+def test_the_code_of_a_task_makes_copies_of_its_own(
+    demos: Demonstrations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(retargeting, "_make", lambda env, usable, count, progress: usable[:count])
+    with_retargeted(config("stacking"), demos, 2)
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from visuomotor.envs.tasks.stacking import Stacking\n"
+        "class Own(Stacking):\n    turning = ('ways', 'hand')\n"
+    )
+    spec = importlib.util.spec_from_file_location("own", own)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "own", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setitem(TASKS, "stacking", module.Own)
+    with_retargeted(config("stacking"), demos, 2)
     assert len(list((tmp_path / "visuomotor").iterdir())) == 2
 
 
@@ -298,10 +321,13 @@ def first_motion(came: float, takes: float) -> tuple[Any, motions.Segment]:
     """A motion whose closing axis had the one direction first and the other when it took the prop,
     which stood at x = 0.05 m, turned by 0.2 rad; and the part of it that moves by that prop."""
     mat = np.zeros((9, 3, 3))
-    for axes, angle in zip(mat, np.linspace(came, takes, 9), strict=True):
+    # In the hand it is turned further.
+    angles = np.interp(np.arange(9), [0, 5, 8], [came, takes, takes + 1.0])
+    for axes, angle in zip(mat, angles, strict=True):
         axes[:2, 0] = np.cos(angle), np.sin(angle)
     places = np.array([[0.05, 0.0, 0.2], [0.0, 0.2, 0.0], [0.0] * 3])
-    motion = SimpleNamespace(mat=mat, present=np.array([True, True]))
+    held = np.array([-1] * 5 + [0] * 4)
+    motion = SimpleNamespace(mat=mat, held=held, present=np.array([True, True]))
     return motion, motions.Segment(0, 9, 0, places)
 
 

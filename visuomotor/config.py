@@ -248,8 +248,8 @@ class TeacherConfig:
     # it would meet few, and each of them alike for long. The value goes on behind the end.
     episode_steps: int | None = None
     hidden_sizes: tuple[int, ...] = (256, 256)  # layers of its MLP, with ELU
-    # Exploration, tuned on stacking: of a clone that stacks 87 % there is 80 % left with this, 64 %
-    # with twice as much, and what is learned under the larger noise is lost without it.
+    # Exploration, tuned on stacking: of a clone that stacked 87 % there was 80 % left with this,
+    # 64 % with twice as much, and what is learned under the larger noise is lost without it.
     init_log_std_arm: float = -2.5  # of the arm's actions: std 0.08
     init_log_std_finger: float = -1.6  # of the fingers': std 0.2
     min_std_arm: float = 0.05  # deviation of the arm's actions below which it does not fall
@@ -350,8 +350,8 @@ class Config:
     # More demonstrations out of these: their motions carried over to other starts, where that
     # succeeds, and copies of all of them turned about the arm's base, in which physics sees no
     # difference. From 30 demonstrations a clone stacks 30 % of randomized worlds without either,
-    # 46 % with 15 turned copies of each, 93 % with 800 retargeted ones and a turned copy of each
-    # (512 episodes each).
+    # 46 % with 15 turned copies of each (512 episodes each, as they were made then), 97 % with 800
+    # retargeted ones and a turned copy of each (768).
     retargeted: int = 800  # how many are carried over; 0: none
     turned_copies: int = 1  # of each demonstration, retargeted ones too; 0: none
     # A run, a bundle with weights or a shipped policy: this run begins with its pixel actor, in the

@@ -35,7 +35,7 @@ from visuomotor.demonstrations import (
     save_demonstrations,
     successful_episode,
 )
-from visuomotor.envs import VisuomotorEnv, make_env, make_task, robot
+from visuomotor.envs import VisuomotorEnv, make_env, make_task, robot, source_of
 from visuomotor.envs.kinematics import HandMotion, planar
 from visuomotor.envs.tasks.task import TABLE
 from visuomotor.motions import (
@@ -56,7 +56,7 @@ MAX_ATTEMPTS = 4  # episodes tried for one that is wanted, at most
 NEAREST = 4  # of the demonstrations, by how alike the start is, from which one is drawn
 YAW_WEIGHT = 0.05  # m/rad, in that likeness
 # How much it counts, in that likeness, that another prop stands elsewhere; one that is nearer than
-# so much (m) counts more, over a range (m), up to 1.
+# so much (m) counts more, over a range (m), up to 1, and turns the hand as much ("neighbours").
 ELSEWHERE = 0.2
 NEIGHBOUR = (0.15, 0.05)
 BENT = 0.5  # share of a motion's path over which it goes from where it was to where it must be
@@ -100,7 +100,8 @@ def with_retargeted(config: Config, demonstrations: Demonstrations, count: int) 
 
     Fewer if more than MAX_ATTEMPTS times as many episodes do not bring them. Demonstrations without
     actions are left as they are: what their fingers did is unknown. They are made on first use and
-    kept in the cache, for these demonstrations, this scene and this package's version.
+    kept in the cache, for these demonstrations, this scene, this task's code and this package's
+    version.
     Raises UserError for states that are not of this scene, and where the cache cannot be written.
     """
     usable = [demo for demo in demonstrations.demos if demo.actions is not None]
@@ -120,7 +121,7 @@ def with_retargeted(config: Config, demonstrations: Demonstrations, count: int) 
     path = cached_path(
         f"{config.task}-retargeted-{count}",
         *(__version__, replace(config.env, num_threads=0), digest.hexdigest(), xml),
-        revision(motions, sys.modules[__name__]),
+        revision(motions, sys.modules[__name__], *source_of(env.task)),
     )
     if path.exists():
         made = load_demonstrations(path, task=config.task).demos
@@ -280,8 +281,8 @@ class _Retargeting:
         if by == "hand":
             return np.array([before])
         if by == "neighbours":
-            turns = np.array([_past_neighbours(motion, segment, now)])
-        elif by == "arm":
+            return np.array([_past_neighbours(motion, segment, now)])
+        if by == "arm":
             turns = np.array([_azimuth(now[prop]) - _azimuth(then)])
         else:
             ways = task.grasp_symmetry(prop)
@@ -523,8 +524,8 @@ class _Retargeting:
         self._let_go()
 
     def _let_go(self) -> None:
-        """As soon as what a hand holds lies as it did in demonstrations when it was let go: a
-        hand that waits there would teach a clone to hold on."""
+        """As soon as what a hand holds lies nearly as it did in demonstrations when it was let go:
+        a hand that waits there would teach a clone to hold on."""
         worlds = self.worlds
         until = self.until[worlds, self.step]
         where, heights = prop_places(self.env).numpy(), prop_heights(self.env).numpy()
@@ -570,8 +571,10 @@ def _past_neighbours(motion: Motion, segment: Segment, now: np.ndarray) -> float
     """The turn (rad) by which a hand takes a prop with its closing axis as it was first, and, the
     closer the nearest neighbour is, the more across its direction: a finger would come down on it.
     now: (P + 1, 3), where the props are."""
-    came, takes = (_closing_axis(motion.mat[step]) for step in (0, segment.end - 1))
-    turn = came - takes
+    steps = np.arange(segment.begin, segment.end)
+    holds = steps[motion.held[steps] == segment.prop]  # else it is by where the segment ends
+    came, takes = (_closing_axis(motion.mat[step]) for step in (0, [*holds, steps[-1]][0]))
+    turn = (came - takes + np.pi) % (2.0 * np.pi) - np.pi
     others = [i for i in np.flatnonzero(motion.present).tolist() if i != segment.prop]
     if others:
         apart = now[others, :2] - now[segment.prop, :2]
@@ -579,7 +582,7 @@ def _past_neighbours(motion: Motion, segment: Segment, now: np.ndarray) -> float
         close = np.clip((NEIGHBOUR[0] - np.linalg.norm(nearest)) / NEIGHBOUR[1], 0.0, 1.0)
         across = np.arctan2(nearest[1], nearest[0]) + np.pi / 2 - came
         turn += close * ((across + np.pi / 2) % np.pi - np.pi / 2)  # of two ways the shorter
-    return turn
+    return float(turn)
 
 
 def _weights(path: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import entry_points
+from types import ModuleType
 from typing import TypeVar
 
 import mujoco
@@ -107,6 +108,14 @@ def make_task(name: str) -> Task:
             "point of its package (docs/your_own_task.md)"
         )
     return TASKS[name]()
+
+
+def source_of(task: Task) -> list[ModuleType]:
+    """The modules of a task and of the tasks that it derives from."""
+    kinds = [kind for kind in type(task).__mro__ if issubclass(kind, Task)]
+    modules = [sys.modules[name] for name in dict.fromkeys(kind.__module__ for kind in kinds)]
+    # An interactive session's has no file.
+    return [module for module in modules if getattr(module, "__file__", None) is not None]
 
 
 @cache

@@ -46,7 +46,7 @@ class ClearingBlocks(Stacking):
     stages = ("start", "reach", "lifted", "stacked", "cleared")
     stage_rewards = (0.0, 0.125, 0.25, 1.0, 2.0)  # paper
     stage_props = (0, 0, 1, 1, TABLE)  # in the end both are held over its middle
-    # Here with the pink block, too: in the end the hand closes on it.
+    # In the end the hand closes on the pink block, too. Nothing else has been tried here.
     turning = ("prop", "prop")
     neighbours_in_state = False  # the shipped teacher was trained without
 
