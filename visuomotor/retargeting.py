@@ -289,14 +289,10 @@ class _Retargeting:
             turns = np.arange(ways) * (2.0 * np.pi / ways)
             if by == "prop":
                 turns = turns + now[prop, 2] - then[2]
-        return (turns + np.pi) % (2.0 * np.pi) - np.pi
+        return np.asarray(_wrap(turns))
 
     def _turn(
-        self,
-        motion: Motion,
-        segment: Segment,
-        now: np.ndarray,
-        before: float = 0.0,
+        self, motion: Motion, segment: Segment, now: np.ndarray, before: float = 0.0
     ) -> tuple[float, float]:
         """The turn (rad) by which a motion by a prop serves where the props are `now` (P + 1, 3),
         and how unlike the two places are: a symmetric prop can be taken in several ways, and a
@@ -310,7 +306,7 @@ class _Retargeting:
                 if other != prop:
                     apart = now[other, :2] - now[prop, :2]
                     then = segment.places[other, :2] - segment.places[prop, :2]
-                    close = np.clip((NEIGHBOUR[0] - np.linalg.norm(apart)) / NEIGHBOUR[1], 0.0, 1.0)
+                    close = _closeness(apart)
                     unlike = np.linalg.norm(planar(-turn) @ apart - then)
                     cost += (ELSEWHERE + close * (1.0 - ELSEWHERE)) * float(unlike)
             costs.append(cost)
@@ -562,6 +558,16 @@ def _azimuth(place: np.ndarray) -> float:
     return float(np.arctan2(y, x))
 
 
+def _wrap(angle: float | np.ndarray) -> float | np.ndarray:
+    """rad -> the same direction within [-pi, pi)."""
+    return (angle + np.pi) % (2.0 * np.pi) - np.pi
+
+
+def _closeness(apart: np.ndarray) -> float:
+    """(2,) m to a neighbour -> how much that one counts, in [0, 1]."""
+    return float(np.clip((NEIGHBOUR[0] - np.linalg.norm(apart)) / NEIGHBOUR[1], 0.0, 1.0))
+
+
 def _closing_axis(mat: np.ndarray) -> float:
     """(3, 3) -> rad: the direction on the table of the axis along which a hand closes."""
     return float(np.arctan2(mat[1, 0], mat[0, 0]))
@@ -574,15 +580,15 @@ def _past_neighbours(motion: Motion, segment: Segment, now: np.ndarray) -> float
     steps = np.arange(segment.begin, segment.end)
     holds = steps[motion.held[steps] == segment.prop]  # else it is by where the segment ends
     came, takes = (_closing_axis(motion.mat[step]) for step in (0, [*holds, steps[-1]][0]))
-    turn = (came - takes + np.pi) % (2.0 * np.pi) - np.pi
+    turn = float(_wrap(came - takes))
     others = [i for i in np.flatnonzero(motion.present).tolist() if i != segment.prop]
     if others:
         apart = now[others, :2] - now[segment.prop, :2]
         nearest = apart[np.linalg.norm(apart, axis=1).argmin()]
-        close = np.clip((NEIGHBOUR[0] - np.linalg.norm(nearest)) / NEIGHBOUR[1], 0.0, 1.0)
         across = np.arctan2(nearest[1], nearest[0]) + np.pi / 2 - came
-        turn += close * ((across + np.pi / 2) % np.pi - np.pi / 2)  # of two ways the shorter
-    return float(turn)
+        shorter = (across + np.pi / 2) % np.pi - np.pi / 2  # of two ways
+        turn += _closeness(nearest) * shorter
+    return turn
 
 
 def _weights(path: np.ndarray) -> np.ndarray:
