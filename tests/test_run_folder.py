@@ -1,8 +1,7 @@
-"""A run's folder, its metrics, and live progress."""
+"""A run's folder and its metrics."""
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
@@ -16,7 +15,6 @@ import torch
 from visuomotor.config import Config, RunConfig
 from visuomotor.errors import UserError
 from visuomotor.overrides import load_yaml
-from visuomotor.progress import Progress
 from visuomotor.run_folder import RunFolder, check_makeable, versions_record
 
 QUIET = Config(task="lifting", run=RunConfig(tensorboard=False))
@@ -204,57 +202,3 @@ def test_without_tensorboard_there_are_no_events(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path, QUIET) as folder:
         folder.log({"env_steps": 1, "fps": 1.0})
     assert not (tmp_path / "tensorboard").exists()
-
-
-# --- progress -----------------------------------------------------------------------------------
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_without_a_terminal_lines_come_at_most_every_ten_seconds() -> None:
-    now = [0.0]
-    stream = io.StringIO()
-    with Progress(total=1000, initial=200, label="ril", stream=stream, clock=lambda: now[0]) as bar:
-        for step in range(210, 600, 10):  # 10 steps a second
-            now[0] += 1.0
-            bar.update(step, {"success_rate": 0.5, "fps": 1234.5})
-    lines = stream.getvalue().splitlines()
-    assert len(lines) == 4  # after 1, 11, 21 and 31 s
-    assert lines[0] == "ril 210/1,000 (21%), success 50.0%, frames/s 1,234, 01:19 left"
-    assert lines[1].startswith("ril 310/1,000") and lines[1].endswith("01:09 left")
-
-
-def test_the_end_always_gets_its_line() -> None:
-    stream = io.StringIO()
-    with Progress(total=20, stream=stream, clock=lambda: 5.0) as bar:
-        bar.update(10, {})
-        bar.update(20, {})
-    assert stream.getvalue().splitlines() == ["10/20 (50%)", "20/20 (100%)"]
-
-
-def test_a_last_iteration_beyond_the_total_is_the_whole_of_it() -> None:
-    for stream in (io.StringIO(), Terminal()):
-        with Progress(total=20, label="ril", stream=stream, clock=lambda: 5.0) as bar:
-            bar.update(32, {})
-        shown = stream.getvalue().splitlines()[-1]
-        assert "100%" in shown and "160%" not in shown
-
-
-def test_a_metric_that_an_update_leaves_out_or_cannot_give_keeps_its_last_value() -> None:
-    stream = io.StringIO()
-    with Progress(total=3, stream=stream, clock=lambda: 5.0) as bar:
-        bar.update(1, {"success_rate": 0.25, "mean_return": 2.0})
-        bar.update(3, {"success_rate": float("nan")})
-    assert stream.getvalue().splitlines()[-1] == "3/3 (100%), success 25.0%, return 2"
-
-
-def test_in_a_terminal_there_is_a_bar_with_the_metrics() -> None:
-    stream = Terminal()
-    with Progress(total=1000, initial=500, label="ril", stream=stream) as bar:
-        bar.update(750, {"success_rate": 0.75, "mean_return": 1.5, "fps": 2000.0})
-    shown = stream.getvalue().split("\r")[-1]
-    for part in ("ril", "75%", "750/1.00k", "success=75.0%", "return=1.5", "frames/s=2,000"):
-        assert part in shown

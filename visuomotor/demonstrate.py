@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from visuomotor import __version__, experts, scripted
 from visuomotor.cache import cached_path, check_cache, check_writable, revision
@@ -33,6 +32,7 @@ from visuomotor.envs import VisuomotorEnv, make_env, make_task
 from visuomotor.errors import UserError
 from visuomotor.limits import at_least, require
 from visuomotor.overrides import parse_overrides
+from visuomotor.progress import Progress
 
 MAX_WORLDS = 64
 DEFAULT_EPISODES = 30  # a task, as in the paper
@@ -85,11 +85,10 @@ def demonstrations_for(config: Config) -> Demonstrations:
 
 def _make_file(config: Config, episodes: int, seed: int, path: Path, trembling: float) -> int:
     """Collects with a progress bar and writes the file; returns the failed attempts."""
-    with tqdm(total=episodes, unit="episode", desc="demonstrations", disable=None) as bar:
+    with Progress(episodes, "demonstrations", unit="episode") as bar:
 
         def progress(done: int, failures: int) -> None:
-            bar.update(done - bar.n)
-            bar.set_postfix(failed=failures)
+            bar.update(done, {"failed": str(failures)})
 
         demos, failures = collect(config, episodes, seed, progress, trembling=trembling)
     save_demonstrations(path, demos)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from visuomotor.checkpoint import write_atomic
 from visuomotor.cli import resolve_device, run_command
@@ -56,6 +55,7 @@ from visuomotor.heldout import CHANGES, HeldOut, HeldOutOptions, held_out
 from visuomotor.limits import MOST_EPISODES
 from visuomotor.overrides import parse_overrides, to_yaml
 from visuomotor.policy_files import LoadedPolicy, load_evaluated_policy, training_curve
+from visuomotor.progress import Progress
 from visuomotor.real_camera import calibrated
 from visuomotor.runtime.files import EVALUATION, MODEL
 from visuomotor.sweep import (
@@ -224,11 +224,10 @@ def _run(
         for watcher in watching:
             watcher(step, seen)
 
-    with tqdm(total=options.episodes, unit="episode", desc=shown, disable=None) as bar:
+    with Progress(options.episodes, shown, unit="episode") as bar:
 
         def progress(done: int, successes: int) -> None:
-            bar.update(done - bar.n)
-            bar.set_postfix(success=f"{100 * successes / done:.1f}%")
+            bar.update(done, {"success": f"{100 * successes / done:.1f}%"})
 
         episodes = run_episodes(env, policy, options.episodes, on_step=watch, progress=progress)
     stopped = int((episodes.stopped >= 0).sum())

@@ -1,4 +1,4 @@
-"""Live progress of a run on stderr: success rate, return, frames per second, time left."""
+"""Live progress on stderr: how far long work is, what it shows so far, the time left."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 from tqdm import tqdm
 
 LINE_SECONDS = 10.0  # least time between progress lines where stderr is no terminal
 BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+UNIT_BAR_FORMAT = BAR_FORMAT.replace("{remaining}", "{remaining}, {rate_fmt}")
 
 # Shown beside the bar where the metrics hold them: metric, its name there, format.
 SHOWN = (
@@ -23,71 +24,80 @@ SHOWN = (
 
 
 class Progress:
-    """Live progress on stderr: a bar in a terminal, else a line now and then.
+    """Live progress of counted work on stderr: a bar in a terminal, else a line now and then.
 
-    with Progress(total=1_000_000, label="ril") as progress:
-        progress.update(env_steps, metrics)
+    with Progress(total=800, label="retargeting", unit="episode") as progress:
+        progress.update(24, {"failed": "3"})
+
+    What is done within LINE_SECONDS leaves no line, but with `at_once`.
     """
 
     def __init__(
         self,
         total: int,
-        initial: int = 0,
         label: str = "",
         *,
+        initial: int = 0,
+        unit: str = "",
+        at_once: bool = False,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """total, initial: env steps. stream: None for stderr. clock: seconds."""
+        """total, initial: of what is counted, `unit` its name in the singular. at_once: the first
+        update has a line, too. stream: None for stderr. clock: seconds."""
         self.total = total
-        self._label = label
+        self._label, self._unit = label, unit
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
         self._began, self._initial = clock(), initial
-        self._last_steps = min(initial, total)
-        self._last_line: float | None = None
+        self._last_done = min(initial, total)
+        # Whether there is a line yet, and the end has its own; when the last one was.
+        self._begun = at_once
+        self._last_line: float | None = None if at_once else self._began
         self._shown: dict[str, str] = {}
         self._bar: tqdm | None = None
         if self._stream.isatty():
             self._bar = tqdm(
                 total=total,
-                initial=self._last_steps,
+                initial=self._last_done,
                 desc=label,
-                unit_scale=True,
-                bar_format=BAR_FORMAT,
+                unit=f" {unit}",
+                unit_scale=not unit,
+                bar_format=UNIT_BAR_FORMAT if unit else BAR_FORMAT,
                 dynamic_ncols=True,
                 file=self._stream,
             )
 
-    def update(self, env_steps: int, metrics: Mapping[str, Any]) -> None:
-        """env_steps: so far in all; the last iteration may go beyond the total. Metrics that an
-        update leaves out keep their last value."""
-        for name, title, form in SHOWN:
-            value = plain_number(metrics.get(name))
-            if value is not None:
-                self._shown[title] = form.format(value)
+    def update(self, done: int, shown: Mapping[str, str] | None = None) -> None:
+        """done: so far in all; what goes beyond the total is left out. shown: what stands beside
+        it, by name; what an update leaves out keeps its last value."""
+        self._shown.update(shown or {})
         if self._bar is not None:
             self._bar.set_postfix(self._shown, refresh=False)
-            shown = min(env_steps, self.total)
-            self._bar.update(shown - self._last_steps)
-            self._last_steps = shown
-        now = self._clock()
-        due = self._last_line is None or now - self._last_line >= LINE_SECONDS
-        if self._bar is None and (due or env_steps >= self.total):
-            self._last_line = now
-            print(self._line(env_steps, now), file=self._stream, flush=True)
+            self._bar.update(min(done, self.total) - self._last_done)
+        else:
+            now = self._clock()
+            due = self._last_line is None or now - self._last_line >= LINE_SECONDS
+            ends = self._last_done < self.total <= done and self._begun
+            if due or ends:
+                self._last_line, self._begun = now, True
+                print(self._line(done, now), file=self._stream, flush=True)
+        self._last_done = min(done, self.total)
 
-    def _line(self, env_steps: int, now: float) -> str:
-        done, seconds = env_steps - self._initial, now - self._began
-        share = min(1.0, env_steps / self.total)
-        parts = [f"{self._label} {env_steps:,}/{self.total:,} ({share:.0%})".strip()]
+    def _line(self, count: int, now: float) -> str:
+        done, seconds = count - self._initial, now - self._began
+        share = min(1.0, count / self.total)
+        units = f" {self._unit}s" if self._unit else ""
+        parts = [f"{self._label} {count:,}/{self.total:,}{units} ({share:.0%})".strip()]
         parts += [f"{title} {value}" for title, value in self._shown.items()]
         if done > 0 and seconds > 0:
-            left = max(0, self.total - env_steps) * seconds / done
+            if self._unit:
+                parts.append(f"{done / seconds:.3g}{units}/s")
+            left = max(0, self.total - count) * seconds / done
             parts.append(f"{tqdm.format_interval(left)} left")
         return ", ".join(parts)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -98,6 +108,12 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def shown_metrics(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Success rate, return and frames per second of a run's metrics, as a progress shows them."""
+    values = ((title, form, plain_number(metrics.get(name))) for name, title, form in SHOWN)
+    return {title: form.format(value) for title, form, value in values if value is not None}
 
 
 def plain_number(value: Any) -> Any:

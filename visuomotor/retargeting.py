@@ -23,7 +23,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from visuomotor import __version__, motions
 from visuomotor.cache import cached_path, check_cache, revision
@@ -49,6 +48,7 @@ from visuomotor.motions import (
     prop_places,
     read_motion,
 )
+from visuomotor.progress import Progress
 from visuomotor.replay import check_states
 
 MAX_WORLDS = 64
@@ -128,8 +128,8 @@ def with_retargeted(config: Config, demonstrations: Demonstrations, count: int) 
         return replace(demonstrations, demos=[*demonstrations.demos, *made])
     check_cache(path)
     print(f"carrying {len(usable)} demonstrations over to {count} other starts", file=sys.stderr)
-    with tqdm(total=count, unit="episode", desc="retargeting", disable=None) as bar:
-        made = _make(env, usable, count, lambda done: bar.update(done - bar.n))
+    with Progress(count, "retargeting", unit="episode") as bar:
+        made = _make(env, usable, count, bar.update)
     if len(made) < count:
         print(f"{len(made)} succeeded within {MAX_ATTEMPTS * count} attempts", file=sys.stderr)
     if made:

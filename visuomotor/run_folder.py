@@ -29,12 +29,12 @@ from visuomotor.config import Config
 from visuomotor.errors import UserError
 from visuomotor.files import remove_leftovers, try_folder, write_atomic
 from visuomotor.overrides import load_yaml, save_yaml
-from visuomotor.progress import Progress, plain_number
+from visuomotor.progress import plain_number
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["Progress", "RunFolder", "versions_record"]
+__all__ = ["RunFolder", "versions_record"]
 
 LOCK_FILE = ".lock"
 CONFIG_FILE = "config.yaml"

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from visuomotor.checkpoint import (
     list_checkpoints,
@@ -45,6 +44,7 @@ from visuomotor.overrides import HELP_WORDS, leaf_types, parse_overrides
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.policies import make_teacher, places_of, view_of
 from visuomotor.predecessors import carried_over, check_state_width, shaped_like_its_teacher
+from visuomotor.progress import Progress, shown_metrics
 from visuomotor.real_camera import calibrated
 from visuomotor.rehearsal import Rehearsal, take_over_judgement, teacher_networks
 from visuomotor.reinforcement import Reinforcement
@@ -57,7 +57,7 @@ from visuomotor.resuming import (
     to_go_on_from,
 )
 from visuomotor.retargeting import with_retargeted
-from visuomotor.run_folder import Progress, RunFolder, check_makeable, refuse_occupied
+from visuomotor.run_folder import RunFolder, check_makeable, refuse_occupied
 from visuomotor.state_teacher import StateTeacher
 
 # In every row of metrics.jsonl, besides env_steps, wall_s and fps.
@@ -227,15 +227,15 @@ class Run:
         self, label: str, total: int, work: Callable[[Callable[[dict[str, float]], None]], None]
     ) -> None:
         """Runs what reports {"step": ..., "...": ...} now and then."""
-        with tqdm(total=total, unit="update", desc=label, disable=None) as bar:
+        with Progress(total, label, unit="update") as bar:
 
             def progress(metrics: dict[str, float]) -> None:
                 self._check_stop()
-                bar.update(int(metrics.pop("step")) - bar.n)
-                bar.set_postfix({name: f"{value:.4f}" for name, value in metrics.items()})
+                step = int(metrics.pop("step"))
+                bar.update(step, {name: f"{value:.4f}" for name, value in metrics.items()})
 
             work(progress)
-            bar.update(total - bar.n)
+            bar.update(total)
 
     def _check_stop(self) -> None:
         if self.stop.requested:
@@ -274,7 +274,8 @@ class Run:
     def _run_phase(self) -> int | None:
         total = self.total_steps(self.phase)
         learner = self.learner
-        with Progress(total=total, initial=learner.env_steps, label=self.phase) as progress:
+        begin = learner.env_steps
+        with Progress(total, self.phase, initial=begin, at_once=True) as progress:
             while self._unlogged or (learner.env_steps < total and not self._teacher_is_done()):
                 metrics = self._unlogged or self._iterate()
                 try:
@@ -285,7 +286,7 @@ class Run:
                     return self._stopped()
                 self._unlogged = {}
                 self._log(metrics)
-                progress.update(learner.env_steps, metrics)
+                progress.update(learner.env_steps, shown_metrics(metrics))
                 if self.stop.requested:
                     self.save()
                     return self._stopped()
