@@ -53,6 +53,24 @@ def test_episodes_have_a_fixed_length_and_end_by_truncation(nominal, make):
     assert not any(bool(r.terminated.any()) for r in results)
 
 
+def test_worlds_that_stand_still_stay_as_they_are_and_change_nothing_in_others(nominal, make):
+    env, other = make(nominal), make(nominal)
+    env.reset()
+    other.reset()
+    _walk(env, 3)
+    _walk(other, 3)
+    before = env.sim.get_state(torch.arange(3))
+    action = torch.full((3, 9), 0.5)
+    other.step(action)
+    alone = other.sim.get_state(torch.arange(3))
+    result = env.step(action, torch.tensor([0, 2]))
+    after = env.sim.get_state(torch.arange(3))
+    assert torch.equal(after[1], before[1])
+    assert torch.equal(after[[0, 2]], alone[[0, 2]])
+    assert not torch.equal(after[[0, 2]], before[[0, 2]])
+    assert torch.isfinite(result.observation.state).all()
+
+
 def test_final_observation_is_the_state_in_which_the_time_ran_out(nominal, make):
     env = make(nominal, episode_steps=4)
     longer = make(nominal, episode_steps=100)

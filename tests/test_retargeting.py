@@ -244,6 +244,33 @@ def test_what_is_taken_apart_again_has_not_succeeded() -> None:
     assert retargeting._undone(bad)
 
 
+def test_time_stands_still_where_an_episodes_end_is_known(demos: Demonstrations) -> None:
+    steps = 300
+    longer = replace(config("stacking"), env=EnvConfig(num_threads=1, episode_steps=steps))
+    env = make_env(longer, num_envs=8, seed=1, render=False)
+    played = [motions.read_motion(env, demo) for demo in demos.demos]
+    motions.agree(played)
+    env.reset()
+    moved, success = np.zeros((steps, 8), dtype=bool), np.zeros((steps, 8), dtype=bool)
+    step, rows = env.step, iter(range(steps))
+
+    def watched(action: torch.Tensor, moving: torch.Tensor) -> Any:
+        row, result = next(rows), step(action, moving)
+        moved[row, moving.numpy()] = True
+        success[row] = result.success.numpy()
+        return result
+
+    env.step = watched  # type: ignore[method-assign, assignment]
+    made, failed = _Retargeting(env, played, np.random.default_rng(0)).episodes()
+    assert len(made) + len(failed) == 8 and len(made) >= 4
+    # Once it stands it stays; where nothing succeeded it never did.
+    assert (np.diff(moved.astype(int), axis=0) <= 0).all()
+    assert moved[:, ~success.any(axis=0)].all()
+    known = success.argmax(axis=0)[success[-1]] + retargeting.LASTS + 1
+    assert moved.sum(axis=0)[success[-1]].tolist() == np.minimum(known, steps).tolist()
+    assert known.min() < 0.8 * steps
+
+
 def test_when_a_prop_is_let_go_is_the_same_for_all(demos: Demonstrations) -> None:
     env = make_env(config("stacking"), num_envs=8, seed=0, render=False)
     read = [motions.read_motion(env, demo) for demo in demos.demos]

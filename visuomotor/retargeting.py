@@ -89,6 +89,8 @@ TIGHT = (0.3, 0.12)
 START_FINGERS = (0.1, 1.3)  # rad, in half of the episodes: the hand is in any state at first
 RISE = 0.12  # m/s, of a hand that starts over
 LAST = 15  # control steps before a prop is let go on purpose, in which it is not by mistake
+# Control steps for which a success has to last: what happens later is not looked at.
+LASTS = 100
 # Times the task's own episode, time to start over; but at most so many times the longest motion.
 LONGER, LONGEST = 1.5, 3
 SEED = 2000  # of the starts and of the noise: every run of a task has the same episodes
@@ -359,13 +361,19 @@ class _Retargeting:
         self.turned[world] = turn
 
     def episodes(self) -> tuple[list[Demonstration], list[np.ndarray]]:
-        """Plays all worlds to their end: what succeeded, and how the others had begun."""
+        """Plays all worlds to their end, or until how that will be is known: what succeeded, and
+        how the others had begun."""
         env, everyone = self.env, torch.arange(self.env.num_envs)
         seeds = env.episode_ids.tolist()
         columns: dict[str, list[Tensor]] = {
             name: [] for name in ("states", "actions", "rewards", "success")
         }
         scale = torch.tensor([TREMBLING] * 6 + [FINGER_TREMBLING * TREMBLING] * 3)
+        since = torch.zeros(
+            env.num_envs, dtype=torch.int64
+        )  # control steps since the first success
+        undone = torch.zeros_like(since)  # ... and how many of these were none
+        success = torch.zeros(env.num_envs, dtype=torch.bool)
         for _ in range(env.episode_steps):
             action = self._act()
             columns["states"].append(env.sim.get_state(everyone))
@@ -377,9 +385,13 @@ class _Retargeting:
                 done[strays, :6] = self.hand.arm_action(self.drift)[strays].float()
             closes = self._fumbled()
             done[:, 6:] = torch.where(closes.isnan(), done[:, 6:], closes)
-            result = env.step(done)
+            known = (undone > BRIEF) | ((since > LASTS) & success)
+            result = env.step(done, (~known).nonzero().squeeze(1))
+            success = result.success
             columns["rewards"].append(result.reward)
-            columns["success"].append(result.success)
+            columns["success"].append(success)
+            since += (since > 0) | success
+            undone += (since > 0) & ~success
         stacked = {name: torch.stack(values, dim=1).numpy() for name, values in columns.items()}
         made, failed = [], []
         for world in everyone.tolist():

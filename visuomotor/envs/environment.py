@@ -194,10 +194,12 @@ class VisuomotorEnv:
         """The scene as MJCF; meshes are named, not contained."""
         return self._xml
 
-    def step(self, action: Tensor) -> StepResult:
-        """action (N, 9) in [-1, 1]: joint velocities, as shares of `jaco.velocity_limits`."""
+    def step(self, action: Tensor, moving: Tensor | None = None) -> StepResult:
+        """action (N, 9) in [-1, 1]: joint velocities, as shares of `jaco.velocity_limits`.
+        moving (n,): the worlds in which time goes on, None: in all. An episode's steps are counted
+        in the others, too."""
         self._act(action)
-        self.sim.step()
+        self.sim.step(moving)
         self.elapsed += 1
         stage = self.task.stage()
         reward = self.task.reward(stage)

@@ -116,8 +116,9 @@ class MujocoCpuSimulation:
             owner = getattr(owner, part)
         return torch.from_numpy(np.array(owner, copy=True))
 
-    def step(self) -> None:
-        self._batch.step(nstep=self._substeps, stage=_OBSERVE)
+    def step(self, env_ids: Tensor | None = None) -> None:
+        ids = None if env_ids is None else env_ids.numpy()
+        self._batch.step(ids, nstep=self._substeps, stage=_OBSERVE)
         self._stop_fallen()
 
     def _stop_fallen(self) -> None:

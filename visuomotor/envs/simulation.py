@@ -32,8 +32,9 @@ class Simulation(Protocol):
         """(...) the model's own value of a field."""
         ...
 
-    def step(self) -> None:
-        """One control step of every world; derived fields describe the new state."""
+    def step(self, env_ids: Tensor | None = None) -> None:
+        """One control step of these worlds, None: of every one; derived fields describe the new
+        state. The others stay as they are."""
         ...
 
     def forward(self, env_ids: Tensor) -> None:
