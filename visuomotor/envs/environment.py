@@ -199,7 +199,10 @@ class VisuomotorEnv:
         moving (n,): the worlds in which time goes on, None: in all. An episode's steps are counted
         in the others, too."""
         self._act(action)
-        self.sim.step(moving)
+        if moving is None:
+            self.sim.step()
+        else:
+            self.sim.step(moving)
         self.elapsed += 1
         stage = self.task.stage()
         reward = self.task.reward(stage)
