@@ -369,10 +369,9 @@ class _Retargeting:
             name: [] for name in ("states", "actions", "rewards", "success")
         }
         scale = torch.tensor([TREMBLING] * 6 + [FINGER_TREMBLING * TREMBLING] * 3)
-        since = torch.zeros(
-            env.num_envs, dtype=torch.int64
-        )  # control steps since the first success
-        undone = torch.zeros_like(since)  # ... and how many of these were none
+        # Control steps since the first success, and how many of these were none.
+        since = torch.zeros(env.num_envs, dtype=torch.int64)
+        undone = torch.zeros_like(since)
         success = torch.zeros(env.num_envs, dtype=torch.bool)
         for _ in range(env.episode_steps):
             action = self._act()
