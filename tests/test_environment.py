@@ -71,6 +71,20 @@ def test_worlds_that_stand_still_stay_as_they_are_and_change_nothing_in_others(n
     assert torch.isfinite(result.observation.state).all()
 
 
+def test_without_what_learners_read_everything_else_is_as_with_it(nominal, make):
+    config = replace(nominal, randomization=RandomizationConfig())
+    whole, lean = make(config, episode_steps=5), make(config, episode_steps=5, privileged=False)
+    pairs = [(whole.reset(), lean.reset())]
+    for with_it, without in zip(_walk(whole, 7), _walk(lean, 7), strict=True):
+        for name in ("reward", "success", "stage", "features", "truncated"):
+            assert torch.equal(getattr(with_it, name), getattr(without, name)), name
+        pairs.append((with_it.observation, without.observation))
+    for with_it, without in pairs:
+        assert without.state.shape == without.aux_targets.shape == (3, 0)
+        for name in ("proprio", "features", "stage"):
+            assert torch.equal(getattr(with_it, name), getattr(without, name)), name
+
+
 def test_final_observation_is_the_state_in_which_the_time_ran_out(nominal, make):
     env = make(nominal, episode_steps=4)
     longer = make(nominal, episode_steps=100)

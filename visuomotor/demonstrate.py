@@ -110,7 +110,8 @@ def collect(
     Raises UserError when most attempts fail: then the task or its settings are at fault.
     """
     quiet = replace(config, randomization=replace(config.randomization, strength=0.0))
-    env = make_env(quiet, num_envs=min(MAX_WORLDS, episodes), seed=seed, render=False)
+    num_envs = min(MAX_WORLDS, episodes)
+    env = make_env(quiet, num_envs=num_envs, seed=seed, render=False, privileged=False)
     env.reset()
     demos: list[Demonstration] = []
     failures = 0

@@ -85,6 +85,8 @@ class VisuomotorEnv:
       num_envs: N.
       seed: of episodes and of noise.
       render: False for learners that never look.
+      privileged: False where nobody learns: `state` and, without rendering, `aux_targets` of
+        observations are left out, (N, 0); they cost more than all else beside the physics.
       device: of observations; physics stays where its backend is.
       reset_sampler: where episodes may start besides the task's initial distribution.
       stagger: the first episodes end spread over one episode's length, so that worlds do not
@@ -103,6 +105,7 @@ class VisuomotorEnv:
         num_envs: int,
         seed: int,
         render: bool = True,
+        privileged: bool = True,
         device: torch.device | None = None,
         reset_sampler: ResetSampler | None = None,
         stagger: bool = False,
@@ -114,6 +117,7 @@ class VisuomotorEnv:
         self.task = task
         self.num_envs = num_envs
         self.seed = seed
+        self.privileged = privileged
         self.device = torch.device("cpu") if device is None else device
         self.reset_sampler = reset_sampler
         self.strength = config.randomization.strength
@@ -137,6 +141,7 @@ class VisuomotorEnv:
         task.bind(self.sim)
         self.jaco = task.jaco
         self._everyone = torch.arange(num_envs)
+        self._nothing = torch.zeros(num_envs, 0)
         self._stagger = stagger
         self._generators = {
             concern: torch.Generator().manual_seed(_mix(seed, concern))
@@ -271,12 +276,18 @@ class VisuomotorEnv:
     def _state(self) -> Tensor:
         """The task's state, the action executed and the newest one, which with a delay is on its
         way. With one of more than a step, those between the two are left out."""
+        if not self.privileged:
+            return self._nothing
         return torch.cat((self.task.state(), self._executed, self._actions[:, 0]), dim=1)
+
+    def _targets(self) -> Tensor:
+        wanted = self.privileged or self.camera is not None
+        return self.task.aux_targets() if wanted else self._nothing
 
     def _observe(self, started: Tensor, known: tuple[Tensor, Tensor] | None = None) -> Observation:
         """started (n,): worlds just reset. known: stage and features of now, where counted."""
         stage, features = known or (self.task.stage(), self.task.object_features())
-        targets = self.task.aux_targets()
+        targets = self._targets()
         if self.camera is None:
             pixels, new_frame = None, torch.zeros(self.num_envs, dtype=torch.bool)
         else:
@@ -299,7 +310,7 @@ class VisuomotorEnv:
             none = torch.zeros(0)
             return Observation(None, none.bool(), none, none, none, none, none.long())
         proprio = self.jaco.proprio(self.sim.data("qpos"), self.sim.data("qvel"))
-        parts = (proprio, self._state(), features, self.task.aux_targets(), stage)
+        parts = (proprio, self._state(), features, self._targets(), stage)
         rows = [part[ended].to(self.device) for part in parts]
         return Observation(None, torch.zeros(len(ended), dtype=torch.bool), *rows)
 
