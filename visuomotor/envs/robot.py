@@ -6,6 +6,7 @@ tasks or of learning.
 
 from __future__ import annotations
 
+import functools
 import warnings
 
 import mujoco
@@ -53,8 +54,14 @@ def jaco_spec() -> mujoco.MjSpec:
     """The arm with its hand, as dm_control models it, without the torque sensors.
 
     Gravity is compensated on every link: the real arm's firmware does the same, and without it the
-    velocity servo sags by up to 0.02 rad/s.
+    velocity servo sags by up to 0.02 rad/s. Each call returns a spec of its own.
     """
+    return _jaco_spec().copy()
+
+
+@functools.cache
+def _jaco_spec() -> mujoco.MjSpec:
+    """Reading the files takes longer than all else in making a scene: once a process."""
     arm = kinova.JacoArm()
     arm.attach(kinova.JacoHand())
     spec = mujoco.MjSpec.from_string(
