@@ -36,11 +36,13 @@ class SensorFactors:
         return SensorFactors(**{name: values[env_ids] for name, values in vars(self).items()})
 
 
-def _random_bytes(count: int, generator: torch.Generator) -> Tensor:
-    """(count,) uint8, uniform; eight a draw, since drawing is the dear part."""
-    words = torch.empty(-(-count // 8), dtype=torch.int64)
-    words.random_(-(2**63), None, generator=generator)  # all 64 bits
-    return words.view(torch.uint8)[:count]
+def _random_bytes(seeds: list[int], count: int) -> Tensor:
+    """(n, count) uint8, uniform; eight a draw, since drawing is the dear part."""
+    words = torch.empty((len(seeds), -(-count // 8)), dtype=torch.int64)
+    generator = torch.Generator()
+    for row, seed in zip(words, seeds, strict=True):
+        row.random_(-(2**63), None, generator=generator.manual_seed(seed))  # all 64 bits
+    return words.view(torch.uint8)[:, :count]
 
 
 def shaded(patterns: Tensor, elapsed: Tensor, height: int, width: int) -> Tensor:
@@ -86,15 +88,16 @@ def blurred(images: Tensor, deviation: Tensor) -> Tensor:
 def distort(
     pixels: Tensor,
     factors: SensorFactors,
-    generator: torch.Generator,
+    seeds: list[int],
     elapsed: Tensor | None = None,
 ) -> Tensor:
     """pixels (n, 3, H, W) uint8, factors of n worlds -> (n, 3, H, W) uint8, a new tensor.
 
-    elapsed: (n,) control steps of their episodes, with which shade drifts; None: at their start.
+    seeds: of the noise on each of them. elapsed: (n,) control steps of their episodes, with which
+    shade drifts; None: at their start.
 
     Shade, then blur, then brightness, then contrast, then uniform noise; neutral factors leave
-    every bit as it is. The generator (CPU) advances by the same amount whatever the factors are.
+    every bit as it is.
     """
     device = pixels.device
     brightness, contrast, half_width = (
@@ -121,7 +124,7 @@ def distort(
     grey = red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_()
     mean = grey.mean(dim=(1, 2), keepdim=True).unsqueeze(1)
     out.mul_(contrast.float()).add_(mean * (1.0 - contrast).float()).clamp_(0.0, 255.0).floor_()
-    noise = _random_bytes(pixels.numel(), generator).view(pixels.shape).to(device).float()
+    noise = _random_bytes(seeds, pixels[0].numel()).view(pixels.shape).to(device).float()
     noise.sub_(127.5).mul_((half_width / 127.5).float())
     # Whole numbers, as the image: without noise every bit stays as it is.
     noise.round_()

@@ -5,6 +5,8 @@ Around whatever renders worlds (camera.py, classic_renderer.py). Knows nothing o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,6 @@ class CameraSensor:
       caster: renders worlds.
       config: `period` in control steps.
       num_envs: N.
-      generator: of the pixel noise.
       max_delay: control steps from exposure to use, at most.
       num_targets: K, of what is told about each world along with its images.
     """
@@ -31,13 +32,11 @@ class CameraSensor:
         caster: Caster,
         config: CameraConfig,
         num_envs: int,
-        generator: torch.Generator,
         max_delay: int,
         num_targets: int,
     ):
         self.caster = caster
         self._period = config.period
-        self._generator = generator
         image = (3, config.height, config.width)
         # So many frames can be on their way at once: each exposure takes the next slot.
         self._slots = max_delay // config.period + 1
@@ -53,10 +52,16 @@ class CameraSensor:
         self._due = torch.full((num_envs, self._slots), -1, dtype=torch.int64)
 
     def observe(
-        self, elapsed: Tensor, started: Tensor, sensor: SensorFactors, targets: Tensor
+        self,
+        elapsed: Tensor,
+        started: Tensor,
+        sensor: SensorFactors,
+        targets: Tensor,
+        seeds: Callable[[Tensor], list[int]],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """elapsed (N,) control steps since each world's start; started (n,): worlds just reset;
-        targets (N, K): what is true of each world now.
+        targets (N, K): what is true of each world now; seeds: of the noise on frames that worlds
+        (n,) take now.
 
         Returns pixels (N, 3, H, W) uint8, new_frame (N,) bool, and the targets (N, K) as they were
         when these pixels were exposed, which may be `period` + `max_delay` - 1 steps ago. A world
@@ -70,7 +75,7 @@ class CameraSensor:
         exposed = ((elapsed % self._period == 0) | fresh).nonzero().squeeze(1)
         if len(exposed) > 0:
             slot = (elapsed[exposed] // self._period) % self._slots
-            images = self.capture(exposed, sensor.select(exposed), elapsed[exposed])
+            images = self.capture(exposed, sensor.select(exposed), elapsed[exposed], seeds(exposed))
             rows.put(pending, exposed * self._slots + slot, images)
             self._pending_targets[exposed, slot] = targets[exposed]
             delay = torch.where(fresh, 0, sensor.camera_delay)
@@ -85,14 +90,15 @@ class CameraSensor:
         return self._visible.clone(), new_frame, self._visible_targets.clone()
 
     def capture(
-        self, env_ids: Tensor, sensor: SensorFactors, elapsed: Tensor | None = None
+        self, env_ids: Tensor, sensor: SensorFactors, elapsed: Tensor, seeds: list[int]
     ) -> Tensor:
         """(n, 3, H, W) uint8: noisy images of these worlds as they are now, delivered at once.
 
         sensor: the factors of these n worlds. elapsed: (n,) control steps since their start.
+        seeds: of their noise.
         """
         images = self.caster.render(env_ids, sensor.cast_shadow)
-        return distort(images, sensor, self._generator, elapsed)
+        return distort(images, sensor, seeds, elapsed)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {

@@ -25,10 +25,14 @@ from visuomotor.envs.mujoco_cpu import MujocoCpuSimulation
 from visuomotor.envs.tasks import Task
 from visuomotor.randomization import Randomizer
 
-# Concerns of the random streams of an episode: default_rng([seed, concern, episode_id]).
+# Concerns of the random streams of an episode: default_rng([seed, concern, episode_id]). So that an
+# episode is the same in whichever world it runs, and beside whichever others.
 _START, _FACTORS, _TASK = 1, 2, 3
-# Concerns of the streams drawn every step.
-_PIXELS, _PROPRIO, _DROPS = 11, 12, 13
+# ... of the noise on each of its frames: [seed, concern, episode_id, control step].
+_PIXELS = 11
+# ... and of the noise of so many control steps, drawn at once: [seed, concern, episode_id, part].
+_PROPRIO, _DROPS = 12, 13
+PART = 25
 
 
 # At most so many groups of a staggered environment's worlds end one after the other; a group ends
@@ -143,10 +147,6 @@ class VisuomotorEnv:
         self._everyone = torch.arange(num_envs)
         self._nothing = torch.zeros(num_envs, 0)
         self._stagger = stagger
-        self._generators = {
-            concern: torch.Generator().manual_seed(_mix(seed, concern))
-            for concern in (_PIXELS, _PROPRIO, _DROPS)
-        }
         latency = config.randomization.latency
         if longest_delays is None:
             longest_delays = (latency.camera_delay[1], latency.action_delay[1])
@@ -159,7 +159,6 @@ class VisuomotorEnv:
                 caster,
                 config.camera,
                 num_envs,
-                self._generators[_PIXELS],
                 max_delay=longest_delays[0],
                 num_targets=task.aux_targets().shape[1],
             )
@@ -171,6 +170,9 @@ class VisuomotorEnv:
         self._sensor = self.randomizer.sensor(self.factors)
         self._actions = torch.zeros(num_envs, longest_delays[1] + 1, robot.NUM_JOINTS)
         self._executed = torch.zeros(num_envs, robot.NUM_JOINTS)
+        # Of the control steps of this part: noise before it is scaled, and what decides on drops.
+        self._proprio_noise = torch.zeros(num_envs, PART, robot.PROPRIO_DIM)
+        self._drop_draws = torch.zeros(num_envs, PART)
 
     def reset(self) -> Observation:
         """Starts every world's first episode."""
@@ -180,6 +182,7 @@ class VisuomotorEnv:
             groups = min(self.num_envs, STAGGERED_GROUPS)
             group = self._everyone * groups // self.num_envs
             self.elapsed = group * self.episode_steps // groups
+            self._draw_noise(self._everyone)
         return self._observe(self._everyone)
 
     def restart(self, episodes: Tensor) -> Observation:
@@ -189,7 +192,7 @@ class VisuomotorEnv:
         return self._observe(self._everyone)
 
     def current(self) -> Observation:
-        """What the worlds show now, drawing fresh noise; pixels are left out."""
+        """What the worlds show now; pixels are left out."""
         camera, self.camera = self.camera, None
         observation = self._observe(self._everyone[:0])
         self.camera = camera
@@ -215,6 +218,7 @@ class VisuomotorEnv:
         terminated = torch.zeros_like(truncated)
         features = self.task.object_features()
         ended = truncated.nonzero().squeeze(1)
+        self._draw_noise(((self.elapsed % PART == 0) & ~truncated).nonzero().squeeze(1))
         final = self._final_observation(ended, stage, features)
         if len(ended) > 0:
             self.episode_ids[ended] += self.num_envs
@@ -238,8 +242,8 @@ class VisuomotorEnv:
         self._actions = self._actions.roll(1, dims=1)
         self._actions[:, 0] = action.detach().to("cpu", torch.float32).clamp(-1.0, 1.0)
         due = self._actions[self._everyone, self._sensor.action_delay]
-        draw = torch.rand(self.num_envs, generator=self._generators[_DROPS])
-        dropped = draw < self._sensor.action_drop
+        draws = self._drop_draws[self._everyone, self.elapsed % PART]
+        dropped = draws < self._sensor.action_drop
         self._executed = torch.where(dropped.unsqueeze(1), self._executed, due)
         self.sim.data("ctrl").copy_(self.jaco.ctrl(self._executed))
 
@@ -265,12 +269,29 @@ class VisuomotorEnv:
             states.append(self.task.start_state(rng, heights[i]) if state is None else state)
         self.sim.reset(env_ids, torch.from_numpy(np.stack(states)))
         self.elapsed[env_ids] = 0
+        self._draw_noise(env_ids)
         self._actions[env_ids] = 0.0
         self._executed[env_ids] = 0.0
 
+    def _draw_noise(self, env_ids: Tensor) -> None:
+        """Of the part of an episode in which these worlds are."""
+        parts = (self.elapsed[env_ids] // PART).tolist()
+        episodes = self.episode_ids[env_ids].tolist()
+        for world, episode, part in zip(env_ids.tolist(), episodes, parts, strict=True):
+            rng = np.random.default_rng([self.seed, _PROPRIO, episode, part])
+            noise = rng.standard_normal((PART, robot.PROPRIO_DIM), dtype=np.float32)
+            self._proprio_noise[world] = torch.from_numpy(noise)
+            rng = np.random.default_rng([self.seed, _DROPS, episode, part])
+            self._drop_draws[world] = torch.from_numpy(rng.random(PART, dtype=np.float32))
+
+    def _frame_seeds(self, env_ids: Tensor) -> list[int]:
+        """Of the noise on a frame of each of these worlds that is taken now."""
+        moments = torch.stack((self.episode_ids[env_ids], self.elapsed[env_ids]), dim=1)
+        return [_mix(self.seed, _PIXELS, *moment) for moment in moments.tolist()]
+
     def _proprio(self) -> Tensor:
         proprio = self.jaco.proprio(self.sim.data("qpos"), self.sim.data("qvel"))
-        noise = torch.randn(proprio.shape, generator=self._generators[_PROPRIO])
+        noise = self._proprio_noise[self._everyone, self.elapsed % PART]
         return proprio + noise * self._sensor.proprio_noise.unsqueeze(1)
 
     def _state(self) -> Tensor:
@@ -292,7 +313,7 @@ class VisuomotorEnv:
             pixels, new_frame = None, torch.zeros(self.num_envs, dtype=torch.bool)
         else:
             pixels, new_frame, targets = self.camera.observe(
-                self.elapsed, started, self._sensor, targets
+                self.elapsed, started, self._sensor, targets, self._frame_seeds
             )
         return Observation(
             pixels=pixels,
@@ -315,7 +336,7 @@ class VisuomotorEnv:
         return Observation(None, torch.zeros(len(ended), dtype=torch.bool), *rows)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a bit-exact continuation needs."""
+        """Everything a bit-exact continuation needs in an environment of the same seed."""
         state: dict[str, Any] = {
             "sim": self.sim.state_dict(),
             "elapsed": self.elapsed.clone(),
@@ -325,7 +346,6 @@ class VisuomotorEnv:
             "actions": self._actions.clone(),
             "executed": self._executed.clone(),
             "strength": self.strength,
-            "generators": {str(k): g.get_state() for k, g in self._generators.items()},
         }
         if self.camera is not None:
             state["camera"] = self.camera.state_dict()
@@ -341,12 +361,11 @@ class VisuomotorEnv:
         self._actions = state["actions"].clone()
         self._executed = state["executed"].clone()
         self.strength = float(state["strength"])
-        for key, generator in self._generators.items():
-            generator.set_state(state["generators"][str(key)])
+        self._draw_noise(self._everyone)
         if self.camera is not None:
             self.camera.load_state_dict(state["camera"])
 
 
-def _mix(seed: int, concern: int) -> int:
-    """One 63-bit seed of two numbers."""
-    return int(np.random.SeedSequence([seed, concern]).generate_state(1, np.uint64)[0] >> 1)
+def _mix(*numbers: int) -> int:
+    """One 63-bit seed of several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
