@@ -130,6 +130,8 @@ def test_a_runs_evaluation_belongs_into_its_folder(tmp_path: Path) -> None:
         assert _names(folder) == before | {"evaluations", "evaluation.json"}
         summaries.append(json.loads((folder / "evaluation.json").read_text()))
     assert [(one["sims"], one["episodes"]) for one in summaries] == [("randomized", 2)] * 3
+    assert run_command(evaluate, [*bare, "episodes=3", "episode_steps=3"]) == 0
+    assert json.loads((folder / "evaluation.json").read_text()) == summaries[-1]
 
 
 def test_the_same_worlds_have_the_same_mark(tmp_path: Path, run: Path) -> None:
@@ -139,7 +141,12 @@ def test_the_same_worlds_have_the_same_mark(tmp_path: Path, run: Path) -> None:
         arguments = [f"policy={run}", "episodes=1", *BARE, "device=cpu", f"out={out}"]
         assert run_command(evaluate, [*arguments, *extra]) == 0
         marks.append(json.loads((out / "evaluation.json").read_text())["worlds"])
-    assert marks[0] == marks[1] and len(set(marks)) == 4
+    for factor in ("friction", "mass"):
+        out = tmp_path / factor
+        arguments = [f"policy={run}", "episodes=1", "report=false", "device=cpu", f"out={out}"]
+        assert run_command(evaluate, [*arguments, f"sims=sweep:{factor}", "values=1.5"]) == 0
+        marks.append(json.loads((out / "sweep.json").read_text())["worlds"])
+    assert marks[0] == marks[1] and len(set(marks)) == 6
 
 
 def test_a_policy_that_raises_loses_its_episodes_and_not_the_evaluation(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import mujoco
@@ -20,7 +20,7 @@ from visuomotor.envs.camera import RayCaster, Supersampled
 from visuomotor.envs.classic_renderer import available
 from visuomotor.evaluation import evaluation_env
 from visuomotor.experts import make_expert
-from visuomotor.heldout import CHANGES, RENDERERS, HeldOut, _patterns
+from visuomotor.heldout import CHANGES, RENDERERS, HeldOut, _patterns, untold_origins
 
 CONFIG = small_run(episode_steps=4)
 WORLDS = 40
@@ -317,7 +317,9 @@ def test_what_a_policy_met_in_training_is_told() -> None:
     def part(ranges: dict[str, object], **provenance: object) -> dict[str, object]:
         return {"policy": "runs/a", "provenance": provenance, "randomization": ranges}
 
-    assert held.met_in_training(CONFIG, CONFIG, {"mean_of": ["a", "b"]}) == []
+    old = {"started_from": part({}, mean_of=["a", "b"])}
+    assert held.met_in_training(CONFIG, CONFIG, old) == []
+    assert untold_origins(old) == ["a", "b"] and untold_origins({"mean_of": [part({})]}) == []
     assert held.met_in_training(CONFIG, wider({"camera_delay": (0, 3)}), {}) == ["camera_delay"]
     assert held.met_in_training(CONFIG, wider({"camera_delay": (0, 1)}), {}) == []
     low, high = CONFIG.randomization.dynamics.prop_size
@@ -330,6 +332,18 @@ def test_what_a_policy_met_in_training_is_told() -> None:
     begun = {"started_from": part({}, started_from=beyond)}
     assert held.met_in_training(CONFIG, CONFIG, begun) == ["prop_size"]
     assert HeldOut(("shadows",)).met_in_training(CONFIG, CONFIG, {"mean_of": [beyond]}) == []
+
+
+def test_shadows_of_the_ray_caster_are_nothing_new_to_who_was_trained_with_them() -> None:
+    looks = CONFIG.randomization.appearance
+    without = replace(looks, cast_shadow=(0.0, 0.0))
+    without = replace(CONFIG, randomization=replace(CONFIG.randomization, appearance=without))
+    casts = {"policy": "a", "provenance": {}, "randomization": {"appearance": asdict(looks)}}
+    rays, classic = (HeldOut(("shadows",), renderer=name) for name in ("rays", "classic"))
+    assert rays.met_in_training(CONFIG, CONFIG, {}) == ["cast_shadow"]
+    assert rays.met_in_training(without, without, {}) == []
+    assert rays.met_in_training(without, without, {"started_from": casts}) == ["cast_shadow"]
+    assert classic.met_in_training(CONFIG, CONFIG, {}) == []
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,16 @@ def test_a_bundle_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "is a bundle" in line and f"start_from={folder}" in line
 
 
+def test_no_run_goes_on_in_the_shadows_that_are_held_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_run(tmp_path / "run", small_run(4))
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("shadows: false", "shadows: true"))
+    line = refused([f"resume={folder}"], folder, capsys)
+    assert "camera.shadows=true" in line and "held out" in line
+
+
 def test_a_shipped_teacher_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "teacher"
     shutil.copytree(TEACHERS / "pouring", folder)

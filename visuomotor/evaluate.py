@@ -51,7 +51,7 @@ from visuomotor.evaluation_folder import (
     shortened,
 )
 from visuomotor.factor_effects import effects_csv, told
-from visuomotor.heldout import CHANGES, HeldOut, HeldOutOptions, held_out
+from visuomotor.heldout import CHANGES, HeldOut, HeldOutOptions, held_out, untold_origins
 from visuomotor.limits import MOST_EPISODES
 from visuomotor.overrides import parse_overrides, to_yaml
 from visuomotor.policy_files import LoadedPolicy, load_evaluated_policy, training_curve
@@ -255,15 +255,7 @@ def _judge(
             f"{label}: {', '.join(same)} had no range in training, and nothing lies beyond that",
             file=sys.stderr,
         )
-    met: list[str] = []
-    if heldout is not None:
-        met = heldout.met_in_training(config, loaded.config, loaded.provenance)
-    if met:
-        print(
-            f"{label}: {', '.join(met)}: it, or one that it comes from, was trained beyond the "
-            "ranges that these worlds go beyond",
-            file=sys.stderr,
-        )
+    told = {} if heldout is None else _told_of_training(heldout, label, loaded, config)
     film = Film() if options.video else None
     seen = Seen(env) if options.report else None
     watching = [watcher for watcher in (film, seen) if watcher is not None]
@@ -274,7 +266,7 @@ def _judge(
         policy=name,
         sims=options.sims,
         strength=_strength(options),
-        **({} if heldout is None else {"heldout": list(heldout.names), "met_in_training": met}),
+        **told,
         renderer="rays" if heldout is None else heldout.renderer or "rays",
         seed=options.seed,
         episode_steps=env.episode_steps,
@@ -288,19 +280,41 @@ def _judge(
     return Judged(Outcome(label, episodes, summary), film, clips, to_yaml(env.config))
 
 
+def _told_of_training(
+    heldout: HeldOut, label: str, loaded: LoadedPolicy, worlds: Config
+) -> dict[str, Any]:
+    """What evaluation.json says of what is held out, and for which policy it is not; said, too."""
+    met = heldout.met_in_training(worlds, loaded.config, loaded.provenance)
+    if met:
+        print(
+            f"{label}: {', '.join(met)}: it, or one that it comes from, was trained beyond the "
+            "ranges that these worlds go beyond",
+            file=sys.stderr,
+        )
+    untold = untold_origins(loaded.provenance)
+    if untold:
+        print(
+            f"{label} comes from {', '.join(untold)}, of which nothing tells what it met in "
+            "training: that may be some of what is held out here",
+            file=sys.stderr,
+        )
+    return {"heldout": list(heldout.names), "met_in_training": met, "untold_origins": untold}
+
+
 def _how(
     loaded: LoadedPolicy, env: VisuomotorEnv, heldout: HeldOut | None, device: torch.device
 ) -> dict[str, Any]:
     """What else evaluation.json says: where the policy comes from and acts, and in which worlds.
 
-    Two evaluations with the same `worlds` and seed met the same start states and factors.
+    Two evaluations with the same `worlds` and seed met the same start states and factors (of a
+    sweep: at the same value).
     """
     config = env.config
     worlds = replace(config, env=replace(config.env, num_threads=0))
     told = (
         *("task", "env", "randomization"),
         *(asdict(worlds)[name] for name in ("task", "env", "randomization")),
-        env.episode_steps,
+        *(env.episode_steps, env.strength, env.randomizer.factor_names, env.randomizer.pinned),
         None if heldout is None else (heldout.names, heldout.renderer),
     )
     through: dict[str, Any] = {"acts_through": "torch"}
@@ -401,13 +415,17 @@ def _stem(
     usual = held_out(options.sims, replace(options.heldout, renderer="auto"))
     if held is not None and held != usual:
         parts.append(str(held.renderer))
-    steps, own = judged.env.episode_steps, make_task(judged.task).episode_steps
-    if (steps or own) != (trained.env.episode_steps or own):
-        parts.append(f"{steps}steps")
+    if _steps(judged) != _steps(trained):
+        parts.append(f"{_steps(judged)}steps")
     if options.calibration is not None:
         place = repr((judged.camera.pos, judged.camera.lookat, judged.camera.fovy))
         parts.append(f"calibrated-{hashlib.sha256(place.encode()).hexdigest()[:8]}")
     return "-".join(parts)
+
+
+def _steps(config: Config) -> int:
+    """Of an episode."""
+    return config.env.episode_steps or make_task(config.task).episode_steps
 
 
 def _plain(number: float) -> str:
@@ -489,6 +507,7 @@ def evaluate(argv: list[str]) -> int:
         _write(judged[-1], folder.of(label), rate)
         # Of several, all are judged in the first one's worlds.
         alone = len(names) == 1 and options.out is None
+        alone = alone and (_steps(config), config.camera) == (_steps(one.config), one.config.camera)
         if alone and one.run is not None and _backs(summary, one.run / EVALUATION):
             write_json(one.run / EVALUATION, summary)
     outcomes = [one.outcome for one in judged]

@@ -201,27 +201,44 @@ class HeldOut:
         self, worlds: Config, trained: Config, provenance: dict[str, Any]
     ) -> list[str]:
         """Of the groups that are drawn beyond the ranges of `worlds`, those of which a policy has
-        met some: a range in which it was trained, or one that it comes from, reaches further."""
+        met some: a range in which it was trained, or one that it comes from, reaches further. And
+        cast_shadow, where the ray-caster draws the shadows: training draws them with it, too."""
         own = asdict(worlds.randomization)
+        before = [origin["randomization"] for origin in _origins(provenance) if _is_known(origin)]
+        trainings = [asdict(trained.randomization), *before]
         met = {
             key
-            for ranges in (asdict(trained.randomization), *_ranges_before(provenance))
+            for ranges in trainings
             for group, settings in ranges.items()
             if isinstance(settings, dict)
             for key in settings.keys() & set(self.beyond)
             if settings[key][0] < own[group][key][0] or settings[key][1] > own[group][key][1]
         }
-        return [group for group in self.beyond if group in met]
+        cast = ["cast_shadow"] if self.renderer == "rays" and any(map(_casts, trainings)) else []
+        return cast + [group for group in self.beyond if group in met]
 
 
-def _ranges_before(provenance: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """`randomization` of every policy that this one comes from, back to the first; older means tell
-    their parts' names alone."""
-    origins = [*provenance.get("mean_of", ()), provenance.get("started_from")]
-    for origin in origins:
-        if isinstance(origin, dict):
-            yield origin["randomization"]
-            yield from _ranges_before(origin["provenance"])
+def untold_origins(provenance: dict[str, Any]) -> list[str]:
+    """The policies that this one comes from of which no more than a name was kept, as means once
+    did: what they have met in training is unknown."""
+    return [str(origin) for origin in _origins(provenance) if not _is_known(origin)]
+
+
+def _origins(provenance: dict[str, Any]) -> Iterator[Any]:
+    """Every policy that this one comes from, back to the first."""
+    for origin in (*provenance.get("mean_of", ()), provenance.get("started_from")):
+        if origin is not None:
+            yield origin
+        if _is_known(origin):
+            yield from _origins(origin["provenance"])
+
+
+def _is_known(origin: Any) -> bool:
+    return isinstance(origin, dict)
+
+
+def _casts(ranges: dict[str, Any]) -> bool:
+    return bool(ranges.get("appearance", {}).get("cast_shadow", (0.0, 0.0))[1] > 0.0)
 
 
 @dataclass(frozen=True)

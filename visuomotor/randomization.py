@@ -221,6 +221,11 @@ class Randomizer:
             return self._columns[name]
         return [i for i, factor in enumerate(self.factor_names) if factor == name]
 
+    @property
+    def pinned(self) -> list[str]:
+        """The factors that have one value in every world, in their order."""
+        return [self.factor_names[column] for column in sorted(self._pinned)]
+
     def pin(self, name: str, value: float) -> None:
         """From now on a group's factors, or one factor, have this value in every episode, at any
         strength; the others are drawn as they were. Raises KeyError for an unknown name."""

@@ -219,7 +219,8 @@ def _settings(label: str, summary: dict[str, Any], settings: str) -> str:
 def _facts(summary: dict[str, Any]) -> str:
     names = (
         *("visuomotor", "git_commit", "git_changed", "policy", "acts_through", "device", "sims"),
-        *("heldout", "met_in_training", "strength", "renderer", "worlds", "stopped"),
+        *("heldout", "met_in_training", "untold_origins", "strength", "renderer", "worlds"),
+        "stopped",
     )
     lines = [f"{name}: {summary[name]}" for name in names if name in summary]
     lines += [f"{name}: {value}" for name, value in (summary.get("provenance") or {}).items()]

@@ -19,7 +19,7 @@ from visuomotor.runtime.files import MANIFEST
 # Phases of each algorithm, in order; a checkpoint belongs to one phase.
 PHASES = {"ril": ("start", "ril"), "distill": ("teacher", "dagger", "finetune")}
 # Of what a checkpoint says about a learner; another number means that it cannot go on exactly.
-CHECKPOINT_FORMAT = 5
+CHECKPOINT_FORMAT = 6
 
 
 def open_run(path: Path) -> RunFolder:
@@ -49,12 +49,21 @@ def does_not_fit(folder: RunFolder, step: int, error: Exception) -> UserError:
     )
 
 
+def refuse_held_out_shadows(config: Config, where: str = "") -> None:
+    if config.camera.shadows:
+        raise UserError(
+            f"{where}camera.shadows=true: another renderer's shadows are held out, for evaluation "
+            "only; to train for shadows: randomization.appearance.cast_shadow=0,1"
+        )
+
+
 def _refuse_what_is_no_training(path: Path, config: Config) -> None:
     if (path / MANIFEST).is_file():
         raise UserError(
             f"'{path}' is a bundle, which holds a policy and no training to go on with; begin a "
             f"new run with it: start_from={path}"
         )
+    refuse_held_out_shadows(config, f"'{path / CONFIG_FILE}' says ")
     state = newest_facts(path / "checkpoints")
     if state is not None:
         _refuse_state(path, config, state)

@@ -54,6 +54,7 @@ from visuomotor.resuming import (
     PHASES,
     does_not_fit,
     open_run,
+    refuse_held_out_shadows,
     to_go_on_from,
 )
 from visuomotor.retargeting import with_retargeted
@@ -474,11 +475,7 @@ def _open(argv: list[str]) -> tuple[Run, Callable[[], None]]:
                 "Ranges of training stand under randomization."
             )
     config = parse_overrides([a for a in argv if not a.startswith("resume=")], Config)
-    if config.camera.shadows:
-        raise UserError(
-            "camera.shadows=true: another renderer's shadows are held out, for evaluation only; to "
-            "train for shadows: randomization.appearance.cast_shadow=0,1"
-        )
+    refuse_held_out_shadows(config)
     config = replace(config, task=make_task(config.task).name)  # an alias is not kept
     config = shaped_like_its_teacher(config, keys)
     # A run keeps where its camera stands, not the file that said so.
