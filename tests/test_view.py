@@ -41,19 +41,22 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_is_watched_is_the_episode_of_an_evaluation(run: Path) -> None:
-    watched = Watched(ViewConfig(policy=str(run), seed=5, device="cpu"))
-    env = evaluation_env(CONFIG, num_envs=1, seed=5, strength=1.0, device=CPU)
-    policy, seen = PixelPolicy(moving_actor(CONFIG), 1), env.reset()
-    start = torch.tensor([True])
-    assert np.array_equal(watched.env.factors, env.factors)
+    watched = Watched(ViewConfig(policy=str(run), seed=5, episode=2, device="cpu"))
+    env = evaluation_env(CONFIG, num_envs=3, seed=5, strength=1.0, device=CPU)
+    policy, seen = PixelPolicy(moving_actor(CONFIG), 3), env.reset()
+    start = torch.ones(3, dtype=torch.bool)
+    assert np.array_equal(watched.env.factors[0], env.factors[2])
     for step in range(1, 6):
         shown = watched.step()
-        result = env.step(policy.act(seen, start))
+        action = torch.from_numpy(shown.action)
+        # Rows of another number of worlds are rounded otherwise.
+        assert torch.allclose(policy.act(seen, start)[2].clamp(-1, 1), action, atol=1e-6)
+        result = env.step(action.expand(3, 9))
         seen, start = result.observation, result.truncated
-        assert (shown.episode, shown.step) == (0, step)
-        assert torch.equal(watched.env.sim.data("qpos"), env.sim.data("qpos"))
-        assert shown.stage == env.task.stages[int(result.stage[0])]
-        assert np.array_equal(shown.pixels, seen.pixels[0].permute(1, 2, 0).numpy())
+        assert (shown.episode, shown.step) == (2, step)
+        assert torch.equal(watched.env.sim.data("qpos")[0], env.sim.data("qpos")[2])
+        assert shown.stage == env.task.stages[int(result.stage[2])]
+        assert np.array_equal(shown.pixels, seen.pixels[2].permute(1, 2, 0).numpy())
         assert np.abs(shown.action).max() > 0.0
 
 
@@ -217,9 +220,12 @@ def test_every_control_does_what_it_says(run: Path, tmp_path: Path) -> None:
         page.value(click("Pause"))
         page.wait("[...document.querySelectorAll('button')].some((b) => b.innerText === 'Play')")
         page.value(click("Reset"))
-        page.wait(told("episode 0, step 0"))
+        page.wait(told("step 0"))
+        number = panel.watched.shown_episode
+        page.value(click("Next episode"))
+        page.wait(told(f"episode {number + 1}, step 0"))
         page.value(click("Step"))
-        page.wait(told("episode 0, step 1"))
+        page.wait(told(f"episode {number + 1}, step 1"))
         page.value(click("Next seed"))
         page.wait(told("lifting, seed 1, episode 0, step 0"))
         assert panel.watched.randomized

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,47 +26,59 @@ WIDE: dict[str, Any] = {
 
 
 class Seen:
-    """What every world of the first round showed and how it was, at every second step: which of
-    its episodes fail is known only at their end."""
+    """What episodes showed and how their worlds were, at every second step. Which of them fail is
+    known only at their end: of a round those are kept that there may be clips of, up to
+    2 * CLIPS failures and as many successes in all."""
 
     def __init__(self, env: VisuomotorEnv):
         self._env = env
         self._worlds = torch.arange(env.num_envs)
-        self.frames: list[np.ndarray] = []  # (N, H, W, 3) uint8
-        self.states: list[Tensor] = []  # (N, nq + nv)
+        self._frames: list[np.ndarray] = []  # (N, H, W, 3) uint8 of this round
+        self._states: list[Tensor] = []  # (N, nq + nv)
+        self._first = 0  # number of the round's first episode
+        # By number: frames (T, H, W, 3) and states (T, nq + nv).
+        self._kept: dict[bool, dict[int, tuple[np.ndarray, Tensor]]] = {False: {}, True: {}}
 
-    def __call__(self, step: int, seen: Observation) -> None:
-        if step % CLIP_EVERY == 0:
+    def step(self, step: int, seen: Observation) -> None:
+        if step % CLIP_EVERY == 0 and any(len(kept) < 2 * CLIPS for kept in self._kept.values()):
             assert seen.pixels is not None
-            self.frames.append(seen.pixels.permute(0, 2, 3, 1).cpu().numpy().copy())
-            self.states.append(self._env.sim.get_state(self._worlds))
+            self._frames.append(seen.pixels.permute(0, 2, 3, 1).cpu().numpy().copy())
+            self._states.append(self._env.sim.get_state(self._worlds))
 
-    def clips(self, episodes: Episodes, wide: VisuomotorEnv) -> list[Clip]:
-        """Of up to CLIPS failures, and of successes beside them; `wide` has the same episodes,
-        before another camera."""
-        succeeds = episodes.success[: len(self._worlds)]
-        numbers = np.arange(len(succeeds))
-        failures, successes = numbers[~succeeds], numbers[succeeds]
-        several = 2 * CLIPS - min(CLIPS, len(failures))
+    def ended(self, success: np.ndarray) -> None:
+        for world, succeeded in enumerate(success.tolist()):
+            kept = self._kept[succeeded]
+            if len(kept) < 2 * CLIPS:
+                kept[self._first + world] = (
+                    np.stack([frame[world] for frame in self._frames]),
+                    torch.stack([state[world] for state in self._states]),
+                )
+        self._frames, self._states = [], []
+        self._first += self._env.num_envs
+
+    def clips(self, episodes: Episodes, make_wide: Callable[[int], VisuomotorEnv]) -> list[Clip]:
+        """Of up to CLIPS failures, and of successes beside them; more of the one where there are
+        few of the other. make_wide(n): n worlds with the same episodes, before another camera."""
+        failures, successes = list(self._kept[False]), list(self._kept[True])
         failures = failures[: 2 * CLIPS - min(CLIPS, len(successes))]
-        chosen = [*failures, *successes[:several]][: 2 * CLIPS]
-        wide.reset()
+        chosen = [*failures, *successes][: 2 * CLIPS]
+        kept = self._kept[False] | self._kept[True]
+        wide = make_wide(len(chosen))
+        wide.restart(torch.tensor(chosen))
         assert wide.camera is not None
-        views: dict[int, list[np.ndarray]] = {int(world): [] for world in chosen}
-        ids = torch.tensor(sorted(views))
-        for state in self.states:
-            wide.sim.reset(ids, state[ids])
-            images = wide.camera.caster.render(ids).permute(0, 2, 3, 1).cpu().numpy()
-            for world, image in zip(ids.tolist(), images, strict=True):
-                views[world].append(image.copy())
+        worlds = torch.arange(len(chosen))
+        views = []
+        for states in zip(*(kept[number][1] for number in chosen), strict=True):
+            wide.sim.reset(worlds, torch.stack(states))
+            views.append(wide.camera.caster.render(worlds).permute(0, 2, 3, 1).cpu().numpy().copy())
         return [
             Clip(
-                episode=int(world),
-                success=bool(succeeds[world]),
-                stage=episodes.stages[episodes.end_stage[world]],
-                policy_view=[frame[world] for frame in self.frames],
-                wide_view=views[int(world)],
+                episode=number,
+                success=bool(episodes.success[number]),
+                stage=episodes.stages[episodes.end_stage[number]],
+                policy_view=list(kept[number][0]),
+                wide_view=[view[world] for view in views],
                 rate=1.0 / (wide.control_dt * CLIP_EVERY),
             )
-            for world in chosen
+            for world, number in enumerate(chosen)
         ]

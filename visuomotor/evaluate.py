@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from visuomotor.cli import resolve_device, run_command
 from visuomotor.clips import WIDE, Seen
 from visuomotor.comparison import Outcome, compare, comparison, table
 from visuomotor.config import Config, EnvConfig
-from visuomotor.envs import Observation, VisuomotorEnv, make_task
+from visuomotor.envs import VisuomotorEnv, make_task
 from visuomotor.errors import UserError
 from visuomotor.evaluation import (
     MAX_WORLDS,
@@ -72,7 +71,6 @@ from visuomotor.sweep import (
 from visuomotor.video import Clip
 
 SIMS = ("nominal", "randomized", "heldout")
-OnStep = Callable[[int, Observation], None]
 
 
 @dataclass(frozen=True)
@@ -215,21 +213,19 @@ def _run(
     loaded: LoadedPolicy,
     options: EvaluateConfig,
     shown: str,
-    watching: Sequence[OnStep] = (),
+    film: Film | None = None,
+    seen: Seen | None = None,
 ) -> Episodes:
     """With a bar that is called `shown`; tells where the policy stopped."""
     policy = Guarded(loaded.policy(env.num_envs))
-
-    def watch(step: int, seen: Observation) -> None:
-        for watcher in watching:
-            watcher(step, seen)
-
     with Progress(options.episodes, shown, unit="episode") as bar:
 
         def progress(done: int, successes: int) -> None:
             bar.update(done, {"success": f"{100 * successes / done:.1f}%"})
 
-        episodes = run_episodes(env, policy, options.episodes, on_step=watch, progress=progress)
+        episodes = run_episodes(
+            env, policy, options.episodes, on_step=film, watcher=seen, progress=progress
+        )
     stopped = int((episodes.stopped >= 0).sum())
     if stopped > 0:
         why = policy.refusal or "its actions were not finite"
@@ -258,8 +254,7 @@ def _judge(
     told = {} if heldout is None else _told_of_training(heldout, label, loaded, config)
     film = Film() if options.video else None
     seen = Seen(env) if options.report else None
-    watching = [watcher for watcher in (film, seen) if watcher is not None]
-    episodes = _run(env, loaded, options, label, watching)
+    episodes = _run(env, loaded, options, label, film, seen)
     summary = summarize(
         episodes,
         task=config.task,
@@ -276,7 +271,9 @@ def _judge(
     if seen is not None:
         wide = replace(config, camera=replace(config.camera, **WIDE))
         people = None if heldout is None else replace(heldout, renderer=None)
-        clips = seen.clips(episodes, _world(wide, options, device, heldout=people))
+        clips = seen.clips(
+            episodes, lambda n: _world(wide, options, device, heldout=people, num_envs=n)
+        )
     return Judged(Outcome(label, episodes, summary), film, clips, to_yaml(env.config))
 
 

@@ -87,12 +87,23 @@ class Episodes:
     stages: tuple[str, ...]
 
 
+class Watcher(Protocol):
+    """Looks on at an evaluation, round by round."""
+
+    def step(self, step: int, seen: Observation) -> None: ...
+
+    def ended(self, success: np.ndarray) -> None:
+        """success (n,) bool: of this round's episodes, those that are asked for."""
+        ...
+
+
 def run_episodes(
     env: VisuomotorEnv,
     policy: Policy,
     episodes: int,
     *,
     on_step: Callable[[int, Observation], None] | None = None,
+    watcher: Watcher | None = None,
     progress: Callable[[int, int], None] | None = None,
     before_step: Callable[[], None] | None = None,
 ) -> Episodes:
@@ -100,6 +111,7 @@ def run_episodes(
 
     env: not staggered and without a reset sampler, so that all worlds end together.
     on_step: called with the step's number and what is seen, in the first round only.
+    watcher: sees every round, and how it ended.
     before_step: called before every step; what it raises ends the evaluation.
 
     A policy that gives no finite action stands still for the rest of that episode, which fails.
@@ -120,6 +132,8 @@ def run_episodes(
                 before_step()
             if on_step is not None and index == 0:
                 on_step(step, observation)
+            if watcher is not None:
+                watcher.step(step, observation)
             action = policy.act(observation, start)
             fails = ~torch.isfinite(action).all(dim=1)
             stopped = torch.where((stopped < 0) & fails, step, stopped)
@@ -141,6 +155,8 @@ def run_episodes(
                 "factors": factors,
             }
         )
+        if watcher is not None:
+            watcher.ended(records[-1]["success"][: episodes - index * n])
         if progress is not None:
             done = min(episodes, (index + 1) * n)
             so_far = np.concatenate([r["success"] for r in records])[:done]

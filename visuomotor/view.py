@@ -1,9 +1,11 @@
 """Looks on in a browser: `python -m visuomotor.view policy=stacking`, or `task=pouring` alone.
 
 The scene, what the policy's camera sees, what the policy asks for, stage and reward, the
-discriminator's score and the randomized factors; pause, step, reset, next seed, randomization on
-and off. Drawn by mjviser and viser, which need no GPU here; reachable from this machine alone. The
-scene shows props as they were compiled: an episode's sizes and colours are in the camera's picture.
+discriminator's score and the randomized factors; pause, step, reset, next episode, next seed,
+randomization on and off. Episodes have the numbers of `episodes.csv`: `episode=37` shows the one
+that failed there. Drawn by mjviser and viser, which need no GPU here; reachable from this machine
+alone. The scene shows props as they were compiled: an episode's sizes and colours are in the
+camera's picture.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from visuomotor.errors import UserError
 from visuomotor.evaluation import Guarded, evaluation_env
 from visuomotor.gail_reward import Discriminator
 from visuomotor.heldout import HeldOutOptions, held_out
+from visuomotor.limits import MOST_EPISODES
 from visuomotor.overrides import parse_overrides
 from visuomotor.policy_files import CHECKPOINTS, find_policy, load_evaluated_policy
 
@@ -47,6 +50,7 @@ class ViewConfig:
     sims: str = "randomized"  # nominal, randomized or heldout, as of visuomotor.evaluate
     heldout: HeldOutOptions = field(default_factory=HeldOutOptions)
     seed: int = 0
+    episode: int = 0  # the first to be shown, as `evaluate` numbers them
     port: int = 8080  # on 127.0.0.1
     device: str = "auto"
 
@@ -73,6 +77,8 @@ class Watched:
             raise UserError(f"sims='{options.sims}' is unknown; valid: {', '.join(SIMS)}")
         if options.seed < 0:
             raise UserError(f"seed={options.seed}; valid: from 0")
+        if not 0 <= options.episode < MOST_EPISODES:
+            raise UserError(f"episode={options.episode}; valid: 0 to {MOST_EPISODES - 1}")
         if not 1 <= options.port <= 65535:
             raise UserError(f"port={options.port}; valid: 1 to 65535")
         if options.task is None and options.policy is None:
@@ -92,14 +98,14 @@ class Watched:
                 )
             config = replace(config, task=task)
         self.config = config
-        self.seed = options.seed
+        self.seed, self.episode = options.seed, options.episode
         self.randomized = options.sims != "nominal"
         self.env: VisuomotorEnv
         self._discriminator = _discriminator(options.policy)
         self.shown = self.restart()
 
     def restart(self) -> Shown:
-        """The first episode of this seed, as `evaluate` has it."""
+        """The episode of this seed and number, as `evaluate` has it."""
         self.env = evaluation_env(
             self.config,
             num_envs=1,
@@ -110,9 +116,13 @@ class Watched:
         )
         self._policy = None if self._loaded is None else Guarded(self._loaded.policy(1))
         self._stopped = False  # for the rest of the episode
-        self._seen: Observation = self.env.reset()
+        self._seen: Observation = self.env.restart(torch.tensor([self.episode]))
         self._start = torch.ones(1, dtype=torch.bool, device=self.device)
         return self._shown(torch.zeros(1, 9), 0.0, False, self._seen.features)
+
+    @property
+    def shown_episode(self) -> int:
+        return int(self.env.episode_ids[0])
 
     def step(self) -> Shown:
         action = torch.zeros(1, 9, device=self.device)
@@ -151,7 +161,7 @@ class Watched:
         assert self._seen.pixels is not None
         stage = int(self._seen.stage[0])
         return Shown(
-            episode=int(self.env.episode_ids[0]),
+            episode=self.shown_episode,
             step=int(self.env.elapsed[0]),
             action=action[0].cpu().numpy().clip(-1.0, 1.0),
             stage=self.env.task.stages[stage],
@@ -214,7 +224,7 @@ class Panel:
         gui = self.server.gui
         with gui.add_folder("Run"):
             self._play = gui.add_button("Pause")
-            for name in ("Step", "Reset", "Next seed"):
+            for name in ("Step", "Reset", "Next episode", "Next seed"):
                 gui.add_button(name).on_click(partial(self._want, name))
             # What is held out comes on top of it.
             held = watched.heldout is not None
@@ -256,7 +266,9 @@ class Panel:
             self._paused, self._play.label = True, "Play"
             self._show(self.watched.step())
         else:
-            self.watched.seed += what == "Next seed"
+            self.watched.episode = self.watched.shown_episode + (what == "Next episode")
+            if what == "Next seed":
+                self.watched.seed, self.watched.episode = self.watched.seed + 1, 0
             self.watched.randomized = self._randomized.value
             self._show(self.watched.restart())
 
