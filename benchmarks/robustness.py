@@ -16,7 +16,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import multiprocessing
 import signal
 import subprocess
@@ -28,6 +27,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 
+import safetensors.torch
 import torch
 
 import visuomotor
@@ -46,6 +46,7 @@ from visuomotor.files import write_atomic
 from visuomotor.heldout import CHANGES, HeldOut, HeldOutOptions, held_out
 from visuomotor.overrides import parse_overrides
 from visuomotor.policy_files import LoadedPolicy, load_evaluated_policy, shipped_names
+from visuomotor.runtime.files import MODEL, WEIGHTS
 from visuomotor.statistics import wilson_interval
 from visuomotor.sweep import HOLDS, SweepPoint, SweptFactor, grid, holding_range, swept_factor
 
@@ -74,7 +75,7 @@ class Job:
     """One evaluation: what has to be the same for a row to count."""
 
     policy: str
-    weights: str  # which: a mark of where the policy comes from
+    weights: str  # which: a mark of the policy's weights, which a new export leaves as it is
     sims: str  # randomized, heldout, sweep
     change: str  # held out, or <factor>:<value>; of randomized nothing
     episodes: int
@@ -146,8 +147,7 @@ def plan(options: Options) -> tuple[list[Job], list[Sweep]]:
     jobs, sweeps = [], []
     for policy in policies:
         loaded = load_evaluated_policy(policy, CPU)
-        facts = json.dumps(loaded.provenance, sort_keys=True)
-        weights = hashlib.sha256(facts.encode()).hexdigest()[:12]
+        weights = _mark(loaded)
 
         def job(
             sims: str, change: str, count: int, policy: str = policy, weights: str = weights
@@ -166,6 +166,14 @@ def plan(options: Options) -> tuple[list[Job], list[Sweep]]:
                 ]
                 sweeps.append(Sweep(policy, swept, points))
     return jobs, sweeps
+
+
+def _mark(loaded: LoadedPolicy) -> str:
+    if loaded.bundle is not None:
+        files = loaded.bundle.manifest["files"]
+        return str(files.get(WEIGHTS, files[MODEL]))[:12]
+    assert loaded.actor is not None
+    return hashlib.sha256(safetensors.torch.save(loaded.actor.state_dict())).hexdigest()[:12]
 
 
 def _names(text: str) -> list[str]:

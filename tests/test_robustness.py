@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,7 +20,7 @@ from visuomotor.cli import run_command
 from visuomotor.evaluate import evaluate
 from visuomotor.evaluation import Episodes, episodes_csv, run_episodes
 from visuomotor.heldout import CHANGES
-from visuomotor.policy_files import shipped_names
+from visuomotor.policy_files import PRETRAINED, shipped_names
 from visuomotor.randomization import Factor
 from visuomotor.sweep import SweptFactor
 
@@ -61,7 +62,11 @@ def test_a_renderer_is_chosen_for_shadows_alone(run: Path) -> None:
 def test_by_default_all_shipped_policies_are_judged() -> None:
     jobs, _ = robustness.plan(Options(sweep_episodes=0))
     assert list(dict.fromkeys(job.policy for job in jobs)) == shipped_names()
-    assert len({job.weights for job in jobs}) == len(shipped_names())
+    marks = {job.policy: job.weights for job in jobs}
+    assert len(set(marks.values())) == len(marks)
+    for name, mark in marks.items():
+        content = (PRETRAINED / name / "weights.safetensors").read_bytes()
+        assert hashlib.sha256(content).hexdigest().startswith(mark)
 
 
 def test_what_does_not_vary_in_training_is_left_out(
