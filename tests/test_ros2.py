@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -48,6 +51,7 @@ from visuomotor.runtime.errors import CameraError
 from visuomotor.runtime.jaco import LIMITS
 from visuomotor.runtime.limiter import Limiter
 
+ROOT = Path(__file__).parents[1]
 DOMAIN = 97
 REACH = LIMITS.velocity * (LIMITS.delay + HORIZON)
 PATIENCE = 20.0  # s that a message may take on a machine that is busy with other things
@@ -420,6 +424,29 @@ def test_an_arm_that_another_program_sends_to_is_refused() -> None:
     with pytest.raises(ArmError, match=r"1 other program sends on /f/commands.*end it first"):
         arms[1].claim()
     assert arms[2].claim() == ""
+
+
+def test_nobody_beyond_loopback_is_listened_to() -> None:
+    program = (
+        "import os, socket\n"
+        "from visuomotor.runtime.arms.dds import Participant\n"
+        "member = Participant(%d, 'lo')\n"
+        "for name in os.listdir('/proc/self/fd'):\n"
+        "    try:\n"
+        "        held = socket.socket(fileno=int(name))\n"
+        "    except OSError:\n"
+        "        continue\n"
+        "    if held.family == socket.AF_INET:\n"
+        "        bound = held.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16)\n"
+        "        print(held.getsockname()[0], bound.rstrip(b'\\0').decode())\n"
+        "    held.detach()\n"
+    )
+    command = [sys.executable, "-c", program % DOMAIN]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    listeners = [line.split() for line in told.splitlines()]
+    assert any(address == "0.0.0.0" for address, *_ in listeners)
+    for address, *device in listeners:
+        assert address == "127.0.0.1" or device == ["lo"]
 
 
 def test_what_the_limiter_allows_for_is_said_with_the_arm() -> None:

@@ -3,7 +3,10 @@
 // given, and prints what it reads, a line a message. Messages are written and read as CDR by hand, so
 // that no type of our own making stands on both sides.
 //
-//     driver DOMAIN COMMAND_TOPIC SECONDS
+//     driver DOMAIN COMMAND_TOPIC SECONDS QOS STEP
+//
+// QOS: loopback (no multicast; others are looked for one by one) or default, as Fast DDS comes, on all
+// interfaces. STEP: rad, position of the first joint; the second has twice that, and so on.
 
 #include <chrono>
 #include <cstdint>
@@ -87,18 +90,19 @@ T take(const Bytes& bytes, size_t& at) {
 }
 
 int main(int argc, char** argv) {
-  if (argc != 4) return 2;
+  if (argc != 6) return 2;
   DomainParticipantQos qos;
   qos.name("driver");
-  qos.transport().use_builtin_transports = false;
-  auto udp = std::make_shared<eprosima::fastdds::rtps::UDPv4TransportDescriptor>();
-  udp->interfaceWhiteList.emplace_back("127.0.0.1");
-  qos.transport().user_transports.push_back(udp);
-  // Loopback alone, and no multicast: members are looked for one by one.
-  rtps::Locator_t peer;
-  peer.kind = LOCATOR_KIND_UDPv4;
-  rtps::IPLocator::setIPv4(peer, "127.0.0.1");
-  qos.wire_protocol().builtin.initialPeersList.push_back(peer);
+  if (std::strcmp(argv[4], "loopback") == 0) {
+    qos.transport().use_builtin_transports = false;
+    auto udp = std::make_shared<eprosima::fastdds::rtps::UDPv4TransportDescriptor>();
+    udp->interfaceWhiteList.emplace_back("127.0.0.1");
+    qos.transport().user_transports.push_back(udp);
+    rtps::Locator_t peer;
+    peer.kind = LOCATOR_KIND_UDPv4;
+    rtps::IPLocator::setIPv4(peer, "127.0.0.1");
+    qos.wire_protocol().builtin.initialPeersList.push_back(peer);
+  }
   DomainParticipant* member =
       DomainParticipantFactory::get_instance()->create_participant(std::atoi(argv[1]), qos);
   if (member == nullptr) return 1;
@@ -122,6 +126,7 @@ int main(int argc, char** argv) {
   std::vector<std::string> names;
   for (int i = 1; i <= 6; ++i) names.push_back("j2n6s300_joint_" + std::to_string(i));
   for (int i = 1; i <= 3; ++i) names.push_back("j2n6s300_joint_finger_" + std::to_string(i));
+  const double step = std::atof(argv[5]);
   const int ticks = std::atoi(argv[3]) * 100;
   for (int tick = 0; tick < ticks; ++tick) {
     Writer message;  // header, name, position, velocity, effort
@@ -130,7 +135,7 @@ int main(int argc, char** argv) {
     message.put(std::string("base"));
     message.put<uint32_t>(static_cast<uint32_t>(names.size()));
     for (const auto& name : names) message.put(name);
-    for (const double scale : {0.1, 0.01}) {
+    for (const double scale : {step, 0.01}) {
       message.put<uint32_t>(static_cast<uint32_t>(names.size()));
       for (size_t i = 0; i < names.size(); ++i) message.put<double>(scale * static_cast<double>(i + 1));
     }

@@ -6,6 +6,8 @@ topic names begin with "rt". By default only this computer's loopback is used.
 
 # No `from __future__ import annotations`: cyclonedds reads the types of fields as they stand.
 
+import os
+import socket
 from dataclasses import dataclass
 
 from visuomotor.runtime.arm import ArmError
@@ -143,6 +145,7 @@ COMMANDS = Qos(
 
 
 MOST_WRITERS = 10_000  # of all topics of a domain that are looked at
+FIRST_PORT, PORTS = 7400, 250  # DDS's own: the first of domain 0, how many a domain has
 
 
 def topic_name(ros_name: str) -> str:
@@ -165,6 +168,8 @@ class Participant:
         try:
             if known is None:
                 known = (network, Domain(domain, _configuration(network)))
+                if network == "lo":
+                    _shut_out(domain)
                 self._domains[domain] = known
             if known[0] != network:
                 raise ArmError(f"domain {domain} already uses network {known[0]}, not {network}")
@@ -186,16 +191,38 @@ class Participant:
 
 
 def _configuration(network: str) -> str:
-    """Cyclone DDS's XML. Loopback knows no multicast, so its members are looked for one by one."""
+    """Cyclone DDS's XML. Others on loopback are found by multicast, as Fast DDS looks for them by
+    default, and one by one, for those that use none."""
     alone = network == "lo"
     discovery = (
         "<Discovery><ParticipantIndex>auto</ParticipantIndex>"
         "<MaxAutoParticipantIndex>64</MaxAutoParticipantIndex>"
         '<Peers><Peer address="127.0.0.1"/></Peers></Discovery>'
     )
+    multicast = ' multicast="true"' if alone else ""  # lo does not say that it can
     return (
         '<CycloneDDS><Domain id="any"><General><Interfaces>'
-        f'<NetworkInterface name="{network}"/></Interfaces>'
-        f"<AllowMulticast>{'false' if alone else 'default'}</AllowMulticast></General>"
+        f'<NetworkInterface name="{network}"{multicast}/></Interfaces>'
+        f"<AllowMulticast>{'spdp' if alone else 'default'}</AllowMulticast></General>"
         f"{discovery if alone else ''}</Domain></CycloneDDS>"
     )
+
+
+def _shut_out(domain: int) -> None:
+    """Binds this process's sockets of a domain to loopback. Cyclone DDS listens on every address,
+    and would hear whoever reaches this computer. Before Linux 5.7 only root may."""
+    first = FIRST_PORT + PORTS * domain
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            held = socket.socket(fileno=int(name))
+        except OSError:
+            continue  # no socket
+        try:
+            if held.family == socket.AF_INET and held.type == socket.SOCK_DGRAM:
+                address, port = held.getsockname()
+                if address == "0.0.0.0" and first <= port < first + PORTS:
+                    held.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+        except PermissionError:
+            return
+        finally:
+            held.detach()
