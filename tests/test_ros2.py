@@ -18,6 +18,7 @@ pytest.importorskip(
     "cyclonedds", reason='cyclonedds is not installed: pip install "visuomotor[ros2]"'
 )
 
+from cyclonedds.idl import Endianness
 from cyclonedds.pub import DataWriter
 from cyclonedds.sub import DataReader
 from cyclonedds.topic import Topic
@@ -380,29 +381,64 @@ class Told:
         return self.messages
 
 
+def image_message(encoding: str, height: int, width: int, padding: int) -> ImageMessage:
+    """Noise, with so many bytes behind each row."""
+    step = 3 * width + padding
+    pixels = np.random.default_rng(0).bytes(height * step)
+    return ImageMessage(Header(Time(3, 5), "lens"), height, width, encoding, 0, step, pixels)
+
+
+def pixels_of(message: ImageMessage) -> np.ndarray:
+    """(h, w, 3) RGB, worked out by hand."""
+    rows = np.array(list(message.data), np.uint8).reshape(message.height, message.step)
+    image = rows[:, : 3 * message.width].reshape(message.height, message.width, 3)
+    return image if message.encoding == "rgb8" else image[..., ::-1]
+
+
 @pytest.mark.parametrize("encoding", ["rgb8", "bgr8"])
-def test_an_image_of_a_topic_is_read_with_its_padding_left_out(encoding: str) -> None:
-    image = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-    sent = image if encoding == "rgb8" else image[..., ::-1]
-    rows = np.concatenate((sent.reshape(4, 15), np.zeros((4, 3), np.uint8)), axis=1)
-    message = ImageMessage(Header(Time(0, 0), ""), 4, 5, encoding, 0, 18, rows.ravel().tolist())
+@pytest.mark.parametrize(("height", "width", "padding"), [(4, 5, 3), (480, 640, 0)])
+def test_an_image_of_a_topic_is_read_with_its_padding_left_out(
+    height: int, width: int, padding: int, encoding: str
+) -> None:
+    message = image_message(encoding, height, width, padding)
     member = Participant(DOMAIN, "lo").participant
-    topic = f"/camera/{encoding}"
+    topic = f"/camera/{encoding}/{width}"
     writer = DataWriter(member, Topic(member, "rt" + topic, ImageMessage), qos=NEWEST)
     camera = Ros2Camera(topic, DOMAIN)
     seen = until(camera.read, lambda: writer.write(message))
-    assert (seen == image).all()
+    assert (seen == pixels_of(message)).all()
+
+
+@pytest.mark.parametrize("endianness", [Endianness.Little, Endianness.Big])
+@pytest.mark.parametrize("encoding", ["rgb8", "bgr8", "mono8"])
+@pytest.mark.parametrize("padding", [0, 1, 6])
+def test_an_image_s_bytes_are_what_its_own_type_reads(
+    padding: int, encoding: str, endianness: Endianness
+) -> None:
+    """ROS declares a sequence of numbers; they are read in one piece."""
+    message = image_message(encoding, 3, 7, padding)
+    wire = message.serialize(endianness=endianness)
+    by_numbers = ImageMessage.__idl__.deserialize(wire)
+    read = ImageMessage.deserialize(wire)
+    assert isinstance(read.data, bytes)
+    assert vars(read) | {"data": list(read.data)} == vars(by_numbers)
+    assert read.serialize(endianness=endianness) == wire
+    if encoding != "mono8":
+        assert (decode_image(read) == pixels_of(message)).all()
+        assert (decode_image(by_numbers) == pixels_of(message)).all()
 
 
 def test_an_image_that_does_not_fit_is_refused_with_its_reason() -> None:
     head = Header(Time(0, 0), "")
-    for encoding, step, size, told in (
-        ("mono8", 2, 4, "the image's encoding is mono8; .* rgb8 or bgr8"),
-        ("rgb8", 6, 11, "2x2 pixels came with 11 bytes, 6 a row"),
-        ("rgb8", 5, 10, "2x2 pixels came with 10 bytes, 5 a row"),
+    for encoding, width, step, size, told in (
+        ("mono8", 2, 2, 4, "the image's encoding is mono8; .* rgb8 or bgr8"),
+        ("rgb8", 2, 6, 11, "2x2 pixels came with 11 bytes, 6 a row"),
+        ("rgb8", 2, 5, 10, "2x2 pixels came with 10 bytes, 5 a row"),
+        ("rgb8", 2, 0, 0, "2x2 pixels came with 0 bytes, 0 a row"),
+        ("rgb8", 0, 6, 12, "0x2 pixels came with 12 bytes, 6 a row"),
     ):
         with pytest.raises(CameraError, match=told):
-            decode_image(ImageMessage(head, 2, 2, encoding, 0, step, [0] * size))
+            decode_image(ImageMessage(head, 2, width, encoding, 0, step, bytes(size)))
 
 
 def test_an_arm_that_another_program_sends_to_is_refused() -> None:

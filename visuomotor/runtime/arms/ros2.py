@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from cyclonedds.core import Listener
 from cyclonedds.pub import DataWriter
@@ -50,7 +51,7 @@ KINOVA_JOINTS = tuple(f"j2n6s300_joint_{i}" for i in range(1, 7)) + tuple(
     f"j2n6s300_joint_finger_{i}" for i in range(1, 4)
 )
 MODES = ("velocity", "trajectory")
-ENCODINGS = {"rgb8": "RGB", "bgr8": "BGR"}
+ENCODINGS = ("rgb8", "bgr8")
 
 
 @dataclass(frozen=True)
@@ -300,10 +301,10 @@ def decode_image(message: ImageMessage) -> np.ndarray:
             f"the image's encoding is {message.encoding}; have the camera's driver send "
             f"{' or '.join(ENCODINGS)}"
         )
-    if message.step < row or data.size == 0 or data.size != message.step * message.height:
+    if not 0 < row <= message.step or not 0 < data.size == message.step * message.height:
         raise CameraError(
             f"an image of {message.width}x{message.height} pixels came with {data.size} bytes, "
             f"{message.step} a row"
         )
     image = data.reshape(message.height, message.step)[:, :row].reshape(message.height, -1, 3)
-    return image[..., ::-1].copy() if ENCODINGS[message.encoding] == "BGR" else image.copy()
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if message.encoding == "bgr8" else image.copy()
