@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +96,30 @@ def test_a_driver_on_fast_dds_is_read_and_commanded_and_may_go_and_come_back(
     arm.stop()
 
 
+@pytest.fixture
+def tool(started: list[subprocess.Popen[str]]) -> Callable[..., subprocess.Popen[str]]:
+    """Starts Cyclone DDS's command, its input and all that it prints as pipes."""
+    program = Path(sys.executable).with_name("cyclonedds")
+    if not program.is_file():
+        pytest.skip("the cyclonedds command is missing")
+
+    def start(action: str, topic: str, domain: int, *options: str) -> subprocess.Popen[str]:
+        command = [str(program), action, "--domain-id", str(domain), *options]
+        started.append(
+            subprocess.Popen(
+                [*command, "--suppress-progress-bar", "--color", "none", topic],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=os.environ | {"CYCLONEDDS_URI": _configuration("lo"), "PYTHONUNBUFFERED": "1"},
+            )
+        )
+        return started[-1]
+
+    return start
+
+
 @pytest.mark.parametrize(
     ("mode", "shown"),
     [("velocity", ("0.0625",)), ("trajectory", ("0.0625", KINOVA_JOINTS[8], "time_from_start"))],
@@ -103,12 +127,9 @@ def test_a_driver_on_fast_dds_is_read_and_commanded_and_may_go_and_come_back(
 def test_cyclone_s_own_tool_reads_what_is_sent(
     mode: str,
     shown: tuple[str, ...],
-    started: list[subprocess.Popen[str]],
+    tool: Callable[..., subprocess.Popen[str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tool = Path(sys.executable).with_name("cyclonedds")
-    if not tool.is_file():
-        pytest.skip("the cyclonedds command is missing")
     monkeypatch.setattr("visuomotor.runtime.arms.ros2.PATIENCE", PATIENCE)
     peer = DdsArm(94)
     arm = Ros2Arm(Ros2Settings(domain=94, command=f"/tool/{mode}", mode=mode))
@@ -117,20 +138,7 @@ def test_cyclone_s_own_tool_reads_what_is_sent(
         arm.claim()
     finally:
         peer.close()
-    options = ["--suppress-progress-bar", "--color", "none", "--runtime", "3s"]
-    command = [str(tool), "subscribe", "--domain-id", "94", *options, f"rt/tool/{mode}"]
-    environment = os.environ | {"CYCLONEDDS_URI": _configuration("lo"), "PYTHONUNBUFFERED": "1"}
-    started.append(
-        subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-        )
-    )
-    told = Lines(started[0])
+    told = Lines(tool("subscribe", f"rt/tool/{mode}", 94, "--runtime", "3s"))
     deadline = time.monotonic() + PATIENCE
 
     def lacking() -> list[str]:
@@ -141,3 +149,33 @@ def test_cyclone_s_own_tool_reads_what_is_sent(
         time.sleep(0.02)
     assert not lacking(), "".join(told.lines[-20:])
     arm.stop()
+
+
+def test_joint_states_of_cyclone_s_own_tool_are_read(
+    tool: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It makes the type of what our reader tells of it, and writes what it is told line by line."""
+    monkeypatch.setattr("visuomotor.runtime.arms.ros2.PATIENCE", 2 * PATIENCE)
+    position, velocity = np.linspace(0.1, 0.9, 9), np.linspace(-0.4, 0.4, 9)
+    message = f"{list(KINOVA_JOINTS)}, {position.tolist()}, {velocity.tolist()}, []"
+    lines = (
+        "import time\n"
+        f"message = JointState_(Header_(Time_(0, 0), ''), {message})\n"
+        "while True: writer.write(message); time.sleep(0.02)\n\n"
+    )
+    arm = Ros2Arm(Ros2Settings(domain=91))
+    connecting = threading.Thread(target=arm.connect)
+    connecting.start()
+    while connecting.is_alive():
+        process = tool("publish", "rt/joint_states", 91, "--runtime", "2s", "--qos", "dds-default")
+        told = Lines(process)
+        assert process.stdin is not None
+        process.stdin.write(lines)
+        process.stdin.flush()
+        # Without a type within its 2 s it gives up; it is then asked anew.
+        while connecting.is_alive() and process.poll() is None:
+            time.sleep(0.05)
+    state = arm.read()
+    assert state is not None, "".join(told.lines)
+    assert state.position == pytest.approx(position)
+    assert state.velocity == pytest.approx(velocity)
