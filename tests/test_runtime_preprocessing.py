@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import cv2
@@ -250,6 +252,60 @@ def test_a_video_file_is_a_camera_and_a_camera_that_is_not_there_an_error(tmp_pa
     assert shades == pytest.approx([0, 100, 200, 0], abs=3)
     with pytest.raises(CameraError, match="number of a camera"):
         Capture(str(tmp_path / "nowhere.avi"))
+
+
+class Pictures(BaseHTTPRequestHandler):
+    """MJPEG, as network cameras send it: three shades a connection, which is then closed."""
+
+    shades = (0, 100, 200)
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=next")
+        self.end_headers()
+        for shade in self.shades:
+            _, jpeg = cv2.imencode(".jpg", np.full((24, 32, 3), (shade, 30, 60), np.uint8))
+            head = f"--next\r\nContent-Type: image/jpeg\r\nContent-Length: {jpeg.size}\r\n\r\n"
+            self.wfile.write(head.encode() + jpeg.tobytes() + b"\r\n")
+        self.wfile.write(b"--next--\r\n")
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_a_url_is_a_camera_that_is_opened_anew_when_its_stream_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("http_proxy", raising=False)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Pictures)
+    url = f"http://127.0.0.1:{server.server_port}/video.mjpg"
+    serving = threading.Thread(target=server.serve_forever)
+    serving.start()
+    now = 50.0
+    monkeypatch.setattr("visuomotor.runtime.cameras.time.monotonic", lambda: now)
+    try:
+        camera = make_camera({"kind": "capture", "source": url, "rate": 30.0})
+        assert isinstance(camera, Capture)
+        for _ in range(2):
+            for shade in Pictures.shades:
+                image = camera.read()
+                assert image is not None
+                assert image.shape == (24, 32, 3)
+                assert image.mean(axis=(0, 1)) == pytest.approx([shade, 30, 60], abs=3)
+            assert camera.read() is None, "the stream has ended"
+            now += 1.1
+            assert camera.read() is None, "it is opened anew, and read from the next time on"
+    finally:
+        server.shutdown()
+        server.server_close()
+        serving.join()
+    for _ in Pictures.shades:  # of the connection that was opened last
+        camera.read()
+    for _ in range(3):
+        now += 1.1
+        assert camera.read() is None, "nobody is there"
+    camera.close()
+    with pytest.raises(CameraError, match="cannot be opened"):
+        Capture(url)
 
 
 def test_a_camera_is_asked_for_the_size_that_its_lens_was_calibrated_with(
