@@ -44,6 +44,7 @@ class DdsArm:
         kind: type = Float64MultiArray,
     ):
         """kind: of the commands, Float64MultiArray or KinovaJointVelocity."""
+        self.tells = True  # joints; False: it is silent, but goes on hearing
         self.received: list[np.ndarray] = []  # (9,) or (6,) rad/s, oldest first
         self._position = np.array(robot.START_QPOS, dtype=float)
         self._velocity = np.zeros(9)
@@ -66,7 +67,8 @@ class DdsArm:
             self._position += TICK * self._velocity
             told = self._position + self._rng.normal(scale=NOISE, size=9)
             names, velocity = list(KINOVA_JOINTS), self._velocity.tolist()
-            self._joints.write(JointStateMessage(HEAD, names, told.tolist(), velocity, []))
+            if self.tells:
+                self._joints.write(JointStateMessage(HEAD, names, told.tolist(), velocity, []))
             if ticks % FRAME_TICKS == 0:
                 pixels = self._rng.bytes(3 * SIDE * SIDE)
                 self._images.write(ImageMessage(HEAD, SIDE, SIDE, "rgb8", 0, 3 * SIDE, pixels))
@@ -82,9 +84,9 @@ class DdsArm:
         self.received.append(velocity)
         self._velocity[: len(velocity)] = velocity
 
-    @property
-    def moved(self) -> bool:
-        return any(velocity.any() for velocity in self.received)
+    def moved(self, since: int = 0) -> bool:
+        """Whether any message from that one on asked for motion."""
+        return any(velocity.any() for velocity in self.received[since:])
 
     def rests(self, messages: int) -> bool:
         """Whether so many messages on end, the newest of all, were zeros."""
@@ -92,5 +94,8 @@ class DdsArm:
         return len(last) == messages and not np.any(last)
 
     def close(self) -> None:
+        """It leaves the domain."""
         self._stop.set()
         self._thread.join()
+        for entity in ("_joints", "_images", "_commands"):
+            self.__dict__.pop(entity, None)
