@@ -412,7 +412,9 @@ def test_the_evaluation_of_a_bundle_goes_with_it_and_with_no_other(
     capsys: pytest.CaptureFixture[str],
 ):
     out, given = tmp_path / "bundle", tmp_path / "evaluation.json"
-    model = hashlib.sha256((exported / MODEL).read_bytes()).hexdigest()
+    content = (exported / MODEL).read_bytes()
+    monkeypatch.setattr(export, "to_onnx", lambda *_: content)  # which takes seconds each time
+    model = hashlib.sha256(content).hexdigest()
     origin = json.loads((exported / MANIFEST).read_text())["provenance"]
     through = {"task": "lifting", "acts_through": "onnxruntime", "episodes": 500, "successes": 481}
     arguments = [f"policy={exported}", f"out={out}", f"evaluation={given}"]

@@ -51,8 +51,8 @@ def test_it_is_demonstrated_trained_evaluated_and_exported(tmp_path: Path) -> No
     command(tmp_path, "demonstrate", "task=place", "episodes=2", "out=place.hdf5")
     settings = [s for s in SMALL if not s.startswith("task=")]
     demos = "demonstrations=place.hdf5"
-    command(tmp_path, "train", "task=place", *settings, "total_steps=64", demos, "out=run")
     several = [
+        ["train", "task=place", *settings, "total_steps=64", demos, "out=run"],
         ["evaluate", "policy=run", "episodes=2", "out=judged"],
         ["export", "policy=run", "out=bundle"],
         ["evaluate", "policy=bundle", "episodes=1", "out=judged-bundle"],
