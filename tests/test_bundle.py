@@ -30,6 +30,7 @@ from tests.bundles import (
 from visuomotor.export import PolicyStep, to_onnx
 from visuomotor.runtime import Bundle, BundleError, files, load_bundle
 from visuomotor.runtime.files import GOLDEN, MANIFEST, MODEL, parse_manifest, seal_manifest
+from visuomotor.runtime.proprioception import entries, proprioception
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +169,53 @@ def test_wrong_shapes_and_types_are_refused_with_what_is_expected(bundle: Bundle
 def test_inference_uses_one_thread(bundle: Bundle):
     options = bundle._session.get_session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
+
+
+def named(entries: list[str], **start: Any) -> dict[str, Any]:
+    """Entries of policy.json."""
+    return {"proprio": {"size": 24, "entries": entries}, **({"start": start} if start else {})}
+
+
+SPREAD = [0.08] * 6 + [0.1] * 3
+
+
+def test_the_start_is_told_to_the_last_digit(good: Files, write: Callable[[Files], Path]):
+    angles = [0.1 + 0.2, -1.727, 3.623, 1e-17, 0.0, -9.999, 0.3, 2, 1]
+    told = named(entries(tuple(JOINTS)), positions=angles, spread=SPREAD)
+    start = load_bundle(write(resealed(good, {}, **told))).contract.start
+    assert start is not None
+    assert start.tolist() == angles
+
+
+def test_a_start_that_is_not_told_is_that_of_the_golden_episodes(
+    good: Files, write: Callable[[Files], Path]
+):
+    golden = {k: v.copy() for k, v in safetensors.numpy.load(good[GOLDEN]).items()}
+    angles = np.linspace(-3.0, 3.0, 9)
+    # Two of four on either side, of the first across the seam at pi.
+    angles[0] = np.pi
+    for row, aside in zip(golden["episode_start"].nonzero()[0], (0.05, -0.05) * 2, strict=True):
+        golden["proprio"][row] = proprioception(angles + aside, np.zeros(9))
+    bundle = load_bundle(write(good))
+    for t in range(240):  # what the policy makes of it
+        if golden["episode_start"][t]:
+            hidden = bundle.initial_hidden()
+        frame = golden["frames"][golden["frame_index"][t]]
+        velocities, hidden = bundle.infer(frame, golden["proprio"][t], hidden)
+        golden["joint_velocities"][t], golden["h_out"][t] = velocities, hidden[0][0]
+    changed = {GOLDEN: safetensors.numpy.save(golden)}
+    told = named(entries(tuple(JOINTS)))
+    start = load_bundle(write(resealed(good, changed, **told))).contract.start
+    assert start is not None
+    turns = (start - angles) / (2 * np.pi)
+    assert turns == pytest.approx(np.round(turns), abs=1e-6)
+    assert np.abs(start).max() <= np.pi
+    null = {**told, "start": None}
+    again = load_bundle(write(resealed(good, changed, **null))).contract.start
+    np.testing.assert_array_equal(again, start)
+    for unknown in ({"size": 24}, {"size": 24, "entries": ["x"] * 24}):
+        files = resealed(good, changed, proprio=unknown)
+        assert load_bundle(write(files)).contract.start is None
 
 
 # --- damage --------------------------------------------------------------------------------------
@@ -325,6 +373,16 @@ def test_anything_but_strict_json_is_refused(text: bytes, told: str):
         ("recurrent", {"shape": [1, 10**9]}, "expected 1 to 4096"),
         ("recurrent", {"shape": [2, 12]}, "expected [1, H]"),
         ("proprio", {"size": True}, "proprio.size"),
+        ("start", [], "start: expected dict, received list"),
+        ("start", {"spread": SPREAD}, "start.positions is missing"),
+        ("start", {"positions": [0.0] * 9}, "start.spread is missing"),
+        ("start", {"positions": [0.0] * 8, "spread": SPREAD}, "start.positions: expected 9 num"),
+        ("start", {"positions": [11.0] * 9, "spread": SPREAD}, "from -10 to 10 rad"),
+        ("start", {"positions": [True] * 9, "spread": SPREAD}, "start.positions"),
+        ("start", {"positions": ["0"] * 9, "spread": SPREAD}, "start.positions: expected 9"),
+        ("start", {"positions": [0.0] * 9, "spread": [-0.1] * 9}, "start.spread: expected 9"),
+        ("start", {"positions": [0.0] * 9, "spread": [3.2] * 9}, "from 0 to 3.14 rad"),
+        ("start", {"positions": [0.0] * 9, "spread": 0.1}, "start.spread: expected list"),
     ],
 )
 def test_impossible_facts_are_refused(

@@ -230,6 +230,8 @@ def test_an_episode_on_the_simulated_arm_is_run_and_logged(
         (["bundle=lifting", "arm=jaco2", f"camera={__file__}"], "a film shows nothing"),
         (["bundle=lifting", "arm_delay=0.5"], "expected 0 to 0.3 s"),
         (["bundle=lifting", "episodes=0"], "episodes=0"),
+        (["bundle=lifting", "start_tolerance=0"], "or none to begin wherever the arm stands"),
+        (["bundle=lifting", "start_tolerance=7"], "start_tolerance=7.0: expected more than 0"),
         (["bundel=lifting"], "bundle"),
         (["bundle=lifting", f"out={__file__}"], "cannot be a folder"),
         (["bundle=lifting", "lens=nowhere.yaml"], "lens=nowhere.yaml"),

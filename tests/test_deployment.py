@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +31,7 @@ from visuomotor.deployment import (
     Process,
     check_lens,
     simulated_camera,
+    start_of,
 )
 from visuomotor.envs import VisuomotorEnv, robot
 from visuomotor.errors import UserError
@@ -40,22 +42,31 @@ from visuomotor.runtime.arms.sim import CAMERA_HELLO, JOINT_HELLO, encode_frame,
 from visuomotor.runtime.cameras import Capture
 from visuomotor.runtime.errors import BundleError, CameraError
 from visuomotor.runtime.files import MANIFEST, read_bundle, seal_manifest
-from visuomotor.runtime.guard import RELEASED, State
+from visuomotor.runtime.guard import RELEASED, Start, State
 from visuomotor.runtime.jaco import LIMITS
 from visuomotor.runtime.lens import Calibration
 from visuomotor.runtime.preprocessing import Lens, simulated_matrix
 from visuomotor.runtime.processes import make_camera
+from visuomotor.runtime.slots import report_type
 from visuomotor.runtime.streamer import ASKED, ENDINGS, TIME_UP, read_log
 from visuomotor.runtime.switches import ByHand
 from visuomotor.sim_arm import SimArmConfig, make_world
 
 START = np.array(robot.START_QPOS, dtype=float)
+STREAMER = {
+    "arm": {"kind": "sim"},
+    "slots": {"command": "-", "report": "-", "switch": "-"},
+    "log": None,
+    "camera_period": 0.05,
+}
 
 
 class Peer:
     """A simulated arm that stands still, and a camera before it; started in no time."""
 
-    def __init__(self) -> None:
+    def __init__(self, position: np.ndarray = START) -> None:
+        """position: (9,) rad."""
+        self.position = position
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("127.0.0.1", 0))
         self._socket.settimeout(0.01)
@@ -66,13 +77,14 @@ class Peer:
 
     def _answer(self) -> None:
         listeners: dict[bytes, tuple[str, int]] = {}
-        joints = encode_joints(0.0, list(LIMITS.joint_names), START, np.zeros(9))
         rng = np.random.default_rng(0)
         while not self._stop.is_set():
             with contextlib.suppress(TimeoutError, ConnectionRefusedError):
                 message, address = self._socket.recvfrom(100)
                 listeners[message] = address
             image = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            names = list(LIMITS.joint_names)
+            joints = encode_joints(0.0, names, self.position, np.zeros(9))
             for hello, answer in ((JOINT_HELLO, joints), (CAMERA_HELLO, encode_frame(0.0, image))):
                 if hello in listeners:
                     self._socket.sendto(answer, listeners[hello])
@@ -142,6 +154,7 @@ def test_a_process_that_ended_says_why() -> None:
         (["policy", '{"bundle": "x", "camera": "sim"}'], "camera.kind is missing"),
         (["streamer", "{}"], "arm.kind is missing"),
         (["streamer", '{"arm": {"kind": "sim"}, "slots": {}}'], "slots.command is missing"),
+        (["streamer", json.dumps(STREAMER)], "start is missing"),
     ],
 )
 def test_a_process_that_is_started_otherwise_says_so_in_one_line(
@@ -167,6 +180,8 @@ class Played(Deployment):
         self.confirmation = SimpleNamespace(ending=None)  # type: ignore[assignment]
         self.switch = ByHand()
         self.now, self.holds = 0.0, holds
+        self.start: Start | None = None
+        self.position = START.copy()
         self.running = self.released = False
         self.why = "not armed yet"
         self.spans: list[list[float]] = []  # s, from when until when the arm ran
@@ -175,6 +190,11 @@ class Played(Deployment):
 
     def _pass(self, seconds: float) -> None:
         self.now += seconds
+
+    def report(self) -> np.ndarray:
+        value = np.zeros((), report_type(9))
+        value["position"], value["joint_stamp"] = self.position, 1.0 + self.now
+        return value
 
     def check_alive(self) -> None:
         assert self.now < 100.0, "an episode without end"
@@ -186,7 +206,7 @@ class Played(Deployment):
         if not held:
             told.ending = None  # as `Confirmation` does
         pressed = held and told.ending is None
-        if pressed and self.released and not self.running:
+        if pressed and self.released and not self.running and not self.off_start():
             self.running, self.released = True, False
             self.spans.append([self.now, np.nan])
         elif self.running and not pressed:
@@ -220,6 +240,38 @@ def test_an_episode_ends_when_its_time_is_up_or_the_human_lets_go(
     assert told.endswith(f"episode 2: {RELEASED}\n"), "nothing hides why the last one ended"
 
 
+def test_a_human_is_told_to_bring_the_arm_to_its_start_for_every_episode(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deployment = Played(monkeypatch, [(1.0, 9.0), (12.0, 13.0), (16.0, 20.0)])
+    deployment.config = replace(deployment.config, episodes=2)
+    deployment.start = Start(START, 0.2)
+    told: dict[str, list[str]] = {"at the start": [], "away": []}
+    passes = deployment._pass
+
+    def moved(seconds: float) -> None:
+        passes(seconds)
+        away = 6.0 < deployment.now < 15.0  # from the first episode's end until a human moves it
+        deployment.position[[2, 4]] = START[[2, 4]] + (np.array([-0.3, 0.25]) if away else 0.0)
+        lines = capsys.readouterr().err.splitlines()
+        told["away" if away else "at the start"] += lines
+
+    monkeypatch.setattr("visuomotor.deployment.time.sleep", moved)
+    assert len(list(run_arm(deployment, Never()))) == 2  # type: ignore[arg-type]
+    assert deployment.spans[0] == pytest.approx([1.0, 6.0], abs=0.05)
+    assert deployment.spans[1] == pytest.approx([16.0, 20.0], abs=0.05)
+    line = (
+        f"jaco_arm/joint_3 is at {START[2] - 0.3:.3f} rad, 0.300 from the start's "
+        f"{START[2]:.3f}, at most 0.2 are allowed; move it by +0.300 rad (+17 degrees), or say "
+        "start_tolerance=none"
+    )
+    assert told["away"].count(line) == 1, "once, and not twice a second"
+    assert sum(line.startswith("jaco_arm/joint_5 is at") for line in told["away"]) == 1
+    assert "latched: jaco_arm/joint_3, jaco_arm/joint_5 off the start" in "\n".join(told["away"])
+    assert not any("off the start" in line for line in told["at the start"])
+    assert any("hold the switch to start" in line for line in told["at the start"][-5:])
+
+
 def test_a_human_who_asks_to_stop_gets_no_further_episode(monkeypatch: pytest.MonkeyPatch) -> None:
     deployment = Played(monkeypatch, [(1.0, 4.0), (5.0, 90.0)])
 
@@ -232,13 +284,65 @@ def test_a_human_who_asks_to_stop_gets_no_further_episode(monkeypatch: pytest.Mo
     assert deployment.state is State.LATCHED
 
 
+def test_the_streamer_arms_no_arm_away_from_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes themselves, whatever deploy tells a human."""
+    turned = START.copy()
+    turned[3] += 2 * np.pi  # as good as none
+    away = turned.copy()
+    away[1] += 0.45
+    peer = Peer(away)
+    settings = {"kind": "sim", "port": peer.port}
+    monkeypatch.setattr(Deployment, "_arm_and_camera", lambda self: (settings, settings))
+    try:
+        deployment = unstarted(arm="sim")
+        deployment.out = tmp_path
+        with deployment:
+            assert not deployment.press()
+            assert "joint_2 is 0.4" in deployment.reason, "the start is that of golden episodes"
+            assert "rad from the start" in deployment.reason
+            assert list(deployment.off_start()) == ["jaco_arm/joint_2"]
+            peer.position = turned
+            deadline = time.monotonic() + 20.0
+            while deployment.off_start():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+    finally:
+        peer.close()
+
+
+def test_the_start_of_a_bundle_is_on_the_turn_of_the_arm_s_joints() -> None:
+    contract = unstarted(arm="sim").contract
+    start = start_of(contract, 0.2)
+    assert start is not None
+    assert start.tolerance == 0.2
+    assert contract.start is not None
+    assert contract.start[1] < 0.0 < LIMITS.position_low[1] < start.position[1]
+    assert start.position == pytest.approx(START, abs=0.11)
+    assert start_of(contract, None) is None
+    told = contract._replace(start=START)
+    assert start_of(told, 0.3).position.tolist() == START.tolist()  # type: ignore[union-attr]
+    wrong = START.copy()
+    wrong[2] = 6.3
+    with pytest.raises(BundleError, match=r"joint_3 at 6\.300 rad is beyond its limits, 0\.332"):
+        start_of(contract._replace(start=wrong), 0.2)
+
+
+LINES = (
+    (False, "one\nstays\ntwo\n"),
+    (True, "\r\x1b[Kone\r\x1b[Kstays\n\r\x1b[Ktwo\n"),
+)
+
+
 def test_the_line_of_progress_is_written_over_on_a_terminal_alone(tmp_path: Path) -> None:
     path = tmp_path / "told"
-    for isatty, expected in ((False, "one\ntwo\n"), (True, "\r\x1b[Kone\r\x1b[Ktwo\n")):
+    for isatty, expected in LINES:
         with open(path, "w") as stream:
             stream.isatty = lambda isatty=isatty: isatty  # type: ignore[method-assign]
             with live_line(stream) as show:
                 show("one")
+                show("stays", stays=True)
                 show("two")
         assert path.read_bytes().decode() == expected
 

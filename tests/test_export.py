@@ -17,7 +17,7 @@ import safetensors.numpy
 import torch
 
 from tests.runs import write_run
-from visuomotor import export, policy_files
+from visuomotor import bundle_facts, export, policy_files
 from visuomotor.checkpoint import save_checkpoint
 from visuomotor.config import ActorConfig, CameraConfig, Config, EnvConfig
 from visuomotor.envs import make_env, robot
@@ -108,6 +108,35 @@ def test_policy_json_states_joints_and_rates_of_the_model(facts: dict):
     assert len(facts["proprio"]["entries"]) == facts["proprio"]["size"] == 24
     assert facts["latency"]["camera_delay_s"] == [0.0, 0.1]
     assert facts["randomization"]["dynamics"]["prop_mass"] == [0.5, 2.0]
+
+
+def test_policy_json_states_where_the_arm_begins(exported: Path, facts: dict):
+    assert facts["start"]["positions"] == list(robot.START_QPOS)
+    assert facts["start"]["spread"] == [0.08] * 6 + [0.1] * 3
+    start = load_bundle(exported).contract.start
+    assert start is not None
+    assert start.tolist() == list(robot.START_QPOS), "full precision"
+    env = make_env(CONFIG, num_envs=1, seed=0, render=False)
+    began = np.stack(
+        [env.task.start_state(np.random.default_rng(i))[env.jaco.qpos_ids] for i in range(200)]
+    )
+    off = np.abs(began - start).max(axis=0) / facts["start"]["spread"]
+    assert (off <= 1.0).all()
+    assert (off > 0.9).all(), "as far as that it goes"
+
+
+def test_a_task_that_puts_the_arm_elsewhere_tells_no_start(monkeypatch: pytest.MonkeyPatch):
+    env = make_env(CONFIG, num_envs=1, seed=0, render=False)
+    assert bundle_facts._start(env) is not None
+    start_state = env.task.start_state
+
+    def elsewhere(rng: np.random.Generator) -> np.ndarray:
+        state = start_state(rng)
+        state[env.jaco.qpos_ids[3]] += 0.3
+        return state
+
+    monkeypatch.setattr(env.task, "start_state", elsewhere)
+    assert bundle_facts._start(env) is None
 
 
 def test_policy_json_states_a_camera_that_sees_what_the_simulated_one_saw(facts: dict):

@@ -7,6 +7,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import safetensors.numpy
@@ -14,7 +15,7 @@ import torch
 
 import visuomotor
 from visuomotor.config import Config
-from visuomotor.envs import make_env
+from visuomotor.envs import make_env, robot
 from visuomotor.export import OPSET, PARITY_STEPS, PolicyStep, check_parity
 from visuomotor.overrides import parse_overrides
 from visuomotor.policies import make_teacher
@@ -33,6 +34,7 @@ from visuomotor.runtime.policy_loop import check_arm
 
 FOLDER = Path(visuomotor.__file__).parent / "pretrained"
 ROOT = Path(__file__).parent.parent
+START_SPREAD = np.array(robot.START_SPREAD)
 SHIPPED = sorted(path.name for path in FOLDER.iterdir() if path.is_dir() and path != TEACHERS)
 
 
@@ -56,6 +58,9 @@ def test_a_shipped_policy_is_whole(name: str) -> None:
     bundle = load_bundle(FOLDER / name)
     check_arm(bundle, LIMITS.joint_names)
     assert bundle.replay.steps >= 200
+    off = bundle.contract.start - np.array(robot.START_QPOS)
+    # By its golden episodes, where it does not say; they were seen with noise.
+    assert (np.abs(np.remainder(off + np.pi, 2 * np.pi) - np.pi) < START_SPREAD + 0.02).all()
     task = bundle.contract.task
     assert name == task or name.startswith(f"{task}_")  # stacking_latency: of other ranges
     _, config, _ = load_policy(name)

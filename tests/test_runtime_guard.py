@@ -17,7 +17,9 @@ from visuomotor.runtime.guard import (
     Decision,
     Guard,
     Patience,
+    Start,
     State,
+    off_start,
 )
 from visuomotor.runtime.jaco import LIMITS
 
@@ -31,10 +33,12 @@ class Scene:
     """An arm that does what it is sent, a policy that decides at 20 Hz, a camera (20 frames/s) and
     a human; each can be told to stop or to lie."""
 
-    def __init__(self, camera_period: float = 0.05, late: float = 0.0) -> None:
+    def __init__(
+        self, camera_period: float = 0.05, late: float = 0.0, start: Start | None = None
+    ) -> None:
         """late: s that each frame comes later than the camera's clock says."""
         self.camera_period, self.late = camera_period, late
-        self.guard = Guard(LIMITS, DT, Patience.for_camera(camera_period))
+        self.guard = Guard(LIMITS, DT, Patience.for_camera(camera_period), start)
         self.ticks = 0
         self.position = START.copy()
         self.pressed: bool | None = False
@@ -329,6 +333,78 @@ def test_a_failure_outside_that_stopped_the_arm_is_no_obstacle_later() -> None:
     scene.arm()
     scene.guard.fail("the streamer itself was held up")
     scene.run(0.5)
+    scene.arm()
+    assert scene.decisions[-1].armed == 2
+
+
+TOLERANCE = Start(START, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("joint", "off", "allowed"),
+    [
+        (0, 0.19, True),
+        (0, -0.19, True),
+        (0, 0.21, False),
+        (0, -0.21, False),
+        (0, 2 * np.pi - 0.1, True),  # turns without end: a tenth, from the other side
+        (0, 4 * np.pi, True),
+        (0, np.pi, False),
+        (1, -0.21, False),
+        (5, 0.21, False),
+        (6, 0.5, True),  # a finger
+    ],
+)
+def test_the_arm_is_armed_at_its_start_alone(joint: int, off: float, allowed: bool) -> None:
+    scene = Scene(start=TOLERANCE)
+    scene.position[joint] += off
+    scene.run(0.1)
+    scene.pressed = True
+    decision = scene.run(0.1)
+    assert decision.state is (State.RUNNING if allowed else State.LATCHED)
+    if not allowed:
+        told = f"cannot be armed: {LIMITS.joint_names[joint]} is {abs(off):.2f} rad from the start"
+        assert decision.reason == told
+    anywhere = Scene()
+    anywhere.position[joint] += off
+    anywhere.arm()
+
+
+def test_joints_with_limits_are_not_compared_modulo_a_turn() -> None:
+    """Joint 2 of a Jaco does not turn without end."""
+    apart = START.copy()
+    apart[1] += 2 * np.pi
+    assert off_start(LIMITS, TOLERANCE, apart) == {1: pytest.approx(2 * np.pi)}
+    apart[3] += 2 * np.pi - 0.3
+    assert off_start(LIMITS, TOLERANCE, apart)[3] == pytest.approx(-0.3)
+    apart[4] = np.nan
+    assert set(off_start(LIMITS, TOLERANCE, apart)) == {1, 3, 4}
+
+
+def test_a_switch_held_while_the_arm_is_brought_to_its_start_does_not_arm_it() -> None:
+    scene = Scene(start=TOLERANCE)
+    scene.position[2] += 0.4
+    scene.run(0.1)
+    scene.pressed = True
+    scene.run(0.1)
+    scene.position[2] -= 0.4
+    assert scene.run(0.5).state is State.LATCHED
+    scene.arm()
+
+
+def test_every_episode_begins_at_the_start_and_none_ends_for_leaving_it() -> None:
+    scene = Scene(start=TOLERANCE)
+    scene.arm()
+    assert scene.run(1.5).state is State.RUNNING
+    assert np.abs(scene.position - START).max() > 0.2
+    scene.pressed = False
+    scene.run(0.5)
+    scene.pressed = True
+    assert scene.run(0.5).state is State.LATCHED
+    assert "rad from the start" in scene.decisions[-1].reason
+    scene.pressed = False
+    scene.position = START.copy()
+    scene.run(0.1)
     scene.arm()
     assert scene.decisions[-1].armed == 2
 

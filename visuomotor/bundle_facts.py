@@ -13,6 +13,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import visuomotor
 from visuomotor.config import CameraConfig, Config
 from visuomotor.envs import VisuomotorEnv, robot
@@ -60,6 +62,7 @@ def describe(
             "unit": "rad/s",
             "sign": "as in the model of dm_control's Jaco; positive fingers close",
         },
+        "start": _start(env),
         "pixels": {
             "shape": [1, camera.height, camera.width, 3],
             "type": "uint8",
@@ -108,6 +111,19 @@ def describe(
         "provenance": provenance,
         "versions": _versions(),
         "git_commit": _git_commit(),
+    }
+
+
+def _start(env: VisuomotorEnv) -> dict[str, Any] | None:
+    """Where the joints stand when an episode begins; None for a task that puts them elsewhere."""
+    drawn = env.task.start_state(np.random.default_rng(0))[env.jaco.qpos_ids.cpu().numpy()]
+    if (np.abs(drawn - robot.START_QPOS) > robot.START_SPREAD).any():
+        return None
+    return {
+        "positions": list(robot.START_QPOS),
+        "spread": list(robot.START_SPREAD),
+        "unit": "rad",
+        "meaning": "in training each joint began within plus and minus spread of its position",
     }
 
 

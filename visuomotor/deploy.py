@@ -37,10 +37,14 @@ RESULT = "deployment.json"
 
 @contextmanager
 def live_line(stream: IO[str]) -> Iterator[Any]:
-    """A line that is written over where somebody looks, one below the other in a file."""
+    """A line that is written over where somebody looks, unless it `stays`; in a file, one below the
+    other."""
 
-    def show(text: str) -> None:
-        stream.write(f"\r\x1b[K{text}" if stream.isatty() else f"{text}\n")
+    def show(text: str, stays: bool = False) -> None:
+        if stream.isatty():
+            stream.write(f"\r\x1b[K{text}" + ("\n" if stays else ""))
+        else:
+            stream.write(f"{text}\n")
         stream.flush()
 
     yield show
@@ -186,13 +190,22 @@ def run_sim(deployment: Deployment, stop: StopSignal) -> Iterator[dict[str, Any]
 
 
 def run_arm(deployment: Deployment, stop: StopSignal) -> Iterator[dict[str, Any]]:
-    """Episodes on a real arm: each begins when the human presses the switch and ends when the time
-    is up (the arm then stops) or the human lets go."""
+    """Episodes on a real arm: each begins when the human presses the switch, with the arm at its
+    start, and ends when the time is up (the arm then stops) or the human lets go."""
     config, seconds = deployment.config, deployment.episode_seconds
     episode = 0
+    told: set[str] = set()  # joints off the start that a human knows of
     with live_line(sys.stderr) as show:
         while episode < config.episodes and not stop.requested:
-            show(f"latched: {deployment.reason}; {deployment.switch.start}")
+            off = deployment.off_start()
+            if off.keys() != told:
+                for line in off.values():
+                    show(line, stays=True)
+                told = set(off)
+            if off:
+                show(f"latched: {', '.join(off)} off the start: bring the arm there, see above")
+            else:
+                show(f"latched: {deployment.reason}; {deployment.switch.start}")
             if not deployment.wait(State.RUNNING, 0.5):
                 continue
             show(f"episode {episode + 1}: running for {seconds:.0f} s")

@@ -29,7 +29,7 @@ from visuomotor.runtime.arms.sim import refused_size, request
 from visuomotor.runtime.bundle import Contract, load_bundle
 from visuomotor.runtime.errors import BundleError, CameraError
 from visuomotor.runtime.files import MANIFEST
-from visuomotor.runtime.guard import State
+from visuomotor.runtime.guard import OUTSIDE, Start, State, off_start
 from visuomotor.runtime.jaco import LIMITS
 from visuomotor.runtime.lens import load_calibration
 from visuomotor.runtime.policy_loop import check_arm
@@ -76,6 +76,9 @@ class DeployConfig:
     # s from a velocity that is sent until the arm does it, at most: what the limiter allows for
     # when it brakes before joint limits and walls.
     arm_delay: float = LIMITS.delay
+    # rad that a joint of the arm may be off from where training's episodes began when one is to
+    # begin; none: it begins wherever the arm stands.
+    start_tolerance: float | None = 0.2
     episodes: int = 1  # starts by a human; of arm=sim by itself
     episode_seconds: float | None = None  # None: as long as in training
     arm_config: str | None = None  # YAML: topics and names of arm=ros2 and arm=jaco2
@@ -105,6 +108,11 @@ class DeployConfig:
             )
         if not 0.0 <= self.arm_delay <= MOST_DELAY:
             raise UserError(f"arm_delay={self.arm_delay}: expected 0 to {MOST_DELAY:g} s")
+        if self.start_tolerance is not None and not 0.0 < self.start_tolerance <= np.pi:
+            raise UserError(
+                f"start_tolerance={self.start_tolerance}: expected more than 0, up to pi rad, or "
+                "none to begin wherever the arm stands"
+            )
         if self.episodes < 1:
             raise UserError(f"episodes={self.episodes}: expected 1 or more")
         if self.episode_seconds is not None and not self.episode_seconds > 0.0:
@@ -219,6 +227,26 @@ def camera_rate(config: DeployConfig, contract: Contract) -> float:
     return config.camera_rate
 
 
+def start_of(contract: Contract, tolerance: float | None) -> Start | None:
+    """None without a tolerance: anywhere. Raises BundleError if no arm can stand there."""
+    if tolerance is None:
+        return None
+    low, high = LIMITS.position_low - OUTSIDE, LIMITS.position_high + OUTSIDE
+    assert contract.start is not None  # check_arm: the policy reads sines and cosines of the arm's
+    # Recorded as sine and cosine, a joint with limits is on the one turn that lies within them.
+    turns = np.where(np.isfinite(low), np.ceil((low - contract.start) / (2 * np.pi)), 0.0)
+    position = contract.start + 2 * np.pi * np.maximum(turns, 0.0)
+    beyond = ~((position >= low) & (position <= high))
+    if beyond.any():
+        i = int(beyond.argmax())
+        raise BundleError(
+            f"{MANIFEST}: start.positions: {LIMITS.joint_names[i]} at {position[i]:.3f} rad is "
+            f"beyond its limits, {LIMITS.position_low[i]:.3f} to {LIMITS.position_high[i]:.3f}; "
+            "export the policy again"
+        )
+    return Start(position, tolerance)
+
+
 class Process:
     """A process of the runtime, and the lines of JSON that it prints."""
 
@@ -284,6 +312,7 @@ class Deployment:
         try:
             check_arm(loaded, LIMITS.joint_names)
             self._sim_camera = simulated_camera(self.manifest) if config.arm == "sim" else None
+            self.start = start_of(loaded.contract, config.start_tolerance)
         except BundleError as error:
             raise UserError(f"bundle={config.bundle}: {error}") from error
         self.lens = None if config.lens == NO_LENS else config.lens
@@ -325,6 +354,9 @@ class Deployment:
             "slots": names,
             "log": str(self.out / LOG),
             "camera_period": 1.0 / self.camera_rate,
+            "start": None
+            if self.start is None
+            else {"position": self.start.position.tolist(), "tolerance": self.start.tolerance},
         }
         policy = {
             "bundle": str(self.bundle),
@@ -390,6 +422,21 @@ class Deployment:
     def reason(self) -> str:
         report = self.report()
         return "" if report is None else untext(report["reason"])
+
+    def off_start(self) -> dict[str, str]:
+        """Joints that keep the next episode from beginning -> what to tell a human of each."""
+        report = self.report()
+        if self.start is None or report is None or not report["joint_stamp"]:
+            return {}
+        told = {}
+        for i, off in off_start(LIMITS, self.start, report["position"]).items():
+            name, here = LIMITS.joint_names[i], float(report["position"][i])
+            told[name] = (
+                f"{name} is at {here:.3f} rad, {abs(off):.3f} from the start's {here - off:.3f}, "
+                f"at most {self.start.tolerance:g} are allowed; move it by {-off:+.3f} rad "
+                f"({np.rad2deg(-off):+.0f} degrees), or say start_tolerance=none"
+            )
+        return told
 
     def check_alive(self) -> None:
         """Raises UserError if the streamer is gone, as nobody holds the arm then, or the policy, as

@@ -37,6 +37,7 @@ BASE_POS = (0.0, 0.4, 0.0)  # m; the table's far edge, so that the hand works at
 START_QPOS = (-1.727, 3.623, 1.245, -0.234, 0.891, -0.39, 0.3, 0.3, 0.3)
 START_NOISE_ARM = 0.08  # rad, half width of the uniform spread at reset
 START_NOISE_FINGER = 0.1  # rad
+START_SPREAD = (*6 * [START_NOISE_ARM], *3 * [START_NOISE_FINGER])  # rad, joint by joint
 
 # rad/s. The hand's actuators allow 5, but saturate their torque at about 0.1 rad/s of velocity
 # error: a scale of 1.2 leaves the policy some resolution in closing speed.

@@ -34,6 +34,7 @@ MAX_PROPRIO = 512
 MAX_VELOCITY = 100.0  # rad/s
 MAX_RATE = 1000.0  # Hz
 MAX_STEPS = 1_000_000  # control steps
+MAX_ANGLE = 10.0  # rad, of a joint at the start
 
 Hidden = tuple[np.ndarray, np.ndarray]
 
@@ -52,6 +53,10 @@ class Contract(NamedTuple):
     refresh_steps: int  # control steps that an image is held
     fovy_deg: float  # degrees, vertical, of the images
     episode_s: float  # how long an episode was in training
+    # (A,) float64 rad, where the joints stood when an episode of training began, give or take the
+    # spread in policy.json; where that does not say, as golden episodes began, within a turn; None:
+    # nothing says it.
+    start: np.ndarray | None = None
 
 
 class Replay(NamedTuple):
@@ -140,6 +145,8 @@ def bundle_from_files(manifest: dict[str, Any], files: dict[str, bytes]) -> Bund
     """The second half of `load_bundle`, for those who also want the files of `read_bundle`."""
     contract = _contract(manifest)
     golden = _golden(files[GOLDEN], contract)
+    if contract.start is None:
+        contract = contract._replace(start=_recorded_start(golden, manifest, contract))
     _check_sizes(files[MODEL], read_graph(files[MODEL]), contract)
     bundle = Bundle(contract, manifest, files[MODEL])
     bundle.replay = replay_golden(bundle, golden)
@@ -229,7 +236,41 @@ def _contract(manifest: dict[str, Any]) -> Contract:
         fovy_deg=_positive(camera.get("fovy_deg"), "camera.fovy_deg", 179.0),
         episode_s=_size(control.get("episode_steps"), "control.episode_steps", 1, MAX_STEPS)
         / _positive(control.get("rate_hz"), "control.rate_hz", MAX_RATE),
+        start=_start(manifest, len(names)),
     )
+
+
+def _start(manifest: dict[str, Any], joints: int) -> np.ndarray | None:
+    """(A,) rad; None of a bundle from before it was told, and of a task with a start of its own."""
+    if manifest.get("start") is None:
+        return None
+    start = get_entry(manifest, "start", dict)
+    told = {}
+    for key, low, high in (("positions", -MAX_ANGLE, MAX_ANGLE), ("spread", 0.0, math.pi)):
+        values = get_entry(start, key, list, "start")
+        fine = [type(v) in (int, float) and low <= v <= high for v in values]  # NaN is not
+        if len(values) != joints or not all(fine):
+            raise BundleError(
+                f"{MANIFEST}: start.{key}: expected {joints} numbers from {low:.3g} to {high:.3g} "
+                f"rad, one a joint, received {values!r}"
+            )
+        told[key] = np.array(values, dtype=np.float64)
+    return told["positions"]
+
+
+def _recorded_start(
+    golden: dict[str, np.ndarray], manifest: dict[str, Any], contract: Contract
+) -> np.ndarray | None:
+    """(A,) rad from -pi to pi, the middle of where golden episodes began; None if proprio.entries
+    do not name the sine and the cosine of every joint."""
+    entries = manifest["proprio"].get("entries")
+    names = [(f"sin({name})", f"cos({name})") for name in contract.joint_names]
+    known = isinstance(entries, list) and len(entries) == contract.proprio_dim
+    if not known or not all(sin in entries and cos in entries for sin, cos in names):
+        return None
+    began = golden["proprio"][golden["episode_start"]].astype(np.float64).mean(axis=0)
+    places = [(entries.index(sin), entries.index(cos)) for sin, cos in names]
+    return np.array([math.atan2(began[sin], began[cos]) for sin, cos in places])
 
 
 def _golden(content: bytes, contract: Contract) -> dict[str, np.ndarray]:

@@ -64,6 +64,13 @@ class Patience(NamedTuple):
         return Patience(frame=Ages(slow, max(0.250, slow + 0.1)))
 
 
+class Start(NamedTuple):
+    """Where the arm must stand to be armed: a policy knows its task from there alone."""
+
+    position: np.ndarray  # (A,) rad
+    tolerance: float  # rad that a joint of the arm may be off; fingers may be anywhere
+
+
 class Command(NamedTuple):
     """What the policy's process last asked for."""
 
@@ -94,11 +101,26 @@ def jumped(limits: ArmLimits, before: JointState, after: JointState) -> np.ndarr
     return np.abs(way(limits, before.position, after.position)) - most
 
 
+def off_start(limits: ArmLimits, start: Start, position: np.ndarray) -> dict[int, float]:
+    """Joints of the arm that are not within the tolerance of the start -> rad that each is off, by
+    the shorter way if it turns without end. position: (A,) rad."""
+    off = way(limits, start.position, position)[: len(limits.chain.link_pos)]
+    return {i: float(v) for i, v in enumerate(off) if not abs(v) <= start.tolerance}
+
+
 class Guard:
     """Call `tick` every `dt` s."""
 
-    def __init__(self, limits: ArmLimits, dt: float, patience: Patience | None = None):
+    def __init__(
+        self,
+        limits: ArmLimits,
+        dt: float,
+        patience: Patience | None = None,
+        start: Start | None = None,
+    ):
+        """start: None: the arm may be armed wherever it stands."""
         self.limits = limits
+        self.start = start
         self.patience = Patience() if patience is None else patience
         self._limiter = Limiter(limits, dt)
         self.state = State.LATCHED
@@ -123,7 +145,8 @@ class Guard:
         if joints is not None and not wrong:
             self._last = joints
         if self.state is State.LATCHED:
-            self._latched(pressed, self._failure or wrong or (reason if late else ""))
+            late_or_away = reason if late else self._away(joints)
+            self._latched(pressed, self._failure or wrong or late_or_away)
         elif wrong or not pressed or late == 2:
             if self.state is not State.STOPPING:
                 let_go = UNKNOWN if pressed is None else RELEASED
@@ -172,6 +195,16 @@ class Guard:
             age = max(0.0, now - joints.stamp)
             return self._limiter.step(command.velocity, joints.position, age)
         return self._limiter.brake()  # latched, it is at rest: zeros, which it remembers
+
+    def _away(self, joints: JointState | None) -> str:
+        """The joint that is furthest from the start; empty: none is too far."""
+        if joints is None or self.start is None:
+            return ""
+        off = off_start(self.limits, self.start, joints.position)
+        if not off:
+            return ""
+        worst = max(off, key=lambda i: abs(off[i]))
+        return f"{self.limits.joint_names[worst]} is {abs(off[worst]):.2f} rad from the start"
 
     def _wrong(self, command: Command | None, joints: JointState | None) -> str:
         """What no waiting mends; empty: nothing."""

@@ -22,7 +22,7 @@ from visuomotor.runtime.arm import ArmError
 from visuomotor.runtime.arms import make_arm
 from visuomotor.runtime.clock import run_at
 from visuomotor.runtime.errors import BundleError, CameraError, LogError
-from visuomotor.runtime.guard import Patience
+from visuomotor.runtime.guard import Patience, Start
 from visuomotor.runtime.slots import Slot, command_type, report_type
 from visuomotor.runtime.streamer import SWITCH, Streamer, keep_awake, run_streamer
 
@@ -69,12 +69,15 @@ def make_camera(settings: dict[str, Any], lens: Lens | None = None) -> Camera:
 
 
 def streamer_process(settings: dict[str, Any], stop: _Stop) -> None:
-    """settings: arm, slots (names), log (path or null), camera_period [s]."""
+    """settings: arm, slots (names), log (path or null), camera_period [s], start (position and
+    tolerance, rad; null: anywhere)."""
     arm = make_arm(settings["arm"])
     joints = len(arm.limits.joint_names)
     slots = settings["slots"]
     arm.connect()
     warning = arm.claim()
+    told = settings["start"]
+    start = None if told is None else Start(np.array(told["position"]), told["tolerance"])
     streamer = Streamer(
         arm,
         Slot.open(slots["command"], command_type(joints)),
@@ -82,9 +85,10 @@ def streamer_process(settings: dict[str, Any], stop: _Stop) -> None:
         Slot.open(slots["switch"], SWITCH),
         None if settings["log"] is None else Path(settings["log"]),
         Patience.for_camera(settings["camera_period"]),
+        start,
     )
-    told = {"ready": keep_awake(STREAMER_PRIORITY)} | ({"warning": warning} if warning else {})
-    print(json.dumps(told), flush=True)
+    ready = {"ready": keep_awake(STREAMER_PRIORITY)} | ({"warning": warning} if warning else {})
+    print(json.dumps(ready), flush=True)
     run_streamer(streamer, stop.requested)
 
 
@@ -148,7 +152,15 @@ class _Stop:
 _ROLES: dict[str, tuple[Callable[[dict[str, Any], _Stop], None], tuple[str, ...]]] = {
     "streamer": (
         streamer_process,
-        ("arm.kind", "slots.command", "slots.report", "slots.switch", "log", "camera_period"),
+        (
+            "arm.kind",
+            "slots.command",
+            "slots.report",
+            "slots.switch",
+            "log",
+            "camera_period",
+            "start",
+        ),
     ),
     "policy": (
         policy_process,

@@ -22,7 +22,7 @@ import numpy as np
 from visuomotor.runtime.arm import Arm
 from visuomotor.runtime.clock import run_at
 from visuomotor.runtime.errors import LogError
-from visuomotor.runtime.guard import Guard, Patience, State
+from visuomotor.runtime.guard import Guard, Patience, Start, State
 from visuomotor.runtime.slots import Slot, report_type, text, to_command
 
 PERIOD = 0.01  # s
@@ -154,9 +154,10 @@ class Streamer:
         switch: Slot,
         log_path: Path | None = None,
         patience: Patience | None = None,
+        start: Start | None = None,
     ):
         self.arm = arm
-        self.guard = Guard(arm.limits, PERIOD, patience)
+        self.guard = Guard(arm.limits, PERIOD, patience, start)
         self._command, self._report, self._switch = command, report, switch
         self._value = np.zeros((), report_type(len(arm.limits.joint_names)))
         self._log = None if log_path is None else Log(log_path, arm.limits.joint_names)

@@ -123,7 +123,7 @@ class Task(ABC):
         """
         model = self.sim.model
         state = np.concatenate((model.qpos0, np.zeros(model.nv)))
-        noise = np.array([robot.START_NOISE_ARM] * 6 + [robot.START_NOISE_FINGER] * 3)
+        noise = np.array(robot.START_SPREAD)
         arm = np.asarray(robot.START_QPOS) + rng.uniform(-noise, noise)
         state[self.jaco.qpos_ids.cpu().numpy()] = arm
         heights = self._default_height if heights is None else heights
