@@ -524,6 +524,32 @@ def test_a_camera_that_sees_something_else_is_refused(
             check_lens(str(path), manifest)
 
 
+@pytest.mark.parametrize("entry", ["pos_w_m", "lookat_w_m"])
+@pytest.mark.parametrize("value", [None, "front", [0.0, 0.1], [0.0, "up", 0.8], [0.0, 11.0, 0.8]])
+def test_a_bundle_that_does_not_tell_where_its_camera_was_is_one_line_with_a_real_arm(
+    entry: str, value: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("cyclonedds")
+    manifest, files = read_bundle(PRETRAINED / "lifting")
+    lens, out = tmp_path / "camera.yaml", tmp_path / "out"
+    save_calibration(lens, calibration(manifest))
+    del manifest["camera"][entry]
+    if value is not None:
+        manifest["camera"][entry] = value
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    for name, content in (files | {MANIFEST: seal_manifest(manifest, files)}).items():
+        (bundle / name).write_bytes(content)
+    argv = [f"bundle={bundle}", "arm=ros2", "camera=0", f"lens={lens}", f"out={out}"]
+    assert run_command(deploy, argv) == 2
+    error = capsys.readouterr().err
+    assert f"bundle={bundle}: policy.json: camera: expected" in error
+    assert "pos_w_m and lookat_w_m of three numbers each" in error
+    assert "export the policy again" in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
 def test_a_start_that_fails_ends_what_had_started(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,13 +137,14 @@ def arm_settings(config: DeployConfig) -> dict[str, Any]:
 
 def check_lens(path: str, manifest: dict[str, Any]) -> None:
     """Raises UserError if the policy was trained for a camera in another place, or looking
-    elsewhere: its frames would be turned and cut to what it has never seen."""
+    elsewhere: its frames would be turned and cut to what it has never seen. Raises BundleError if
+    policy.json does not say where it was."""
+    trained = trained_camera(manifest)
     try:
         found = load_calibration(path)
     except CameraError as error:
         raise UserError(str(error)) from error
-    camera = manifest["camera"]
-    fovy = float(camera["fovy_deg"])
+    fovy = trained.fovy
     seen = coverage(64, 64, fovy, found.lens)
     if seen < 1.0:
         raise UserError(
@@ -158,8 +159,8 @@ def check_lens(path: str, manifest: dict[str, Any]) -> None:
         )
         return
     offsets = {
-        "pos": np.linalg.norm(found.pos - np.array(camera["pos_w_m"])),
-        "lookat": np.linalg.norm(found.lookat - np.array(camera["lookat_w_m"])),
+        "pos": np.linalg.norm(found.pos - np.array(trained.pos)),
+        "lookat": np.linalg.norm(found.lookat - np.array(trained.lookat)),
     }
     for name, offset in offsets.items():
         if offset > MOST_OFFSET:
@@ -175,11 +176,11 @@ def check_lens(path: str, manifest: dict[str, Any]) -> None:
         )
 
 
-def simulated_camera(manifest: dict[str, Any]) -> CameraConfig:
+def trained_camera(manifest: dict[str, Any]) -> CameraConfig:
     """policy.json -> the camera that the policy was trained with; how often it takes an image is
     the policy's own affair.
 
-    Raises BundleError if it does not say, or of an image that arm=sim cannot send.
+    Raises BundleError if it does not say.
     """
     told = manifest["camera"]
     try:
@@ -194,6 +195,12 @@ def simulated_camera(manifest: dict[str, Any]) -> CameraConfig:
             "policy.json: camera: expected height, width, fovy_deg, and pos_w_m and lookat_w_m of "
             f"three numbers each ({error}); export the policy again"
         ) from error
+    return camera
+
+
+def simulated_camera(manifest: dict[str, Any]) -> CameraConfig:
+    """As `trained_camera`; raises BundleError also of an image that arm=sim cannot send."""
+    camera = trained_camera(manifest)
     if refused := refused_size(camera.height, camera.width):
         raise BundleError(f"policy.json: camera: {refused}")
     return camera
@@ -313,11 +320,11 @@ class Deployment:
             check_arm(loaded, LIMITS.joint_names)
             self._sim_camera = simulated_camera(self.manifest) if config.arm == "sim" else None
             self.start = start_of(loaded.contract, config.start_tolerance)
+            self.lens = None if config.lens == NO_LENS else config.lens
+            if self.lens is not None:
+                check_lens(self.lens, self.manifest)
         except BundleError as error:
             raise UserError(f"bundle={config.bundle}: {error}") from error
-        self.lens = None if config.lens == NO_LENS else config.lens
-        if self.lens is not None:
-            check_lens(self.lens, self.manifest)
         self.camera_rate = camera_rate(config, loaded.contract)
         self._settings = {} if config.arm == "sim" else arm_settings(config)
         self._stack = ExitStack()
