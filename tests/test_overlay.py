@@ -177,6 +177,7 @@ def test_an_overlay_looks_through_a_topic_as_deploy_does(
     said = tmp_path / "arm.yaml"
     said.write_text("domain: 7\nnetwork: eth3\n")
     made, camera = [], Topic()
+    monkeypatch.setattr(overlays, "SETTLING", 0.0)
     monkeypatch.setattr(live, "make_camera", lambda *told: made.append(told) or camera)
     argv = ["calibration=x", "camera=topic:/cam/image", arm, f"arm_config={said}"]
     frame, channels = overlays.real_frame(parse_overrides(argv, OverlayConfig), board.LENS)
@@ -185,6 +186,41 @@ def test_an_overlay_looks_through_a_topic_as_deploy_does(
     assert (frame == (1, 2, 3)).all()
     assert channels == "RGB"
     assert camera.closed
+
+
+class Webcam:
+    """30 frames a second of its own clock, ever brighter for its first 0.4 s."""
+
+    channels = "BGR"
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.frames = 0
+
+    def read(self) -> np.ndarray | None:
+        elapsed = self.now - 100.0
+        if self.frames > 30.0 * elapsed:
+            return None
+        self.frames += 1
+        return np.full((2, 2, 3), round(200 * min(elapsed / 0.4, 1.0)), np.uint8)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def close(self) -> None: ...
+
+
+def test_an_overlay_is_of_a_frame_for_which_the_camera_has_found_its_brightness(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    webcam = Webcam()
+    monkeypatch.setattr(overlays, "open_camera", lambda *told: webcam)
+    monkeypatch.setattr("visuomotor.live.time.monotonic", lambda: webcam.now)
+    monkeypatch.setattr("visuomotor.live.time.sleep", webcam.sleep)
+    config = OverlayConfig(calibration="x", camera="0", joints=(0.0,) * 6)
+    frame, _ = overlays.real_frame(config, board.LENS)
+    assert (frame == 200).all()
+    assert 0.4 < webcam.now - 100.0 < 0.6
 
 
 def test_an_overlay_s_camera_that_is_not_there_is_one_line() -> None:

@@ -18,6 +18,7 @@ from visuomotor.runtime.processes import camera_settings, make_camera
 
 ARMS = ("ros2", "jaco2")
 FRAME_SECONDS = 10.0  # in which a camera must have sent one
+SETTLING = 0.5  # s of frames before the one that counts: first ones may be old, or still too dark
 
 
 def check_arm_kind(arm: str | None) -> None:
@@ -60,7 +61,8 @@ def open_camera(
 def newest_frame(source: Camera, camera: str, settling: float = 0.0) -> np.ndarray:
     """(h, w, 3) uint8: the last one that comes within `settling` s, or the first afterwards.
 
-    A camera's driver holds frames that are older than the question. Raises UserError if none comes.
+    A camera's driver holds frames that are older than the question, and a camera that was just
+    opened does not know yet how bright it is. Raises UserError if none comes.
     """
     began, frame = time.monotonic(), None
     while frame is None or time.monotonic() < began + settling:

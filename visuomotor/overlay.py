@@ -22,7 +22,7 @@ from visuomotor.cli import run_command
 from visuomotor.config import Config
 from visuomotor.envs import make_env, robot
 from visuomotor.errors import UserError
-from visuomotor.live import check_arm_kind, connect_arm, newest_frame, open_camera
+from visuomotor.live import SETTLING, check_arm_kind, connect_arm, newest_frame, open_camera
 from visuomotor.overrides import parse_overrides
 from visuomotor.real_camera import calibrated, read_calibration
 from visuomotor.runtime.preprocessing import Lens, Preprocessing, resize
@@ -68,7 +68,7 @@ def real_frame(config: OverlayConfig, lens: Lens) -> tuple[np.ndarray, str]:
     assert config.camera is not None
     camera = open_camera(config.camera, config.arm, config.arm_config, lens)
     try:
-        return newest_frame(camera, config.camera), camera.channels
+        return newest_frame(camera, config.camera, SETTLING), camera.channels
     finally:
         camera.close()
 

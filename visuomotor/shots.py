@@ -24,15 +24,14 @@ from visuomotor.charuco import BoardConfig, make_board
 from visuomotor.cli import run_command
 from visuomotor.errors import UserError
 from visuomotor.files import write_atomic
-from visuomotor.live import check_arm_kind, connect_arm, newest_frame, open_camera
+from visuomotor.live import SETTLING, check_arm_kind, connect_arm, newest_frame, open_camera
 from visuomotor.overrides import parse_overrides
 from visuomotor.runtime.arm import Arm
 from visuomotor.runtime.cameras import Camera
 from visuomotor.runtime.jaco import CHAIN
 
 JOINTS = len(CHAIN.link_pos)  # that carry the hand
-SETTLING = 0.5  # s of frames before the one that counts; the arm must stand as long
-STILL = 0.004  # rad that a joint may differ by, before and after
+STILL = 0.004  # rad that a joint may differ by, before and after the SETTLING
 STALE = 0.5  # s that a joint state may be old
 
 
