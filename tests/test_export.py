@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import math
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -137,6 +138,42 @@ def test_a_task_that_puts_the_arm_elsewhere_tells_no_start(monkeypatch: pytest.M
 
     monkeypatch.setattr(env.task, "start_state", elsewhere)
     assert bundle_facts._start(env) is None
+
+
+def test_the_commit_is_dirty_with_changed_source_and_not_with_what_was_exported_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    package = tmp_path / "visuomotor"
+    shipped = package / "pretrained" / "lifting" / "policy.json"
+    elsewhere = package / "envs" / "pretrained" / "scene.py"
+    source, page = package / "bundle_facts.py", tmp_path / "docs.md"
+    for path in (shipped, elsewhere, source, page):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("as committed")
+
+    def git(*arguments: str) -> str:
+        who = ("-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false")
+        done = subprocess.run(
+            ("git", "-C", str(tmp_path), *who, *arguments), check=True, capture_output=True
+        )
+        return done.stdout.decode().strip()
+
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-q", "-m", "x")
+    commit = git("rev-parse", "HEAD")
+    monkeypatch.setattr(bundle_facts, "__file__", str(source))
+    assert bundle_facts._git_commit() == commit
+    shipped.write_text("exported anew")
+    (package / "new.py").write_text("untracked")
+    assert bundle_facts._git_commit() == commit
+    git("add", "-A", "--", str(shipped))
+    assert bundle_facts._git_commit() == commit, "staged"
+    for path in (source, elsewhere, page):
+        path.write_text("changed")
+        assert bundle_facts._git_commit() == f"{commit}-dirty"
+        path.write_text("as committed")
+        assert bundle_facts._git_commit() == commit
 
 
 def test_policy_json_states_a_camera_that_sees_what_the_simulated_one_saw(facts: dict):

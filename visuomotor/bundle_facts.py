@@ -20,6 +20,7 @@ from visuomotor.config import CameraConfig, Config
 from visuomotor.envs import VisuomotorEnv, robot
 
 CAMERA = "front"
+PRETRAINED = "pretrained"  # the package's folder of shipped bundles
 # Distributions whose versions decide what a policy does.
 _DISTRIBUTIONS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "mujoco", "mujoco-warp")
 # Of an evaluation, what is worth reading beside the policy; the rest is in evaluation.json.
@@ -189,14 +190,18 @@ def _versions() -> dict[str, str | None]:
 
 
 def _git_commit() -> str | None:
-    """The commit of this source tree, with "-dirty" if it was changed; None outside a checkout."""
+    """The commit of this source tree, with "-dirty" if it was changed; None outside a checkout.
+
+    Shipped bundles do not count: exporting one does not change the source that exports the next.
+    """
     package = Path(__file__).resolve().parent
     root = _git(package, "rev-parse", "--show-toplevel")
     # Installed into an environment inside some other repository, git would answer for that one.
     if root is None or Path(root).resolve() / package.name != package:
         return None
     commit = _git(package, "rev-parse", "HEAD")
-    changes = _git(package, "status", "--porcelain", "--untracked-files=no")
+    but = (":(top)", f":(top,exclude){package.name}/{PRETRAINED}")
+    changes = _git(package, "status", "--porcelain", "--untracked-files=no", "--", *but)
     return commit if commit is None or not changes else f"{commit}-dirty"
 
 
