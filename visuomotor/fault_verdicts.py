@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from visuomotor.runtime.jaco import LIMITS
+from visuomotor.runtime.limiter import Limiter, Motion
 
 TICK = 0.01  # s, of the streamer and of the arm's record
 DELAY = 0.07  # s from a velocity's arrival at the simulated arm to its execution
@@ -21,7 +22,8 @@ ARM_LATE = 0.025  # s that the simulated arm's own clock may be late; beyond, no
 
 # When it has to rest.
 ALLOWED = 0.25  # s from a fault's onset until the stop begins, at most
-RAMP = 0.25  # s that a stop takes at most: fingers at full speed
+# s until what is sent no longer grows, as the stop may begin while a joint is being sped up.
+REVERSAL = float(np.ceil((LIMITS.acceleration / LIMITS.jerk).max() / TICK)) * TICK
 TRANSIT = DELAY + 2 * TICK + ARM_LATE  # s from a decision until the arm is asked
 # s that the arm moves on after the last velocity that is not zero was carried out: its wrist has
 # torque for half the acceleration that is allowed. 0.09 s from full speed in tests/test_faults.py.
@@ -77,6 +79,7 @@ def measured(record: dict[str, np.ndarray], onset: float, ended: float) -> dict[
         "injected_for_s": ended - onset,
         "moving_at_onset": float(np.abs(moved[~later][-10:] / LIMITS.velocity).max()),
         "asked_rest_s": asked_rest,
+        "ramp_s": stop_seconds(_last_fall(asked[later])),
         "moved_rest_s": _rest(times, (np.abs(moved) > STILL).any(axis=1), onset),
         "moved_after_rad": _way(position[times > onset + asked_rest + LAG]),
         "asked_velocity": float(np.abs(asked / LIMITS.velocity).max()),
@@ -90,6 +93,26 @@ def measured(record: dict[str, np.ndarray], onset: float, ended: float) -> dict[
         "closest_wall_m": float(-outside.max()),
         "moved_on_rad": _way(position[times > onset + 1.0]),
     }
+
+
+def stop_seconds(speed: np.ndarray) -> float:
+    """s that the limiter takes to rest from these speeds, (A,) rad/s, which grew until then."""
+    limiter = Limiter(LIMITS, TICK)
+    limiter.motion = Motion(speed, np.zeros_like(speed))
+    ticks = 0
+    while not limiter.at_rest:
+        limiter.brake()
+        ticks += 1
+    return ticks * TICK + REVERSAL
+
+
+def _last_fall(asked: np.ndarray) -> np.ndarray:
+    """(T, A) rad/s that end at rest -> (A,) speed of each joint after which it only fell."""
+    speed = np.abs(asked)
+    rises = np.diff(speed, axis=0, prepend=0.0) > 0.0
+    last = len(speed) - 1 - rises[::-1].argmax(axis=0)
+    found: np.ndarray = np.where(rises.any(axis=0), speed[last, np.arange(speed.shape[1])], 0.0)
+    return found
 
 
 def _rest(times: np.ndarray, moving: np.ndarray, onset: float) -> float:
@@ -153,7 +176,9 @@ def _not_at_rest(row: dict[str, Any]) -> list[str]:
     problems = []
     if row["moving_at_onset"] < MOVING:
         problems.append("did not move before: nothing to see")
-    most = ALLOWED + RAMP + TRANSIT + (row["injected_for_s"] if row["unreachable"] else 0.0)
+    most = (
+        ALLOWED + row["ramp_s"] + TRANSIT + (row["injected_for_s"] if row["unreachable"] else 0.0)
+    )
     for name, limit in (("asked_rest_s", most), ("moved_rest_s", most + LAG)):
         if row[name] > limit:
             problems.append(f"{name} {row[name]:.3f}, at most {limit:.3f}")
