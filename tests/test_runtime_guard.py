@@ -386,7 +386,7 @@ def test_a_switch_held_while_the_arm_is_brought_to_its_start_does_not_arm_it() -
     scene.position[2] += 0.4
     scene.run(0.1)
     scene.pressed = True
-    scene.run(0.1)
+    assert scene.run(0.1).state is State.LATCHED
     scene.position[2] -= 0.4
     assert scene.run(0.5).state is State.LATCHED
     scene.arm()
