@@ -32,7 +32,7 @@ STYLE = {
 
 def _env(task: str, num_envs: int, seed: int = 0, randomization: RandomizationConfig = QUIET):
     config = Config(task=task, randomization=randomization)
-    env = make_env(config, num_envs=num_envs, seed=seed, render=False)
+    env = make_env(config, num_envs=num_envs, seed=seed, render=False, privileged=False)
     env.reset()
     return env
 
