@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from cyclonedds.core import Listener
 from cyclonedds.pub import DataWriter
@@ -307,4 +306,8 @@ def decode_image(message: ImageMessage) -> np.ndarray:
             f"{message.step} a row"
         )
     image = data.reshape(message.height, message.step)[:, :row].reshape(message.height, -1, 3)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if message.encoding == "bgr8" else image.copy()
+    if message.encoding == "rgb8":
+        return image.copy()
+    import cv2  # pictures are read in the policy's process: the streamer's goes without it
+
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
