@@ -18,9 +18,9 @@ import numpy as np
 import visuomotor
 from visuomotor.config import CameraConfig, Config
 from visuomotor.envs import VisuomotorEnv, robot
+from visuomotor.policy_files import PRETRAINED
 
 CAMERA = "front"
-PRETRAINED = "pretrained"  # the package's folder of shipped bundles
 # Distributions whose versions decide what a policy does.
 _DISTRIBUTIONS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "mujoco", "mujoco-warp")
 # Of an evaluation, what is worth reading beside the policy; the rest is in evaluation.json.
@@ -200,7 +200,7 @@ def _git_commit() -> str | None:
     if root is None or Path(root).resolve() / package.name != package:
         return None
     commit = _git(package, "rev-parse", "HEAD")
-    but = (":(top)", f":(top,exclude){package.name}/{PRETRAINED}")
+    but = (":(top)", f":(top,exclude){package.name}/{PRETRAINED.name}")
     changes = _git(package, "status", "--porcelain", "--untracked-files=no", "--", *but)
     return commit if commit is None or not changes else f"{commit}-dirty"
 
