@@ -393,3 +393,12 @@ def test_proprioception_is_the_simulation_s() -> None:
         velocity = qvel[world, env.jaco.dof_ids].numpy()
         assert (proprioception(position, velocity) == expected[world]).all()
     assert len(entries(tuple(robot.JOINTS))) == expected.shape[1]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_joints_that_are_no_numbers_stay_so(broken: float) -> None:
+    position = np.zeros(9)
+    position[[2, 7]] = broken
+    found = proprioception(position, np.zeros(9))
+    assert np.flatnonzero(~np.isfinite(found)).tolist() == [2, 8, 19, 22]

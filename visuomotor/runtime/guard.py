@@ -92,7 +92,8 @@ def way(limits: ArmLimits, before: np.ndarray, after: np.ndarray) -> np.ndarray:
     moved = after - before
     # An angle without limits may start anew after a turn.
     endless = np.isinf(limits.position_low) & np.isinf(limits.position_high)
-    return np.where(endless, np.remainder(moved + np.pi, 2 * np.pi) - np.pi, moved)
+    with np.errstate(invalid="ignore"):  # what is not finite stays so, and is told elsewhere
+        return np.where(endless, np.remainder(moved + np.pi, 2 * np.pi) - np.pi, moved)
 
 
 def jumped(limits: ArmLimits, before: JointState, after: JointState) -> np.ndarray:

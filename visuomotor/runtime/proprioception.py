@@ -11,7 +11,8 @@ def proprioception(position: np.ndarray, velocity: np.ndarray) -> np.ndarray:
     """position, velocity (9,) rad, rad/s, arm joints first -> (24,) float32: sin, cos, velocity of
     the six arm joints, sin, cos of the three fingers (policy.json, proprio.entries)."""
     arm, fingers = position[:NUM_ARM], position[NUM_ARM:]
-    parts = (np.sin(arm), np.cos(arm), velocity[:NUM_ARM], np.sin(fingers), np.cos(fingers))
+    with np.errstate(invalid="ignore"):  # NaN of what is not finite, which the network tells
+        parts = (np.sin(arm), np.cos(arm), velocity[:NUM_ARM], np.sin(fingers), np.cos(fingers))
     return np.concatenate(parts).astype(np.float32)
 
 
