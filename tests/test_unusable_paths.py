@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -140,3 +142,19 @@ def test_kernels_that_cannot_be_kept_are_one_line(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"kernels in .*file.*: Not a directory; set XDG_CACHE"):
         camera.start_warp()
+
+
+def test_a_machine_without_a_gpu_is_not_told_so_by_every_process() -> None:
+    """And what is written after the renderer's start arrives."""
+    start = "import sys; from visuomotor.envs import camera; camera.start_warp()"
+    program = f"{start}; sys.stderr.write('on')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "on")
+
+
+def test_the_renderer_starts_where_stderr_is_closed() -> None:
+    program = "from visuomotor.envs import camera; camera.start_warp(); print('started')"
+    done = subprocess.run(
+        ["sh", "-c", f'"$0" -c "{program}" 2>&-', sys.executable], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "started\n")

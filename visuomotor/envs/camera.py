@@ -8,9 +8,11 @@ of when a picture is taken (camera_sensor.py).
 from __future__ import annotations
 
 import copy
+import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -58,6 +60,7 @@ _MODEL_FIELDS: dict[str, Any] = {
 
 
 GROUPS = (0, 1, 2)  # geom groups that are seen
+STDERR = 2  # the file descriptor
 SHADOW_LIGHT_FRACTION = 0.3  # of a light, in its shadow: MuJoCo Warp's default
 
 
@@ -67,12 +70,40 @@ def start_warp() -> None:
         # Where Warp would keep them, but that an empty XDG_CACHE_HOME is none for it, too.
         wp.config.kernel_cache_dir = str(cache_folder() / "warp")
     try:
-        wp.init()
+        with nullcontext() if _has_cuda_driver() else _stderr_unheard():
+            wp.init()
     except OSError as error:
         raise UserError(
             f"cannot keep the renderer's kernels in '{error.filename}': {error.strerror}; set "
             "XDG_CACHE_HOME, or WARP_CACHE_PATH for these alone, to a folder that can be written"
         ) from error
+
+
+def _has_cuda_driver() -> bool:
+    for library in ("libcuda.so", "libcuda.so.1"):
+        try:
+            ctypes.CDLL(library)
+        except OSError:
+            continue
+        return True
+    return False
+
+
+@contextmanager
+def _stderr_unheard() -> Iterator[None]:
+    """Without a driver Warp tells each process that there is none, past Python's own stderr."""
+    try:
+        heard = os.dup(STDERR)
+    except OSError:  # closed: nobody listens
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), STDERR)
+        yield
+    finally:
+        os.dup2(heard, STDERR)
+        os.close(heard)
 
 
 class RayCaster:
