@@ -114,6 +114,39 @@ def test_distractors_are_seen_and_never_touched() -> None:
     assert (differs.flatten(1).sum(dim=1) > 8).all()  # of 576 pixels, in every world
 
 
+@pytest.mark.parametrize("task", ["stacking", "clearing_box"])
+def test_another_finish_is_seen_and_never_felt(task: str) -> None:
+    """Prints on blocks, a finer grain on props of any shape."""
+    config = replace(CONFIG, task=task, env=replace(CONFIG.env, num_threads=0))
+    envs = [
+        evaluation_env(
+            config,
+            num_envs=6,
+            seed=0,
+            strength=1.0,
+            device=CPU,
+            heldout=HeldOut(("finish",)) if finish else None,
+        )
+        for finish in (True, False)
+    ]
+    actions = torch.rand(4, 6, 9, generator=torch.manual_seed(0)) * 2 - 1
+    for env in envs:
+        env.reset()
+        for action in actions[:-1]:
+            env.step(action)
+    finished, plain = (env.step(actions[-1]).observation for env in envs)
+    states = [env.sim.get_state(torch.arange(6)) for env in envs]
+    assert torch.equal(*states) and torch.equal(finished.state, plain.state)
+    assert finished.pixels is not None and plain.pixels is not None
+    differs = (finished.pixels.int() - plain.pixels.int()).abs().amax(dim=1) > 25
+    seen = differs.flatten(1).sum(dim=1)  # of 576 pixels
+    assert (seen > 4).sum() >= (6 if task == "stacking" else 4)  # some props have no grain
+    # A table's grain stays.
+    model, other = (env.sim.model for env in envs)
+    changed = (model.mat_texrepeat != other.mat_texrepeat).any(axis=1)
+    assert changed.any() and not changed[model.material("table").id]
+
+
 def test_shadows_darken_and_leave_the_rest() -> None:
     env, plain = (_env(*names, render=True, num_envs=6) for names in (("shadows",), ()))
     seen, without = (e.step(torch.zeros(6, 9)).observation.pixels for e in (env, plain))

@@ -117,6 +117,41 @@ def _distractors(spec: mujoco.MjSpec) -> None:
         )
 
 
+FINISH_GRAIN = 4  # how many times as fine the patterns on props are
+_PRINT_RADIUS = 0.6  # of a block's half size
+_PRINT_HEIGHT = 1.03  # of the same: over the face by 0.7 mm of a block of 45
+_PRINT_COLOUR = (0.93, 0.9, 0.84)
+
+
+def _other_finish(spec: mujoco.MjSpec) -> None:
+    """Props of a finer grain; blocks with a pale disc printed on every face, which nothing feels."""
+    grained = set()
+    for body in spec.worldbody.bodies:
+        if not any(joint.type == mujoco.mjtJoint.mjJNT_FREE for joint in body.joints):
+            continue
+        geoms = list(body.geoms)
+        grained |= {geom.material for geom in geoms}
+        if len(geoms) != 1 or geoms[0].type != mujoco.mjtGeom.mjGEOM_BOX:
+            continue
+        half = np.asarray(geoms[0].size)
+        for axis, quat in enumerate(((1, 0, 1, 0), (1, 1, 0, 0), (1, 0, 0, 0))):  # of a cylinder's z
+            across = np.delete(half, axis).min()
+            body.add_geom(
+                name=f"{body.name}:print_{axis}",
+                type=mujoco.mjtGeom.mjGEOM_CYLINDER,
+                size=[_PRINT_RADIUS * across, _PRINT_HEIGHT * half[axis], 0.0],
+                pos=geoms[0].pos,
+                quat=quat,
+                rgba=[*_PRINT_COLOUR, 1.0],
+                mass=0.0,
+                contype=0,
+                conaffinity=0,
+            )
+    for material in spec.materials:
+        if material.name in grained:
+            material.texrepeat = [FINISH_GRAIN * repeat for repeat in material.texrepeat]
+
+
 CHANGES: dict[str, Change] = {
     "shadows": Change(
         "MuJoCo's classic renderer, with shadows; where there is no EGL the ray-caster, with "
@@ -147,6 +182,10 @@ CHANGES: dict[str, Change] = {
     "props": Change(
         "size and colour of the props beyond the training range",
         beyond=("prop_size", "prop_colour"),
+    ),
+    "finish": Change(
+        "props of a grain four times as fine, blocks with a pale disc printed on every face",
+        spec=_other_finish,
     ),
 }
 
