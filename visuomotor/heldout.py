@@ -124,7 +124,7 @@ _PRINT_COLOUR = (0.93, 0.9, 0.84)
 
 
 def _other_finish(spec: mujoco.MjSpec) -> None:
-    """Props of a finer grain; blocks with a pale disc printed on every face, which nothing feels."""
+    """Props of a finer grain; blocks with a pale disc on every face, which nothing feels."""
     grained = set()
     for body in spec.worldbody.bodies:
         if not any(joint.type == mujoco.mjtJoint.mjJNT_FREE for joint in body.joints):
@@ -134,7 +134,8 @@ def _other_finish(spec: mujoco.MjSpec) -> None:
         if len(geoms) != 1 or geoms[0].type != mujoco.mjtGeom.mjGEOM_BOX:
             continue
         half = np.asarray(geoms[0].size)
-        for axis, quat in enumerate(((1, 0, 1, 0), (1, 1, 0, 0), (1, 0, 0, 0))):  # of a cylinder's z
+        # Which turns a cylinder's z to x, y and z.
+        for axis, quat in enumerate(((1, 0, 1, 0), (1, 1, 0, 0), (1, 0, 0, 0))):
             across = np.delete(half, axis).min()
             body.add_geom(
                 name=f"{body.name}:print_{axis}",
