@@ -31,8 +31,9 @@ class Browser:
     def __init__(self, socket: Any):
         self._socket = socket
         self._number = 0
-        self.errors: list[str] = []  # that the page's console or scripts told
+        self.errors: list[str] = []  # that the page's console, its scripts or the browser told
         self._call("Runtime.enable")
+        self._call("Log.enable")  # what was not found, or not allowed
         self._call("Page.enable")
 
     def open(self, address: str) -> None:
@@ -67,6 +68,8 @@ class Browser:
             told = answer.get("params", {})
             if answer.get("method") == "Runtime.consoleAPICalled" and told["type"] == "error":
                 self.errors.append(str(told["args"])[:500])
+            if answer.get("method") == "Log.entryAdded" and told["entry"]["level"] == "error":
+                self.errors.append(str(told["entry"])[:500])
             if answer.get("id") == self._number:
                 assert "error" not in answer, answer
                 return answer["result"]
