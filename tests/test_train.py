@@ -154,7 +154,7 @@ def test_a_run_stopped_while_it_evaluates_ends_as_one_that_was_not(
     demonstrations: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Episodes of minutes are not waited for, and what was cut off is done on going on."""
-    settings = [*SMALL, *RIL, demonstrations, "run.evaluate_episodes=4"]
+    settings = [*SMALL, *RIL, demonstrations]
     settings[settings.index("run.evaluate_every=0")] = f"run.evaluate_every={2 * ITERATION}"
     settings[settings.index("run.final_episodes=0")] = "run.final_episodes=4"
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -372,6 +372,46 @@ def test_a_student_is_finetuned_unless_it_is_said_otherwise(
     assert DistillConfig(**given).finetuning == steps
 
 
+def test_a_clone_that_succeeds_is_the_teacher(
+    demonstrations: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As it was cloned, and the student's reinforcement begins with judges that know nothing."""
+    evaluate, judged = Run._evaluate, []
+
+    def evaluated(self: Run, actor: Any, episodes: int, name: str) -> dict[str, Any]:
+        summary = evaluate(self, actor, episodes, name)
+        if name == "clone":
+            assert episodes == 4 and actor is self.learner.actor
+            judged.append({key: value.clone() for key, value in actor.state_dict().items()})
+        return summary | {"success_rate": 0.9}
+
+    monkeypatch.setattr(Run, "_evaluate", evaluated)
+    monkeypatch.setattr(Reinforcement, "settled_success", lambda self: 0.0)
+    for name, enough, phases in (
+        ("done", "0.9", ["dagger", "finetune"]),
+        ("not", "0.91", ["teacher"]),
+        ("off", "null", ["teacher"]),
+    ):
+        out = tmp_path / name
+        settings = [*SMALL, "algorithm=distill", demonstrations, f"out={out}"]
+        settings += [f"distill.teacher.enough_success={enough}"]
+        student = ITERATION if name == "done" else 0
+        settings += [f"distill.{key}={student}" for key in ("dagger_steps", "finetune_steps")]
+        settings += [f"distill.teacher.total_steps={ITERATION}"]
+        assert train(settings) == 0
+        assert [row["phase"] for row in metrics(out)] == phases
+        told = capsys.readouterr().err
+        assert ("it is the teacher as it is" in told) == (name == "done")
+        assert ("the clone succeeds in 90.0 % of 4" in told) == (name != "off")
+        if name == "done":
+            state = load_checkpoint(out / "checkpoints")[0]
+            assert all(torch.equal(state["carried"]["teacher"][k], v) for k, v in judged[0].items())
+    assert len(judged) == 2
+
+
 def test_a_teacher_that_succeeds_is_done(
     demonstrations: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,7 +431,7 @@ def test_a_teacher_that_succeeds_is_done(
 
 
 def test_evaluations_leave_numbers_and_pictures(demonstrations: str, tmp_path: Path) -> None:
-    settings = [*SMALL, *RIL, demonstrations, "run.evaluate_episodes=4"]
+    settings = [*SMALL, *RIL, demonstrations]
     settings[settings.index("run.evaluate_every=0")] = f"run.evaluate_every={2 * ITERATION}"
     settings[settings.index("run.final_episodes=0")] = "run.final_episodes=6"
     folder = tmp_path / "run"

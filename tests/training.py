@@ -42,6 +42,7 @@ SMALL = (
     "distill.minibatches=2",
     "distill.replayed=1",
     "run.evaluate_every=0",
+    "run.evaluate_episodes=4",
     "run.final_episodes=0",
     "run.tensorboard=false",
     "run.checkpoint_seconds=100000",

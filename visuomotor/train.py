@@ -276,6 +276,11 @@ class Run:
         total = self.total_steps(self.phase)
         learner = self.learner
         begin = learner.env_steps
+        try:
+            if self._clone_is_enough():
+                return None
+        except _StopRequested:  # the checkpoint is of here
+            return self._stopped()
         with Progress(total, self.phase, initial=begin, at_once=True) as progress:
             while self._unlogged or (learner.env_steps < total and not self._teacher_is_done()):
                 metrics = self._unlogged or self._iterate()
@@ -317,6 +322,21 @@ class Run:
             file=sys.stderr,
         )
         return self.stop.exit_code
+
+    def _clone_is_enough(self) -> bool:
+        """Whether a teacher needs no reinforcement: its clone succeeds as often as it has to."""
+        enough = self.config.distill.teacher.enough_success
+        learner = self.learner
+        if self.phase != "teacher" or enough is None or learner.env_steps > 0:
+            return False
+        assert isinstance(learner, Reinforcement)
+        episodes = self.config.run.evaluate_episodes
+        if not learner.cloning:
+            return False
+        rate = self._evaluate(learner.actor, episodes, "clone")["success_rate"]
+        said = "it is the teacher as it is" if rate >= enough else "reinforcement goes on from it"
+        print(f"the clone succeeds in {100 * rate:.1f} % of {episodes}: {said}", file=sys.stderr)
+        return bool(rate >= enough)
 
     def _teacher_is_done(self) -> bool:
         enough = self.config.distill.teacher.enough_success
@@ -404,16 +424,18 @@ class Run:
         steps = self.steps_before + self.learner.env_steps
         if every == 0 or steps < self._next_evaluation:
             return
-        summary = self._evaluate(self.config.run.evaluate_episodes, f"step_{steps:012d}")
+        episodes = self.config.run.evaluate_episodes
+        summary = self._evaluate(self.learner.judged, episodes, f"step_{steps:012d}")
         self._next_evaluation += every * max(1, -(-(steps - self._next_evaluation) // every))
         metrics["evaluation_success_rate"] = summary["success_rate"]
 
-    def _evaluate(self, episodes: int, name: str) -> dict[str, Any]:
-        """Judges the policy as it is now, without exploration noise; a film where it sees.
+    def _evaluate(
+        self, actor: PixelActor | StateTeacher, episodes: int, name: str
+    ) -> dict[str, Any]:
+        """Judges a policy as it is now, without exploration noise; a film where it sees.
 
         Raises _StopRequested, and leaves nothing, if the run is asked to stop.
         """
-        actor = self.learner.judged
         film = Film() if isinstance(actor, PixelActor) else None
         strength = self.config.randomization.strength
         outcome = evaluate_actor(
@@ -444,7 +466,7 @@ class Run:
     def _final_evaluation(self) -> None:
         if self.config.run.final_episodes == 0:
             return
-        summary = self._evaluate(self.config.run.final_episodes, "final")
+        summary = self._evaluate(self.learner.judged, self.config.run.final_episodes, "final")
         sees = isinstance(self.learner.judged, PixelActor)
         if sees:
             write_json(self.folder.path / "evaluation.json", summary)
