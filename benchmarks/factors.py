@@ -30,7 +30,6 @@ LARGE = 6  # times SIZE, of what is cut out of a view
 COLUMNS = 3  # factors beside each other in the picture
 PAPER = "Zhu et al. 2018"
 OURS = "here"
-CUTOUT = "Laskin et al. 2020 (cutout-color)"
 MOUNT = "here: what a calibrated mount may be off by, and more"
 # Group -> meaning, where the factor comes from, where its range does.
 WORDS: dict[str, tuple[str, str, str]] = {
@@ -50,12 +49,6 @@ WORDS: dict[str, tuple[str, str, str]] = {
     "pixel_noise": ("half width of uniform noise a channel", PAPER, PAPER),
     "shade": ("share of the light missing in patches with sharp edges", OURS, "here: off"),
     "shade_pattern": ("which patches; from 0 to 1 where there is shade", OURS, "here: off"),
-    "patches": (
-        "rectangles of any colour that hide a place each",
-        CUTOUT,
-        "here: off",
-    ),
-    "patch_pattern": ("which; from 0 to 1 where there are patches", OURS, "here: off"),
     "blur": ("standard deviation by which light spreads", OURS, "here: off"),
     "cast_shadow": ("share of the first light missing in shadows; below 0: none", OURS, OURS),
     "prop_friction": ("scale of sliding, torsional and rolling friction", PAPER, OURS),
@@ -77,14 +70,9 @@ SEEN = (
     *("camera_pos", "camera_rotation", "camera_fovy", "num_lights", "light_pos"),
     *("light_direction", "light_colour", "colour", "texture", "texture_repeat"),
     *("brightness", "contrast", "hue", "pixel_noise", "prop_size", "shade", "blur"),
-    *("cast_shadow", "patches"),
+    "cast_shadow",
 )
-OFF = {
-    "shade": (0.0, 0.8),
-    "blur": (0.0, 0.6),
-    "patches": (0, 4),
-}  # by default none
-PATTERNS = {"shade_pattern": 0.07, "patch_pattern": 0.1371}
+OFF = {"shade": (0.0, 0.8), "blur": (0.0, 0.6)}  # in the picture: by default there is none
 ENDS = ("low", "high")
 
 
@@ -119,7 +107,7 @@ def picture(config: Config, groups: dict[str, list[str]]) -> np.ndarray:
         if group == "texture_repeat":  # of a texture, which a plain surface has not
             pinned = [ends | dict.fromkeys(groups["texture"], 1.0) for ends in pinned]
         if group in OFF:
-            pinned = [{group: value, **PATTERNS} for value in OFF[group]]
+            pinned = [{group: value, "shade_pattern": 0.07} for value in OFF[group]]
         pair = [_view(large if group == "prop_size" else env, ends) for ends in pinned]
         pair = _close(pair) if group == "prop_size" else pair
         unit = "" if group == "texture" else by_name[groups[group][0]].unit
@@ -293,9 +281,7 @@ def at_neutral(env: VisuomotorEnv, group: str, parts: list[str]) -> str:
 def setting(group: str, parts: list[str]) -> str:
     """What sets a factor's range, below `randomization.`. Raises SystemExit for one that is not
     there."""
-    name = {"texture": "textures", "shade_pattern": "shade", "patch_pattern": "patches"}.get(
-        group, group
-    )
+    name = {"texture": "textures", "shade_pattern": "shade"}.get(group, group)
     if group == "colour":
         name = f"{parts[0] if parts[0] in SURFACES else 'prop'}_colour"
     config = RandomizationConfig()
@@ -365,8 +351,7 @@ has no unit. "At neutral" is the quantity itself, in the task `stacking`.
 {factors}
 
 Of the paper's ranges those of `pixel_noise` and `proprio_noise` are published; all others are
-chosen here. `textures` is true or false, `shade_pattern` has a range where `shade` has one,
-and `patch_pattern` where `patches` has.
+chosen here. `textures` is true or false, and `shade_pattern` has a range where `shade` has one.
 Friction is sliding; torsional; rolling.
 
 ## Props of each task

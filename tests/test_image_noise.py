@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from visuomotor.config import MOST_BLUR
-from visuomotor.image_noise import PATCH_SIZES, SensorFactors, blurred, distort, patched, shaded
+from visuomotor.image_noise import SensorFactors, blurred, distort, shaded
 from visuomotor.vision_import import functional
 
 SHAPE = (4, 3, 24, 20)
@@ -27,7 +27,7 @@ def _factors(n: int = 4, **values: float | list[float]) -> SensorFactors:
     """Neutral for n worlds, but for these."""
     neutral = {"brightness": 1.0, "contrast": 1.0, "pixel_noise": 0.0}
     neutral |= {"action_drop": 0.0, "proprio_noise": 0.0, "shade": 0.0, "shade_pattern": 0.0}
-    neutral |= {"blur": 0.0, "cast_shadow": 0.0, "patches": 0.0, "patch_pattern": 0.0}
+    neutral |= {"blur": 0.0, "cast_shadow": 0.0}
     columns = {k: torch.as_tensor(v).expand(n).float() for k, v in (neutral | values).items()}
     delay = torch.zeros(n, dtype=torch.int64)
     return SensorFactors(**columns, camera_delay=delay, action_delay=delay)
@@ -98,36 +98,6 @@ def test_patterns_differ_and_are_patches_of_some_pixels_that_leave_most_in_the_l
     )  # some are without a patch at first
     # Over all patterns every pixel is in the shade as often.
     assert 0.2 < lies.double().mean(dim=0).min() < lies.double().mean(dim=0).max() < 0.4
-
-
-def test_so_many_patches_hide_what_is_behind_and_nothing_else():
-    pixels = torch.full((4, 3, 64, 64), 200, dtype=torch.uint8)
-    pattern = [0.3, 0.3, 0.3, 0.71]
-    out = _distort(pixels, patches=[0.0, 1.0, 2.0, 1.0], patch_pattern=pattern)
-    assert torch.equal(out[0], pixels[0])
-    differs = (out != pixels).any(dim=1)
-    assert (differs[2] | ~differs[1]).all() and differs[2].sum() > differs[1].sum()
-    least, most = (size * 64 for size in PATCH_SIZES)
-    for world in (1, 3):
-        rows, columns = differs[world].any(dim=1), differs[world].any(dim=0)
-        assert differs[world].sum() == rows.sum() * columns.sum()  # a rectangle ...
-        assert all(least - 1 <= side.sum() <= most + 1 for side in (rows, columns))
-        hidden = out[world][:, differs[world]]
-        assert (hidden == hidden[:, :1]).all()  # ... of one colour
-    assert not torch.equal(differs[1], differs[3])
-
-
-def test_patches_lie_anywhere_in_any_colour():
-    patterns = torch.rand(2000, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
-    grey = torch.full((2000, 3, 64, 64), -1.0)
-    out = patched(grey, torch.full((2000,), 2), patterns)
-    assert torch.equal(out, patched(grey, torch.full((2000,), 2), patterns))
-    lies = (out >= 0).all(dim=1)
-    share = lies.double().mean(dim=0)  # of pixels within
-    assert share[8:-8, 8:-8].min() > 0.005 and share.max() < 0.05
-    colours = out.permute(0, 2, 3, 1)[lies]
-    assert colours.min() <= 5 and colours.max() >= 250
-    assert torch.allclose(colours.mean(dim=0), torch.tensor(127.5), atol=8)
 
 
 def test_blur_spreads_light_by_its_deviation_and_loses_none():

@@ -34,7 +34,7 @@ GROUPS = {
         *("camera_pos", "camera_rotation", "camera_fovy", "num_lights", "light_pos"),
         *("light_direction", "light_colour", "colour", "texture", "texture_repeat"),
         *("brightness", "contrast", "hue", "pixel_noise", "shade", "shade_pattern", "blur"),
-        *("cast_shadow", "patches", "patch_pattern"),
+        "cast_shadow",
     ),
     "dynamics": (
         *("prop_friction", "prop_mass", "prop_inertia", "prop_size", "joint_damping"),
@@ -45,20 +45,18 @@ GROUPS = {
 # Factors of camera, actuators and joint sensors with their neutral values; no model field.
 SENSOR = {
     **{"brightness": 1.0, "contrast": 1.0, "pixel_noise": 0.0, "shade": 0.0, "shade_pattern": 0.0},
-    **{"blur": 0.0, "cast_shadow": 0.0, "patches": 0, "patch_pattern": 0.0},
+    **{"blur": 0.0, "cast_shadow": 0.0},
     **{"camera_delay": 0, "action_delay": 0, "action_drop": 0.0, "proprio_noise": 0.0},
 }
 LOG_UNIFORM = (
     *("texture_repeat", "prop_mass", "prop_inertia", "joint_damping", "joint_armature"),
     *("joint_friction", "actuator_gain"),
 )
-INTEGER = ("num_lights", "texture", "patches", "camera_delay", "action_delay")
+INTEGER = ("num_lights", "texture", "camera_delay", "action_delay")
 
 
-# Shade, blur and patches are off by default.
-CONFIG = RandomizationConfig(
-    appearance=AppearanceConfig(shade=(0.0, 0.8), blur=(0.0, 0.6), patches=(0, 4))
-)
+# Shade and blur are off by default.
+CONFIG = RandomizationConfig(appearance=AppearanceConfig(shade=(0.0, 0.8), blur=(0.0, 0.6)))
 
 
 def _spec():

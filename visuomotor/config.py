@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 Range = tuple[float, float]
 
 # Standard deviation of the widest blur, pixels: a pixel then gives away half of itself an axis.
-MOST_PATCHES = 8  # in an image
 MOST_BLUR = 0.7
 
 
@@ -61,9 +60,6 @@ class AppearanceConfig:
     contrast: Range = (0.8, 1.25)  # factor, torchvision adjust_contrast
     # Share of the light that is missing in patches with sharp edges, as shadows have them.
     shade: Range = (0.0, 0.0)
-    # How many rectangles of a colour of their own hide a place of the image each, for an episode
-    # (after the cutout-color of Laskin et al. 2020): what is in the scene and in no training.
-    patches: tuple[int, int] = (0, 0)
     # Standard deviation in pixels by which light spreads, as through a lens: a real camera's image
     # that is averaged down to the policy's size has soft edges, a ray-cast one has not.
     blur: Range = (0.0, 0.0)

@@ -28,7 +28,6 @@ UNITS = {
     "texture": "texture's number",
     "hue": "turns",
     "pixel_noise": "of 255",
-    "patches": "patches",
     "blur": "pixels",
     "gravity_tilt": "degrees",
     "camera_delay": "control steps",

@@ -1,5 +1,4 @@
-"""What a real camera does to an image, per world: shade, blur, brightness, contrast, pixel noise;
-and patches that hide places of it.
+"""What a real camera does to an image, per world: shade, blur, brightness, contrast, pixel noise.
 
 Knows nothing of simulation. The photometric operations are those of torchvision's transforms.v2.
 """
@@ -14,7 +13,6 @@ from torch import Tensor
 # Of the waves whose sum makes a shade's outline: how many, periods across an image, and most
 # periods that one drifts in a control step: a hand's shadow comes and goes within seconds.
 WAVES, PERIODS, DRIFT = 3, (0.5, 6.0), 0.025
-PATCH_SIZES = (0.04, 0.15)  # of an image, along each side
 
 
 @dataclass(frozen=True)
@@ -24,8 +22,6 @@ class SensorFactors:
     cast_shadow: Tensor  # share of the first light that what lies in its shadow lacks
     shade: Tensor  # share of the light that is missing in it
     shade_pattern: Tensor  # in [0, 1): where it lies
-    patches: Tensor  # how many
-    patch_pattern: Tensor  # in [0, 1): where they lie, how large and of what colour
     blur: Tensor  # standard deviation, pixels
     brightness: Tensor  # factor
     contrast: Tensor  # factor
@@ -49,35 +45,12 @@ def _random_bytes(seeds: list[int], count: int) -> Tensor:
     return words.view(torch.uint8)[:, :count]
 
 
-def _many(patterns: Tensor, count: int) -> Tensor:
-    """(n,) in [0, 1) -> (n, count) in [0, 1), float64: for each a digit of its own far behind the
-    point."""
-    digits = torch.arange(1, count + 1, dtype=torch.float64, device=patterns.device)
-    return (patterns.double().unsqueeze(1) * (997.0 * digits + digits.square())).frac()
-
-
-def patched(images: Tensor, count: Tensor, patterns: Tensor) -> Tensor:
-    """images (n, 3, H, W) float; count (n,) patches, whose places, sizes and colours patterns (n,)
-    in [0, 1) tell -> (n, 3, H, W): rectangles, a later one over an earlier one."""
-    for k in range(int(count.max())):
-        centre, size, colour = _many(patterns, 7 * (k + 1))[:, 7 * k :].split((2, 2, 3), dim=1)
-        half = (PATCH_SIZES[0] + (PATCH_SIZES[1] - PATCH_SIZES[0]) * size) / 2
-        across = []
-        for axis, pixels in enumerate(images.shape[2:]):
-            at = (torch.arange(pixels, device=images.device) + 0.5) / pixels
-            away = (at - centre[:, axis : axis + 1]).abs()
-            across.append(away <= half[:, axis : axis + 1])
-        rows, columns = across
-        lies = rows.unsqueeze(2) & columns.unsqueeze(1) & (count > k).view(-1, 1, 1)
-        paint = (255.0 * colour).float().round().view(-1, 3, 1, 1)
-        images = torch.where(lies.unsqueeze(1), paint, images)
-    return images
-
-
 def shaded(patterns: Tensor, elapsed: Tensor, height: int, width: int) -> Tensor:
     """patterns (n,) in [0, 1), elapsed (n,) control steps of the episode -> (n, height, width)
     bool: patches with sharp edges, as of shadows, which cover 0.3 of an image on average."""
-    unit = _many(patterns, 4 * WAVES + 1)
+    # As many numbers in [0, 1) from one, for each a digit of its own far behind the point.
+    digits = torch.arange(1, 4 * WAVES + 2, dtype=torch.float64, device=patterns.device)
+    unit = (patterns.double().unsqueeze(1) * (997.0 * digits + digits.square())).frac()
     level, (direction, length, start, drift) = unit[:, -1], unit[:, :-1].split(WAVES, dim=1)
     direction = 2.0 * torch.pi * direction
     periods = PERIODS[0] * (PERIODS[1] / PERIODS[0]) ** length
@@ -123,8 +96,8 @@ def distort(
     seeds: of the noise on each of them. elapsed: (n,) control steps of their episodes, with which
     shade drifts; None: at their start.
 
-    Patches, then shade, then blur, then brightness, then contrast, then uniform noise; neutral
-    factors leave every bit as it is.
+    Shade, then blur, then brightness, then contrast, then uniform noise; neutral factors leave
+    every bit as it is.
     """
     device = pixels.device
     brightness, contrast, half_width = (
@@ -134,13 +107,6 @@ def distort(
     # torchvision's v2 adjust_brightness and adjust_contrast, bit for bit; those take one factor
     # for all images of a call, and a call an image costs ten times as much.
     out = pixels.float()
-    hidden = factors.patches.nonzero().squeeze(1)
-    if len(hidden) > 0:
-        count, pattern = (
-            values[hidden].to(device) for values in (factors.patches, factors.patch_pattern)
-        )
-        there = hidden.to(device)
-        out[there] = patched(out[there], count, pattern)
     dark = factors.shade.nonzero().squeeze(1)
     if len(dark) > 0:
         moment = torch.zeros_like(dark) if elapsed is None else elapsed[dark]

@@ -16,7 +16,6 @@ from typing import Any
 
 from visuomotor.config import (
     MOST_BLUR,
-    MOST_PATCHES,
     ActorConfig,
     AppearanceConfig,
     AuxConfig,
@@ -174,7 +173,6 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "contrast": range_within(0, 10),
         "hue": range_within(-0.5, 0.5),
         "shade": range_within(0, 1),
-        "patches": range_within(0, MOST_PATCHES),
         "blur": range_within(0, MOST_BLUR),
         "cast_shadow": range_within(-1, 1),
         "pixel_noise": range_within(0, 255),

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visuomotor.config import MOST_BLUR, MOST_PATCHES, RandomizationConfig
+from visuomotor.config import MOST_BLUR, RandomizationConfig
 from visuomotor.errors import UserError
 from visuomotor.factors import OWN, Distributions, Factor, beyond, register_factor, unit_of
 from visuomotor.image_noise import SensorFactors, distort
@@ -209,10 +209,6 @@ class Randomizer:
         self._add("shade_pattern", [], patterns, 0.0, c.enabled, limits=(0.0, 1.0))
         self._add("blur", [], c.blur, 0.0, c.enabled, limits=(0.0, MOST_BLUR))
         self._add("cast_shadow", [], c.cast_shadow, 0.0, c.enabled, limits=(-1.0, 1.0))
-        most = (0.0, float(MOST_PATCHES))
-        self._add("patches", [], c.patches, 0.0, c.enabled, "integer", most)
-        patterns = (0.0, 1.0) if c.patches[1] > 0 else (0.0, 0.0)
-        self._add("patch_pattern", [], patterns, 0.0, c.enabled, limits=(0.0, 1.0))
 
     @property
     def groups(self) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from visuomotor.runtime.files import MANIFEST
 # Phases of each algorithm, in order; a checkpoint belongs to one phase.
 PHASES = {"ril": ("start", "ril"), "distill": ("teacher", "dagger", "finetune")}
 # Of what a checkpoint says about a learner; another number means that it cannot go on exactly.
-CHECKPOINT_FORMAT = 7
+CHECKPOINT_FORMAT = 6
 
 
 def open_run(path: Path) -> RunFolder:
