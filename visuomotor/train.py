@@ -330,9 +330,10 @@ class Run:
         if self.phase != "teacher" or enough is None or learner.env_steps > 0:
             return False
         assert isinstance(learner, Reinforcement)
-        episodes = self.config.run.evaluate_episodes
         if not learner.cloning:
             return False
+        run = self.config.run
+        episodes = run.final_episodes or run.evaluate_episodes
         rate = self._evaluate(learner.actor, episodes, "clone")["success_rate"]
         said = "it is the teacher as it is" if rate >= enough else "reinforcement goes on from it"
         print(f"the clone succeeds in {100 * rate:.1f} % of {episodes}: {said}", file=sys.stderr)
