@@ -241,9 +241,9 @@ FINETUNE_STEPS = 500_000  # of a distilled student, where distill.finetune_steps
 class TeacherConfig:
     total_steps: int = 300_000  # env steps of the state teacher; what follows no longer helps
     # The teacher is done when so many of its last 200 episodes from the initial distribution
-    # succeed, with its exploration noise, or, before any reinforcement, of run.final_episodes of its
-    # clone, without: a clone's labels are the easier ones to follow (docs/findings.md). null: only
-    # after total_steps.
+    # succeed, with its exploration noise, or, before any reinforcement, of run.final_episodes of
+    # its clone, without: a clone's labels are the easier ones to follow (docs/findings.md). null:
+    # only after total_steps.
     enough_success: float | None = 0.95
     num_envs: int = 128  # worlds while a teacher learns
     # Control steps after which its training episodes end, where the task's own are longer: of these
