@@ -89,6 +89,7 @@ def test_a_run_keeps_judges_and_hands_on_the_mean(
 
     monkeypatch.setattr("visuomotor.train.evaluate_actor", evaluate)
     settings = [*SMALL, *DISTILL, demonstrations, "averaging_steps=96"]
+    settings.append("distill.teacher.enough_success=null")  # no clone is judged
     settings[settings.index("run.final_episodes=0")] = "run.final_episodes=2"
     settings[settings.index("ppo.critic_warmup=1")] = "ppo.critic_warmup=0"
     assert train([*settings, f"out={tmp_path / 'run'}"]) == 0
