@@ -284,7 +284,7 @@ def test_what_is_held_out_can_still_be_done(name: str) -> None:
     expert = make_expert(env, seed=0)
     for _ in range(env.episode_steps):
         result = env.step(expert.act())
-    assert result.success.sum() >= 10
+    assert result.success.sum() >= (10 if name == "actuators" else 11)
 
 
 def test_nothing_is_changed_without_a_change(trained: VisuomotorEnv) -> None:

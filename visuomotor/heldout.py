@@ -117,7 +117,7 @@ def _distractors(spec: mujoco.MjSpec) -> None:
         )
 
 
-FINISH_GRAIN = 4  # how many times as fine the patterns on props are
+_FINISH_GRAIN = 4  # how many times as fine the patterns on props are
 _PRINT_RADIUS = 0.6  # of a block's half size
 _PRINT_HEIGHT = 1.03  # of the same: over the face by 0.7 mm of a block of 45
 _PRINT_COLOUR = (0.93, 0.9, 0.84)
@@ -150,7 +150,7 @@ def _other_finish(spec: mujoco.MjSpec) -> None:
             )
     for material in spec.materials:
         if material.name in grained:
-            material.texrepeat = [FINISH_GRAIN * repeat for repeat in material.texrepeat]
+            material.texrepeat = [_FINISH_GRAIN * repeat for repeat in material.texrepeat]
 
 
 CHANGES: dict[str, Change] = {
