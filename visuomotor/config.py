@@ -13,6 +13,7 @@ Range = tuple[float, float]
 
 # Standard deviation of the widest blur, pixels: a pixel then gives away half of itself an axis.
 MOST_BLUR = 0.7
+MOST_CLUTTER = 4  # things about the workspace
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,9 @@ class AppearanceConfig:
     # something, by rays to it; where it is not above 0, nothing casts a shadow. An image with
     # shadows takes about twice the time.
     cast_shadow: Range = (-1.0, 1.0)
+    # Rounded things about the workspace that are seen and never touched, as they lie about on a
+    # real table. Where the most is 0 the scene has none.
+    clutter: tuple[int, int] = (0, 0)
     hue: Range = (-0.03, 0.03)  # turns of the hue circle, torchvision adjust_hue
     pixel_noise: Range = (0.0, 5.0)  # half width of uniform noise per channel, of 255
 

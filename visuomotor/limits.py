@@ -16,6 +16,7 @@ from typing import Any
 
 from visuomotor.config import (
     MOST_BLUR,
+    MOST_CLUTTER,
     ActorConfig,
     AppearanceConfig,
     AuxConfig,
@@ -175,6 +176,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "shade": range_within(0, 1),
         "blur": range_within(0, MOST_BLUR),
         "cast_shadow": range_within(-1, 1),
+        "clutter": range_within(0, MOST_CLUTTER),
         "pixel_noise": range_within(0, 255),
     },
     DynamicsConfig: {

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visuomotor.config import MOST_BLUR, RandomizationConfig
+from visuomotor.config import MOST_BLUR, MOST_CLUTTER, RandomizationConfig
 from visuomotor.errors import UserError
 from visuomotor.factors import OWN, Distributions, Factor, beyond, register_factor, unit_of
 from visuomotor.image_noise import SensorFactors, distort
@@ -30,6 +30,11 @@ CHANNELS = ("r", "g", "b")
 AXES = ("x", "y", "z")
 NOT_NEGATIVE = (0.0, math.inf)
 SMALLEST = 0.1  # scale of a prop's size, at least
+CLUTTER = "clutter_"  # + a number: a geom of the world's and its material (envs/scene.py)
+CLUTTER_DEPTH = 1.0  # m that it waits below its place, out of sight, where a world has none
+CLUTTER_BEYOND = (0.0, 0.08)  # m from the nearest it may come to the origin
+CLUTTER_COLOUR = (-0.5, 0.5)  # added to each colour channel of a middle grey
+CLUTTER_SIZE = (0.6, 1.5)
 FIELDS_OF_VIEW = (1.0, 179.0)  # degrees
 
 
@@ -88,6 +93,11 @@ class Randomizer:
         self._geom_columns = [
             self._prop_columns[self._props.index(int(model.geom_bodyid[geom]))]
             for geom in self._prop_geoms
+        ]
+        self._clutter = [
+            geom
+            for geom in range(model.ngeom)
+            if model.geom(geom).name.startswith(CLUTTER) and model.geom_bodyid[geom] == 0
         ]
         self._joints = [j for j in range(model.njnt) if model.joint(j).name.startswith(ARM_PREFIX)]
         self._dofs = [int(model.jnt_dofadr[j]) for j in self._joints]
@@ -167,17 +177,20 @@ class Randomizer:
         names = [model.tex(i).name for i in range(model.ntex)]
         self._textures = [names.index("plain")]
         self._textures += [i for i, name in enumerate(names) if name.startswith("texture_")]
-        last = float(len(self._textures) - 1) if c.textures else 0.0
         for surface in self._surfaces:
-            bounds = ranges.get(surface, c.prop_colour)
-            self._add(f"colour/{surface}", list(CHANNELS), bounds, 0.0, on)
-            patterns = (0.0, float(len(self._textures) - 1))
-            self._add(f"texture/{surface}", [], (0.0, last), 0.0, on, "integer", patterns)
-            self._add(f"texture_repeat/{surface}", [], c.texture_repeat, 1.0, on, "log_uniform")
+            self._declare_surface(surface, ranges.get(surface, c.prop_colour))
         self._add("brightness", [], c.brightness, 1.0, on, limits=NOT_NEGATIVE)
         self._add("contrast", [], c.contrast, 1.0, on, limits=NOT_NEGATIVE)
         self._add("hue", [], c.hue, 0.0, on, limits=(-0.5, 0.5))
         self._add("pixel_noise", [], c.pixel_noise, 0.0, on, limits=NOT_NEGATIVE)
+
+    def _declare_surface(self, surface: str, colour: tuple[float, float]) -> None:
+        c = self._config.appearance
+        on, patterns = c.enabled, (0.0, float(len(self._textures) - 1))
+        self._add(f"colour/{surface}", list(CHANNELS), colour, 0.0, on)
+        chosen = patterns if c.textures else (0.0, 0.0)
+        self._add(f"texture/{surface}", [], chosen, 0.0, on, "integer", patterns)
+        self._add(f"texture_repeat/{surface}", [], c.texture_repeat, 1.0, on, "log_uniform")
 
     def _declare_dynamics(self) -> None:
         c, props = self._config.dynamics, self._prop_names
@@ -209,6 +222,21 @@ class Randomizer:
         self._add("shade_pattern", [], patterns, 0.0, c.enabled, limits=(0.0, 1.0))
         self._add("blur", [], c.blur, 0.0, c.enabled, limits=(0.0, MOST_BLUR))
         self._add("cast_shadow", [], c.cast_shadow, 0.0, c.enabled, limits=(-1.0, 1.0))
+        if self._clutter:
+            self._declare_clutter()
+
+    def _declare_clutter(self) -> None:
+        """Things about the workspace: how many, and of each its place, size and looks."""
+        c, on = self._config.appearance, self._config.appearance.enabled
+        names = [self._model.geom(geom).name for geom in self._clutter]
+        most = (0.0, float(MOST_CLUTTER))
+        self._add("clutter", [], c.clutter, 0.0, on, "integer", most)
+        self._add("clutter_angle", names, (-180.0, 180.0), 0.0, on)
+        self._add("clutter_distance", names, CLUTTER_BEYOND, 0.0, on, limits=NOT_NEGATIVE)
+        self._add("clutter_size", names, CLUTTER_SIZE, 1.0, on, "log_uniform")
+        for name in names:
+            self._surfaces[name] = [self._model.mat(name).id]
+            self._declare_surface(name, CLUTTER_COLOUR)
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -390,10 +418,32 @@ def _geom_friction(r: Randomizer, field: Tensor, rows: Tensor) -> None:
     field[:, r._prop_geoms] *= r.of_geoms(rows, "prop_friction").unsqueeze(2)
 
 
-def _scale_geoms(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+def _scale_props(r: Randomizer, field: Tensor, rows: Tensor) -> None:
     """Every length of a prop's geoms, and where they are in its frame."""
     scale = r.of_geoms(rows, "prop_size")
     field[:, r._prop_geoms] *= scale.view(*scale.shape, *([1] * (field.dim() - 2)))
+
+
+def _scale_geoms(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    """Every length of the geoms of props, and of clutter."""
+    _scale_props(r, field, rows)
+    if r._clutter:
+        scale = r.column(rows, "clutter_size")
+        field[:, r._clutter] *= scale.view(*scale.shape, *([1] * (field.dim() - 2)))
+
+
+def _geom_pos(r: Randomizer, field: Tensor, rows: Tensor) -> None:
+    """(n, geoms, 3) m: of props, in their frames, and of clutter on the table."""
+    _scale_props(r, field, rows)
+    if not r._clutter:
+        return
+    there = torch.arange(len(r._clutter)) < r.column(rows, "clutter")
+    angle = torch.deg2rad(r.column(rows, "clutter_angle"))
+    place = field[:, r._clutter]
+    away = place[..., 0] + r.column(rows, "clutter_distance")
+    height = (place[..., 2] + CLUTTER_DEPTH) * r.column(rows, "clutter_size")
+    on_table = torch.stack((away * angle.cos(), away * angle.sin(), height), dim=-1)
+    field[:, r._clutter] = torch.where(there.unsqueeze(2), on_table, place)
 
 
 def _body_ipos(r: Randomizer, field: Tensor, rows: Tensor) -> None:
@@ -457,7 +507,7 @@ _FIELDS: dict[str, Callable[[Randomizer, Tensor, Tensor], None]] = {
     "mat_texrepeat": _mat_texrepeat,
     "geom_friction": _geom_friction,
     "geom_size": _scale_geoms,
-    "geom_pos": _scale_geoms,
+    "geom_pos": _geom_pos,
     "geom_rbound": _scale_geoms,
     "geom_aabb": _scale_geoms,
     "body_ipos": _body_ipos,

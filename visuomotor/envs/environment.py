@@ -130,6 +130,8 @@ class VisuomotorEnv:
         self.control_dt = env.control_dt
         spec = scene.build_spec(env, config.camera)
         task.add_props(spec)
+        if config.randomization.appearance.clutter[1] > 0:
+            scene.add_clutter(spec, task.workspace)
         if alter is not None:
             alter(spec)
         model = spec.compile()

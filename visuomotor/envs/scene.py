@@ -12,8 +12,9 @@ import cv2
 import mujoco
 import numpy as np
 
-from visuomotor.config import CameraConfig, EnvConfig
+from visuomotor.config import MOST_CLUTTER, CameraConfig, EnvConfig
 from visuomotor.envs import robot
+from visuomotor.randomization import CLUTTER, CLUTTER_DEPTH
 
 # m; the top is z = 0 and reaches well beyond the hand's workspace and the camera's view.
 TABLE_HALF_SIZE = (0.55, 0.5, 0.02)
@@ -33,6 +34,17 @@ LIGHT_CUTOFF = 70.0  # degrees
 LIGHT_EXPONENT = 1.0  # fall-off towards the rim of the cone
 AMBIENT = (0.35, 0.35, 0.35)
 HAND_CONTACT_SENSOR = "hand_contact/"  # + prop name: number of contacts of the hand with the prop
+
+# Shape, half sizes [m] and turn about x [degrees] of each: rounded things. Held-out worlds have
+# boxes and a cylinder (heldout.py).
+_CLUTTER = (
+    (mujoco.mjtGeom.mjGEOM_ELLIPSOID, (0.035, 0.018, 0.012), 0.0),
+    (mujoco.mjtGeom.mjGEOM_CAPSULE, (0.012, 0.025, 0.0), 90.0),
+    (mujoco.mjtGeom.mjGEOM_ELLIPSOID, (0.014, 0.02, 0.03), 0.0),
+    (mujoco.mjtGeom.mjGEOM_CAPSULE, (0.016, 0.02, 0.0), 0.0),
+)
+_CLUTTER_RGBA = (0.5, 0.5, 0.5, 1.0)
+_CLUTTER_CLEARANCE = 0.05  # m from the farthest corner where props start to the ring's inner edge
 
 TEXTURE_SIZE = 32  # pixels; on a 64x64 image more detail only aliases
 NUM_TEXTURES = 8
@@ -109,6 +121,32 @@ def add_block(
 ) -> None:
     """A cube of `edge` [m] and `mass` [kg] as a prop."""
     add_prop(spec, name, edge / 2, [Part(size=(edge / 2,) * 3, mass=mass, rgba=rgba)])
+
+
+def add_clutter(spec: mujoco.MjSpec, workspace: float) -> None:
+    """`clutter_<i>`: things that are seen and never touched. Each waits below the table, as near to
+    the origin as it may come; randomization turns it about the origin and lifts it.
+
+    workspace: m, within which props start, in x and in y.
+    """
+    nearest = np.sqrt(2.0) * workspace + _CLUTTER_CLEARANCE
+    assert len(_CLUTTER) == MOST_CLUTTER
+    for i, (kind, size, turn) in enumerate(_CLUTTER):
+        name = f"{CLUTTER}{i}"
+        _material(spec, name, _CLUTTER_RGBA)
+        upright = size[0] + size[1] if kind == mujoco.mjtGeom.mjGEOM_CAPSULE else size[2]
+        height = size[0] if turn else upright
+        half = np.deg2rad(turn) / 2
+        spec.worldbody.add_geom(
+            name=name,
+            type=kind,
+            size=list(size),
+            pos=[nearest, 0.0, height - CLUTTER_DEPTH],
+            quat=[np.cos(half), np.sin(half), 0.0, 0.0],
+            material=name,
+            contype=0,
+            conaffinity=0,
+        )
 
 
 @dataclass(frozen=True)
