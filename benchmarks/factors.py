@@ -17,7 +17,7 @@ import mujoco
 import numpy as np
 import torch
 
-from visuomotor.config import Config, RandomizationConfig
+from visuomotor.config import AppearanceConfig, Config, RandomizationConfig
 from visuomotor.envs import TASKS, VisuomotorEnv, make_env
 from visuomotor.envs.robot import JOINTS
 from visuomotor.randomization import Factor
@@ -30,6 +30,7 @@ LARGE = 6  # times SIZE, of what is cut out of a view
 COLUMNS = 3  # factors beside each other in the picture
 PAPER = "Zhu et al. 2018"
 OURS = "here"
+CLUTTER = "Tobin et al. 2017 (distractors)"
 MOUNT = "here: what a calibrated mount may be off by, and more"
 # Group -> meaning, where the factor comes from, where its range does.
 WORDS: dict[str, tuple[str, str, str]] = {
@@ -51,6 +52,10 @@ WORDS: dict[str, tuple[str, str, str]] = {
     "shade_pattern": ("which patches; from 0 to 1 where there is shade", OURS, "here: off"),
     "blur": ("standard deviation by which light spreads", OURS, "here: off"),
     "cast_shadow": ("share of the first light missing in shadows; below 0: none", OURS, OURS),
+    "clutter": ("rounded things about the workspace, seen and never touched", CLUTTER, "here: off"),
+    "clutter_angle": ("where about the origin each lies", CLUTTER, "here: all around"),
+    "clutter_distance": ("from the nearest it may come to the origin", CLUTTER, OURS),
+    "clutter_size": ("scale of all lengths", CLUTTER, OURS),
     "prop_friction": ("scale of sliding, torsional and rolling friction", PAPER, OURS),
     "prop_mass": ("scale of mass and inertia", PAPER, OURS),
     "prop_inertia": ("further scale of the inertia", PAPER, OURS),
@@ -70,10 +75,20 @@ SEEN = (
     *("camera_pos", "camera_rotation", "camera_fovy", "num_lights", "light_pos"),
     *("light_direction", "light_colour", "colour", "texture", "texture_repeat"),
     *("brightness", "contrast", "hue", "pixel_noise", "prop_size", "shade", "blur"),
-    "cast_shadow",
+    *("cast_shadow", "clutter"),
 )
-OFF = {"shade": (0.0, 0.8), "blur": (0.0, 0.6)}  # in the picture: by default there is none
+OFF = {
+    "shade": (0.0, 0.8),
+    "blur": (0.0, 0.6),
+    "clutter": (0.0, 4.0),
+}  # in the picture: by default there is none
 ENDS = ("low", "high")
+# Where clutter lies and what colour it has, in the picture.
+SPREAD = {
+    f"clutter_angle/clutter_{i}": angle for i, angle in enumerate((20.0, 160.0, -60.0, 215.0))
+}
+SPREAD |= {f"clutter_distance/clutter_{i}": 0.03 for i in range(4)}
+SPREAD |= {f"colour/clutter_{i}/{channel}": 0.45 for i, channel in enumerate("rgbr")}
 
 
 def groups_of(env: VisuomotorEnv) -> dict[str, list[str]]:
@@ -107,7 +122,7 @@ def picture(config: Config, groups: dict[str, list[str]]) -> np.ndarray:
         if group == "texture_repeat":  # of a texture, which a plain surface has not
             pinned = [ends | dict.fromkeys(groups["texture"], 1.0) for ends in pinned]
         if group in OFF:
-            pinned = [{group: value, "shade_pattern": 0.07} for value in OFF[group]]
+            pinned = [{group: value, "shade_pattern": 0.07} | SPREAD for value in OFF[group]]
         pair = [_view(large if group == "prop_size" else env, ends) for ends in pinned]
         pair = _close(pair) if group == "prop_size" else pair
         unit = "" if group == "texture" else by_name[groups[group][0]].unit
@@ -284,6 +299,8 @@ def setting(group: str, parts: list[str]) -> str:
     name = {"texture": "textures", "shade_pattern": "shade"}.get(group, group)
     if group == "colour":
         name = f"{parts[0] if parts[0] in SURFACES else 'prop'}_colour"
+    if group.startswith("clutter") or (parts[:1] and parts[0].startswith("clutter")):
+        name = "clutter"
     config = RandomizationConfig()
     for place in ("appearance", "dynamics", "latency"):
         if hasattr(getattr(config, place), name):
@@ -308,9 +325,10 @@ def factor_rows(env: VisuomotorEnv, groups: dict[str, list[str]]) -> list[str]:
 
 def _factor_row(env: VisuomotorEnv, factor: Factor, group: str, key: str, parts: list[str]) -> str:
     meaning, source, of_range = WORDS[group]
+    low, high = (0.0, 0.0) if group == "clutter" else (factor.low, factor.high)  # by default
     cells = (
         *(f"`{group}`", f"`{key}`", _ranged(parts), f"{factor.neutral:g}"),
-        *(f"{factor.low:g} to {factor.high:g}", factor.distribution.replace("_", "-")),
+        *(f"{low:g} to {high:g}", factor.distribution.replace("_", "-")),
         *(factor.unit, meaning, at_neutral(env, group, parts), source, of_range),
     )
     return f"| {' | '.join(cells)} |"
@@ -352,6 +370,8 @@ has no unit. "At neutral" is the quantity itself, in the task `stacking`.
 
 Of the paper's ranges those of `pixel_noise` and `proprio_noise` are published; all others are
 chosen here. `textures` is true or false, and `shade_pattern` has a range where `shade` has one.
+Clutter is off by default: with `randomization.appearance.clutter=0,4` a scene has up to four such
+things, and only then it has their other factors, whose ranges are fixed.
 Friction is sliding; torsional; rolling.
 
 ## Props of each task
@@ -440,7 +460,9 @@ def page(env: VisuomotorEnv, groups: dict[str, list[str]], period: float, share:
 def main() -> None:
     import factor_motions  # beside this file
 
-    config = Config(task="stacking", randomization=RandomizationConfig(strength=0.0))
+    looks = AppearanceConfig(clutter=(0, 4))  # or the scene would have none to tell of
+    randomization = RandomizationConfig(strength=0.0, appearance=looks)
+    config = Config(task="stacking", randomization=randomization)
     env = make_env(config, num_envs=1, render=False)
     groups = groups_of(env)
     told = page(env, groups, factor_motions.PERIOD, factor_motions.SHARE)

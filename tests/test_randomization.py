@@ -18,9 +18,10 @@ from visuomotor.config import (
     LatencyConfig,
     RandomizationConfig,
 )
-from visuomotor.envs import make_task, scene
+from visuomotor.envs import make_env, make_task, scene
 from visuomotor.envs.camera import RayCaster
 from visuomotor.envs.mujoco_cpu import MujocoCpuSimulation
+from visuomotor.envs.tasks.task import WORKSPACE
 from visuomotor.randomization import Randomizer, strength_at
 from visuomotor.vision_import import functional
 
@@ -34,7 +35,7 @@ GROUPS = {
         *("camera_pos", "camera_rotation", "camera_fovy", "num_lights", "light_pos"),
         *("light_direction", "light_colour", "colour", "texture", "texture_repeat"),
         *("brightness", "contrast", "hue", "pixel_noise", "shade", "shade_pattern", "blur"),
-        "cast_shadow",
+        *("cast_shadow", "clutter", "clutter_angle", "clutter_distance", "clutter_size"),
     ),
     "dynamics": (
         *("prop_friction", "prop_mass", "prop_inertia", "prop_size", "joint_damping"),
@@ -50,13 +51,17 @@ SENSOR = {
 }
 LOG_UNIFORM = (
     *("texture_repeat", "prop_mass", "prop_inertia", "joint_damping", "joint_armature"),
-    *("joint_friction", "actuator_gain"),
+    *("joint_friction", "actuator_gain", "clutter_size"),
 )
-INTEGER = ("num_lights", "texture", "camera_delay", "action_delay")
+INTEGER = ("num_lights", "texture", "camera_delay", "action_delay", "clutter")
+MOST = 4  # things about the workspace
+TABLE_BOTTOM = scene.TABLE_CENTRE[2] - scene.TABLE_HALF_SIZE[2]
 
 
-# Shade and blur are off by default.
-CONFIG = RandomizationConfig(appearance=AppearanceConfig(shade=(0.0, 0.8), blur=(0.0, 0.6)))
+# Shade, blur and clutter are off by default.
+CONFIG = RandomizationConfig(
+    appearance=AppearanceConfig(shade=(0.0, 0.8), blur=(0.0, 0.6), clutter=(0, MOST))
+)
 
 
 def _spec():
@@ -76,12 +81,17 @@ def _spec():
     )
     scene.add_prop(spec, "toy", 0.012, [body, wheel])
     spec.body("toy").pos = [0.3, 0.25, 0.012]  # out of the blocks' way
+    scene.add_clutter(spec, task.workspace)
     return spec, task
 
 
 def _geoms(model, prop: str) -> list[int]:
     body = model.body(prop)
     return list(range(int(body.geomadr[0]), int(body.geomadr[0] + body.geomnum[0])))
+
+
+def _clutter(model) -> list[int]:
+    return [model.geom(f"clutter_{i}").id for i in range(MOST)]
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +242,14 @@ def _expected(model, name: str, value: float) -> dict[str, np.ndarray]:
         if not centred:
             field("body_ipos")[model.body(part).id] *= value
         field("body_inertia")[model.body(part).id] *= value**2
+    elif group == "clutter":
+        for geom in _clutter(model)[: int(value)]:
+            field("geom_pos")[geom, 2] += 1.0
+    elif group in ("clutter_angle", "clutter_distance"):
+        pass  # of what is there: none, where all else is neutral
+    elif group == "clutter_size":
+        for key in ("geom_size", "geom_rbound", "geom_aabb"):
+            field(key)[model.geom(part).id] *= value
     elif group in ("joint_damping", "joint_armature", "joint_friction"):
         key = {"joint_friction": "dof_frictionloss"}.get(group, group.replace("joint", "dof"))
         field(key)[_joint_dof(model, part)] *= value
@@ -513,8 +531,14 @@ def test_a_group_that_is_off_is_neutral_and_leaves_the_others_as_they_were(
     sim = build(1)
     switched.apply(sim, torch.zeros(1, dtype=torch.int64), values[:1])
     for name in _names(randomizer, *GROUPS[off]):
-        for field in _expected(model, name, 1.0):
-            assert torch.equal(sim.model_field(field)[0], torch.from_numpy(_default(model, field)))
+        factor = randomizer.factors[_column(randomizer, name)]
+        low, high = (_expected(model, name, end) for end in (factor.low, factor.high))
+        for field in low.keys() | high.keys():
+            default = _default(model, field)
+            # Sizes of clutter share a field with those of props.
+            touched = low.get(field, default) != high.get(field, default)
+            found = sim.model_field(field)[0].numpy()
+            assert np.array_equal(found[touched], default[touched]), (name, field)
 
 
 def test_everything_off_is_the_default(model):
@@ -567,6 +591,53 @@ def test_colours_stay_colours_at_the_largest_valid_ranges(model, build):
     assert float(rgba.max()) <= 1.0 + 1e-6
     assert torch.equal(rgba[..., 3], sim.default_field("mat_rgba")[:, 3].expand(200, -1))
     assert (sim.model_field("light_diffuse") >= 0).all()
+
+
+def test_clutter_lies_on_the_table_about_the_workspace_or_out_of_sight(model, randomizer, build):
+    sim = build(1)
+    one = torch.zeros(1, dtype=torch.int64)
+    nearest = np.sqrt(2) * WORKSPACE + 0.04  # a block's corner and a little more
+    counts, ids = set(), _clutter(model)
+    for values in _draws(randomizer, 1.0, 200):
+        randomizer.apply(sim, one, values[None])
+        count = int(values[_column(randomizer, "clutter")])
+        counts.add(count)
+        place = sim.model_field("geom_pos")[0, ids].numpy()
+        away = np.hypot(place[:count, 0], place[:count, 1])
+        assert (away > nearest).all() and (away < 0.25).all()  # within the picture
+        turns = np.empty((MOST, 9))
+        for turn, quat in zip(turns, model.geom_quat[ids], strict=True):
+            mujoco.mju_quat2Mat(turn, quat)
+        boxes = sim.model_field("geom_aabb")[0, ids, 3:].numpy()
+        half = (np.abs(turns.reshape(MOST, 3, 3)) @ boxes[:, :, None])[:, 2, 0]
+        np.testing.assert_allclose(place[:count, 2], half[:count], atol=1e-9)  # it stands on it
+        assert (place[count:, 2] + half[count:] < TABLE_BOTTOM).all()
+    assert counts == set(range(MOST + 1))
+    assert (model.geom_contype[ids] == 0).all() and (model.geom_conaffinity[ids] == 0).all()
+
+
+def test_a_scene_without_clutter_has_no_factors_of_it():
+    env = make_env(Config(task="lifting"), num_envs=1, render=False)
+    assert not [name for name in env.randomizer.factor_names if "clutter" in name]
+    assert not [g for g in range(env.sim.model.ngeom) if "clutter" in env.sim.model.geom(g).name]
+
+
+def test_clutter_is_seen_and_nothing_feels_it():
+    """In the environment: the same episode with and without it."""
+    looks = AppearanceConfig(clutter=(MOST, MOST))
+    configs = (Config(task="lifting"), Config(task="lifting"))
+    with_it = replace(configs[0], randomization=RandomizationConfig(appearance=looks))
+    envs = [make_env(config, num_envs=4, seed=5) for config in (with_it, configs[1])]
+    first, second = (env.reset() for env in envs)
+    assert torch.equal(first.proprio, second.proprio)
+    differs = (first.pixels.int() - second.pixels.int()).abs().amax(dim=1) > 25
+    assert (differs.flatten(1).sum(dim=1) > 8).all()  # pixels, in every world
+    for _ in range(5):
+        first, second = (env.step(torch.full((4, 9), 0.3)).observation for env in envs)
+    shared = envs[1].randomizer.factor_names
+    kept = [envs[0].randomizer.factor_names.index(name) for name in shared]
+    assert np.array_equal(envs[0].factors[:, kept], envs[1].factors)
+    assert torch.equal(envs[0].task.state(), envs[1].task.state())
 
 
 def test_one_to_three_lights_are_on_and_the_key_light_always_is(randomizer, build):
@@ -628,6 +699,15 @@ def _compiled(randomizer: Randomizer, values: np.ndarray) -> mujoco.MjModel:
         geom.size = geom.size * factor["prop_size/toy"]
         geom.pos = geom.pos * factor["prop_size/toy"]
         geom.friction = geom.friction * factor["prop_friction/toy"]
+    for i in range(MOST):
+        name = f"clutter_{i}"
+        geom, size = spec.geom(name), factor[f"clutter_size/{name}"]
+        geom.size = geom.size * size
+        if i < factor["clutter"]:
+            angle = np.deg2rad(factor[f"clutter_angle/{name}"])
+            away = geom.pos[0] + factor[f"clutter_distance/{name}"]
+            height = size * (geom.pos[2] + 1.0)
+            geom.pos = [away * np.cos(angle), away * np.sin(angle), height]
     toy, now = default.body("toy"), spec.body("toy")
     now.explicitinertial = True
     now.mass = toy.mass[0] * factor["prop_mass/toy"]
