@@ -60,6 +60,20 @@ def test_what_is_watched_is_the_episode_of_an_evaluation(run: Path) -> None:
         assert np.abs(shown.action).max() > 0.0
 
 
+def test_the_last_step_of_an_episode_is_told_as_its_own(run: Path) -> None:
+    watched = Watched(ViewConfig(policy=str(run), seed=5, episode=2, device="cpu"))
+    steps = watched.env.episode_steps
+    for step in range(1, steps + 1):
+        before = watched.shown.pixels
+        shown = watched.step()
+        assert (shown.episode, shown.step) == (2, step)
+        success = watched.env.task.stages[-1]
+        assert shown.success == (shown.stage == success)
+    assert np.array_equal(shown.pixels, before)  # not the next episode's first image
+    shown = watched.step()
+    assert (shown.episode, shown.step) == (3, 1)
+
+
 def test_a_policy_that_raises_stands_still_until_the_next_episode(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,6 +86,18 @@ def test_a_policy_that_raises_stands_still_until_the_next_episode(
     ]
     watched.restart()
     assert watched.step().action.any()
+
+
+@pytest.mark.parametrize("answer", [None, np.zeros((1, 9)), torch.zeros(9), torch.zeros(2, 9)])
+def test_an_answer_that_is_no_action_is_an_error_of_the_policy(run: Path, answer: object) -> None:
+    class Strange:
+        def act(self, seen: Observation, episode_start: torch.Tensor) -> object:
+            return answer
+
+    watched = Watched(ViewConfig(policy=str(run), device="cpu"))
+    watched._policy = Guarded(Strange())
+    assert not watched.step().action.any()
+    assert "not (1, 9)" in str(watched._policy.refusal)
 
 
 def test_held_out_worlds_are_those_of_an_evaluation(run: Path) -> None:

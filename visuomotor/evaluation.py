@@ -65,11 +65,16 @@ class Guarded:
 
     def act(self, seen: Observation, episode_start: Tensor) -> Tensor:
         """episode_start (N,) bool -> (N, 9) in [-1, 1]; NaN in all rows where it raised."""
+        expected = (len(seen.proprio), NUM_JOINTS)
         try:
-            return self._policy.act(seen, episode_start)
+            action = self._policy.act(seen, episode_start)
+            if not isinstance(action, Tensor) or tuple(action.shape) != expected:
+                what = f"of shape {tuple(getattr(action, 'shape', ()))}"
+                raise TypeError(f"actions are a {type(action).__name__} {what}, not {expected}")
+            return action
         except Exception as error:  # a stranger's policy may raise anything
             self._raised = self._raised or f"it raised {type(error).__name__}: {error}"
-            return seen.proprio.new_full((len(seen.proprio), NUM_JOINTS), float("nan"))
+            return seen.proprio.new_full(expected, float("nan"))
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,8 @@ class Watched:
         self.randomized = options.sims != "nominal"
         self.env: VisuomotorEnv
         self._discriminator = _discriminator(options.policy)
-        self.shown = self.restart()
+        self.shown: Shown
+        self.restart()
 
     def restart(self) -> Shown:
         """The episode of this seed and number, as `evaluate` has it."""
@@ -118,7 +119,8 @@ class Watched:
         self._stopped = False  # for the rest of the episode
         self._seen: Observation = self.env.restart(torch.tensor([self.episode]))
         self._start = torch.ones(1, dtype=torch.bool, device=self.device)
-        return self._shown(torch.zeros(1, 9), 0.0, False, self._seen.features)
+        self.shown = self._shown(torch.zeros(1, 9), 0.0, False, self._seen.features)
+        return self.shown
 
     @property
     def shown_episode(self) -> int:
@@ -132,12 +134,20 @@ class Watched:
                 why = self._policy.refusal or "its actions are not finite"
                 print(f"the policy stands still for this episode: {why}", file=sys.stderr)
                 action, self._stopped = torch.zeros_like(action), True
+        episode, step = self.shown_episode, int(self.env.elapsed[0]) + 1
+        last = self.shown.pixels
         result = self.env.step(action)
         self._seen, self._start = result.observation, result.truncated
-        self._stopped &= not bool(result.truncated[0])
-        return self._shown(
-            action, float(result.reward[0]), bool(result.success[0]), result.features
-        )
+        ended = bool(result.truncated[0])
+        self._stopped &= not ended
+        reward, success = float(result.reward[0]), bool(result.success[0])
+        shown = self._shown(action, reward, success, result.features)
+        stage = self.env.task.stages[int(result.stage[0])]
+        # The world has begun the next episode by now; what is told is of the one that ended, whose
+        # last image is not rendered.
+        pixels = last if ended else shown.pixels
+        self.shown = shown._replace(episode=episode, step=step, stage=stage, pixels=pixels)
+        return self.shown
 
     def factors(self) -> list[tuple[str, float]]:
         """Name and value, those first that are furthest from neutral for their range."""
