@@ -99,6 +99,45 @@ def test_without_an_effect_factors_are_seldom_named() -> None:
     assert told(effects[-1:]) == "no randomized factor tells success from failure"
 
 
+def _textures(rng: np.random.Generator, episodes: int, columns: int) -> np.ndarray:
+    """(E, columns) whole numbers 0 to 8, some of them rarer than others."""
+    return rng.choice(9, p=np.arange(1, 10) / 45, size=(episodes, columns))
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_failure_or_two_name_no_factor(failures: int) -> None:
+    """However rare the whole number at which they lie: 64 episodes, 20 factors that do nothing."""
+    rng = np.random.default_rng(failures)
+    names = tuple(map(str, range(20)))
+    named = 0
+    for _ in range(60):
+        success = np.ones(64, dtype=bool)
+        success[rng.choice(64, size=failures, replace=False)] = False
+        named += factor_effects(success, _textures(rng, 64, 20), names)[0].clear
+    assert named / 60 <= TOLD
+
+
+def test_one_failure_at_a_rare_value_is_as_likely_as_that_value() -> None:
+    """1 of 64 where 2 episodes are so: any of the 64 may fail, 2 of them or the other rare pair
+    lie as far from one rate. Chi-square's own p-value is 2e-7."""
+    values = np.repeat([0.0, 1.0, 2.0], [2, 2, 60])
+    success = np.arange(64) != 0
+    (effect,) = factor_effects(success, values[:, None], ("texture",))
+    assert effect.p_value == pytest.approx(4 / 64, abs=0.015)
+    again = factor_effects(success, np.stack((values, values), axis=1), ("other", "texture"))
+    assert [one.p_value for one in again] == [effect.p_value] * 2  # whatever else there is
+
+
+@pytest.mark.parametrize("episodes", [64, 500])
+def test_a_rare_value_that_breaks_a_policy_is_found_among_many(episodes: int) -> None:
+    rng = np.random.default_rng(episodes)
+    factors = _textures(rng, episodes, 100)
+    success = (factors[:, 7] != 3) | (rng.random(episodes) < 0.1)
+    effects = factor_effects(success, factors, tuple(map(str, range(100))))
+    assert effects[0].name == "7" and effects[0].clear
+    assert effects[0].p_value < 2e-5 and effects[0].worst.span == "3"
+
+
 def test_where_all_succeed_nothing_is_told() -> None:
     _, factors = _episodes(3, count=20)
     effects = factor_effects(np.ones(20, dtype=bool), factors, NAMES)

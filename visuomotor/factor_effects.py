@@ -20,6 +20,10 @@ BINS = 5  # of equally many episodes
 FEW_VALUES = 16  # a factor with no more whole numbers (which texture, which delay): a bin for each
 TOLD = 0.1  # of the factors named, the share that may be there by chance
 WORST = 10  # factors, in tables and plots
+EXPECTED = 5  # successes and failures in every bin that the chi-square distribution needs
+# Permutations where fewer are expected: more of them for a p-value that the first ones leave small.
+DRAWS = (2_000, 198_000)
+ENOUGH = 50  # draws as far from one rate as what is seen: p is known then
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Bin:
 class Effect:
     name: str
     bins: tuple[Bin, ...]
-    p_value: float  # that all bins have one rate (chi-square test of homogeneity)
+    p_value: float  # that all bins have one rate (see `_homogeneity`)
     false_share: float  # expected among all factors with this p-value or less (Benjamini-Hochberg)
 
     @property
@@ -173,6 +177,34 @@ def _chi_square(bins: tuple[Bin, ...]) -> float:
 
 
 def _homogeneity(bins: tuple[Bin, ...]) -> float:
-    """p-value of Pearson's chi-square test that all bins have one rate."""
+    """p-value of Pearson's chi-square test that all bins have one rate; by permutation where few
+    successes or failures are expected in some bin."""
+    total = sum(part.episodes for part in bins)
+    successes = sum(part.successes for part in bins)
+    rarer = min(successes, total - successes)
+    if 0 < rarer * min(part.episodes for part in bins) < EXPECTED * total:
+        return _permuted(bins, rarer)
     half = torch.tensor([(len(bins) - 1) / 2, _chi_square(bins) / 2], dtype=torch.float64)
     return float(torch.special.gammaincc(half[0], half[1]))
+
+
+def _permuted(bins: tuple[Bin, ...], rarer: int) -> float:
+    """p-value of the same statistic where each order of the outcomes is as likely (the draws go by
+    the multivariate hypergeometric distribution): 1 / (1 + sum(DRAWS)) at least.
+
+    rarer: how many outcomes there are of the rarer kind. The same for the same bins.
+    """
+    episodes = np.array([part.episodes for part in bins])
+    expected = rarer * episodes / episodes.sum()
+    chance = rarer / episodes.sum() * (1.0 - rarer / episodes.sum())
+    seen = _chi_square(bins) * (1.0 - 1e-9)  # as far, whatever the rounding
+    rng = np.random.default_rng(0)
+    draws = as_far = 0
+    for count in DRAWS:
+        drawn = rng.multivariate_hypergeometric(episodes, rarer, size=count)
+        far = ((drawn - expected) ** 2 / (episodes * chance)).sum(axis=1)
+        draws += count
+        as_far += int((far >= seen).sum())
+        if as_far >= ENOUGH:
+            break
+    return (1 + as_far) / (1 + draws)

@@ -21,7 +21,7 @@ import plotly.graph_objects as go
 import plotly.offline
 
 from visuomotor.evaluation import Episodes
-from visuomotor.factor_effects import TOLD, WORST, Bin, Effect, by_effect
+from visuomotor.factor_effects import EXPECTED, TOLD, WORST, Bin, Effect, by_effect
 from visuomotor.factors import with_unit
 from visuomotor.statistics import PairedDifference, wilson_interval
 from visuomotor.sweep import HOLDS, SweepPoint, SweptFactor, sweep_text
@@ -52,8 +52,9 @@ The {WORST} factors with the largest effect. Effect: by how much the true succes
 the factor, as a standard deviation over the episodes, less what chance makes (Bergsma 2013); 0: by
 no more than chance. A bin is a fifth of the episodes, in the order of the factor, or one value
 where those are whole numbers. Intervals and whiskers are for 95 % (Wilson). p: of all bins having
-one rate (chi-square). False finds: of all factors with this p or less, the share found by chance
-(Benjamini and Hochberg); up to {TOLD:g} a factor is told apart from chance.
+one rate (chi-square; by permutation where fewer than {EXPECTED} failures or successes are expected
+in a bin). False finds: of all factors with this p or less, the share found by chance (Benjamini and
+Hochberg); up to {TOLD:g} a factor is told apart from chance.
 """
 _EFFECTS_HEAD = (
     *("factor", "effect, %", "worst at", "success, %", "95 %", "best at", "success, %"),
