@@ -48,7 +48,15 @@ from visuomotor.overrides import parse_overrides
 from visuomotor.policy_files import LoadedPolicy, load_evaluated_policy, shipped_names
 from visuomotor.runtime.files import MODEL, WEIGHTS
 from visuomotor.statistics import wilson_interval
-from visuomotor.sweep import HOLDS, SweepPoint, SweptFactor, grid, holding_range, swept_factor
+from visuomotor.sweep import (
+    HOLDS,
+    SweepPoint,
+    SweptFactor,
+    at_grid_ends,
+    grid,
+    holding_range,
+    swept_factor,
+)
 
 CPU = torch.device("cpu")
 PACKAGE = Path(visuomotor.__file__).parent
@@ -298,14 +306,17 @@ def _certificates(sweeps: list[Sweep], rows: dict[Job, Row]) -> list[str]:
     for sweep in done:
         points = [SweepPoint(j.values()[1], j.episodes, rows[j].successes) for j in sweep.jobs]
         factor, name = sweep.swept.factor, sweep.swept.name
-        ends = points[0].value, points[-1].value
+        values = [point.value for point in points]
         told = []
         for certain in (False, True):
             held = holding_range(points, factor.neutral, certain)
-            marked = [f"{end:g}{'*' if end in ends else ''}" for end in held or ()]
-            told.append(" to ".join(marked) or f"not even at {factor.neutral:g}")
+            if held is None:
+                told.append(f"not even at {factor.neutral:g}")
+                continue
+            marks = zip(held, at_grid_ends(held, values), strict=True)
+            told.append(" to ".join(f"{end:g}" + "*" * last for end, last in marks))
         lines.append(
-            f"| `{sweep.policy}` | `{name}` | {ends[0]:g} to {ends[1]:g} | {factor.low:g} to "
+            f"| `{sweep.policy}` | `{name}` | {values[0]:g} to {values[-1]:g} | {factor.low:g} to "
             f"{factor.high:g} | {told[0]} | {told[1]} |"
         )
     return [*lines, ""]

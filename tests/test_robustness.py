@@ -257,6 +257,14 @@ def test_certificates_are_of_complete_sweeps() -> None:
     assert robustness.markdown([], sweeps, rows) == ""
 
 
+def test_a_certificate_marks_only_the_side_on_which_the_grid_ends() -> None:
+    swept = SweptFactor("action_delay", Factor("action_delay", 0.0, 1.0, 0.0, "integer"))
+    jobs = [_job("sweep", f"action_delay:{float(value)!r}") for value in range(3)]
+    rows = {job: Row(job, n, "a", 1.0) for job, n in zip(jobs, (99, 50, 10), strict=True)}
+    text = robustness.markdown([], [Sweep("lifting", swept, jobs)], rows)
+    assert text.splitlines()[-1].endswith("| 0 to 2 | 0 to 1 | 0* to 0 | 0* to 0 |")
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [

@@ -132,6 +132,22 @@ def test_what_is_certain_is_told_with_what_its_interval_is_of() -> None:
     assert certain.endswith("stays at 90 % or more from 1 to 1")
 
 
+def test_only_the_side_on_which_the_grid_ends_is_marked() -> None:
+    """A delay has nothing below its neutral value, which is the grid's end on that side alone."""
+    delay = SweptFactor("camera_delay", Factor("camera_delay", 0.0, 2.0, 0.0, "integer"))
+    for successes, told in (
+        ((99, 50, 10, 0), "from 0 (the end of the grid) to 0"),
+        ((99, 95, 10, 0), "from 0 (the end of the grid) to 1"),
+        ((99, 95, 95, 95), "from 0 (the end of the grid) to 3 (the end of the grid)"),
+    ):
+        points = [SweepPoint(float(v), 100, count) for v, count in enumerate(successes)]
+        held, _ = sweep_text("policy", delay, points).splitlines()[-2:]
+        assert held == f"  success stays at 90 % or more {told}"
+    points = [SweepPoint(0.5, 100, 9), SweepPoint(1.0, 100, 99)]
+    falling = SweptFactor("mass", Factor("mass", 0.5, 1.0, 1.0, "log_uniform"))
+    assert "from 1 to 1 (the end of the grid)" in sweep_text("policy", falling, points)
+
+
 def test_a_sweep_that_is_not_complete_has_no_range() -> None:
     swept = SweptFactor("mass", Factor("mass", 0.5, 2.0, 1.0, "log_uniform"))
     points = [SweepPoint(1.0, 200, 200), SweepPoint(2.0, 200, 200)]

@@ -160,6 +160,12 @@ def holding_range(
     return ordered[low].value, ordered[high].value
 
 
+def at_grid_ends(held: tuple[float, float], values: list[float]) -> tuple[bool, bool]:
+    """Whether a holding range begins at the lowest value measured and ends at the highest, so that
+    it may go further there."""
+    return held[0] == min(values), held[1] == max(values)
+
+
 def sweep_record(
     swept: SweptFactor, points: list[SweepPoint], complete: bool = True
 ) -> dict[str, Any]:
@@ -228,8 +234,8 @@ def sweep_text(label: str, swept: SweptFactor, points: list[SweepPoint]) -> str:
             lines.append(f"  {told} is below {100 * HOLDS:.0f} % even at {factor.neutral:g}")
             continue
         ends = [
-            f"{end:g}" + (" (the end of the grid)" if end in (min(values), max(values)) else "")
-            for end in holds
+            f"{end:g}" + " (the end of the grid)" * last
+            for end, last in zip(holds, at_grid_ends(holds, values), strict=True)
         ]
         lines.append(f"  {told} stays at {100 * HOLDS:.0f} % or more from {' to '.join(ends)}")
     return "\n".join(lines)
