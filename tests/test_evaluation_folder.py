@@ -156,6 +156,82 @@ def test_the_folder_of_a_run_or_a_bundle_is_no_place_for_an_evaluation(
     assert _contents(runs) == before and (tmp_path / "a").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("policies", "given", "folder"),
+    [
+        ("a", [], "evaluation.json"),
+        ("a", [], "episodes.csv"),
+        ("a", [], "factors.csv"),
+        ("a", ["video"], "evaluation.mp4"),
+        ("a", ["video"], "evaluation.png"),
+        ("a", ["report"], "report.html"),
+        ("a,b", [], "comparison.json"),
+        ("a,b", [], "b/factors.csv"),
+        ("a", ["sims=sweep:friction"], "sweep.csv"),
+        ("a,b", ["sims=sweep:friction"], "sweep.png"),
+        ("a,b", ["sims=sweep:friction"], "b/sweep.json"),
+    ],
+)
+def test_a_folder_in_the_place_of_a_file_is_found_before_any_work(
+    runs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    policies: str,
+    given: list[str],
+    folder: str,
+) -> None:
+    monkeypatch.setattr(visuomotor.evaluate, "run_episodes", None)
+    out = tmp_path / "out"
+    (out / folder).mkdir(parents=True)
+    before = _tree(out)
+    policy = ",".join(str(runs / name) for name in policies.split(","))
+    told = f"cannot write '{out / folder}': it is a folder; give another one: out="
+    switches = [f"{name}={str(name in given).lower()}" for name in ("video", "report")]
+    sims = [text for text in given if text.startswith("sims=")]
+    arguments = [f"policy={policy}", "episodes=1", *switches, *sims, f"out={out}"]
+    assert_refused(capsys, evaluate, arguments, told)
+    assert _tree(out) == before
+
+
+def test_folders_of_what_is_not_written_are_no_matter(runs: Path, tmp_path: Path) -> None:
+    for name in ("evaluation.mp4", "report.html", "comparison.json", "sweep.json"):
+        (tmp_path / name).mkdir()
+    assert run_command(evaluate, [f"policy={runs / 'a'}", *BARE, f"out={tmp_path}"]) == 0
+    assert (tmp_path / "evaluation.json").is_file()
+
+
+def test_a_folder_in_the_place_of_a_runs_own_evaluation_is_found_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path / "run", CONFIG)
+    (run / "evaluation.json").mkdir()
+    given = [f"policy={run}", "episodes=1", "video=false", "report=false"]
+    # Nominal worlds back no export.
+    assert run_command(evaluate, [*given, "sims=nominal", "device=cpu"]) == 0
+    capsys.readouterr()
+    before = _tree(run)
+    monkeypatch.setattr(visuomotor.evaluate, "run_episodes", None)
+    assert_refused(capsys, evaluate, given, "run/evaluation.json': it is a folder; remove it")
+    assert _tree(run) == before
+
+
+@pytest.mark.parametrize("sims", ["randomized", "sweep:friction"])
+def test_what_is_interrupted_before_anything_is_written_leaves_no_folder(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sims: str
+) -> None:
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(visuomotor.evaluate, "run_episodes", interrupted)
+    (tmp_path / "there").mkdir()
+    for policy in (f"{runs / 'a'}", f"{runs / 'a'},{runs / 'b'}"):
+        for out in ("deep/out", "there"):
+            given = [f"policy={policy}", f"sims={sims}", *BARE, f"out={tmp_path / out}"]
+            assert run_command(evaluate, given) == 130
+            assert _tree(tmp_path) == {"there"}
+
+
 # --- without out= -------------------------------------------------------------------------------
 
 
@@ -166,7 +242,7 @@ def _written_to(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
     class Stop(Exception):
         pass
 
-    def note(path: Path, labels: list[str]) -> None:
+    def note(path: Path, *names: Any) -> None:
         found.append(str(path))
         raise Stop
 

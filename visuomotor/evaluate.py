@@ -68,7 +68,7 @@ from visuomotor.sweep import (
     sweep_text,
     swept_factor,
 )
-from visuomotor.video import Clip
+from visuomotor.video import FILM, Clip
 
 SIMS = ("nominal", "randomized", "heldout")
 
@@ -393,7 +393,16 @@ def _folder(
         folder = run / "evaluations" / stem
     else:
         folder = Path("evaluations") / f"{shortened('+'.join(labels))}-{stem}"
-    return EvaluationFolder(folder, labels)
+    backs = options.sims == "randomized" and _strength(options) == 1.0
+    if options.out is None and len(loaded) == 1 and run is not None and backs:
+        path = run / EVALUATION  # see `_backs`
+        if path.is_dir():
+            raise UserError(f"cannot write '{path}': it is a folder; remove it, or give out=...")
+    film = FILM if options.video else ()
+    of_each, of_all = (EVALUATION, EPISODES, FACTORS, *film), (COMPARISON,) * (len(labels) > 1)
+    if options.sims.startswith(PREFIX):
+        of_each, of_all = (EPISODES, SWEEP, SWEEP_TABLE), (SWEEP_PLOT,)
+    return EvaluationFolder(folder, labels, of_each, (*of_all, *(REPORT,) * options.report))
 
 
 def _stem(

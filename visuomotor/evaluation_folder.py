@@ -10,8 +10,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from visuomotor.cache import check_writable
 from visuomotor.errors import UserError
+from visuomotor.files import try_folder
 from visuomotor.policy_files import is_policys_folder
 from visuomotor.runtime.files import EVALUATION
 from visuomotor.video import FILM
@@ -37,8 +37,14 @@ class EvaluationFolder:
     something new to be written.
     """
 
-    def __init__(self, path: Path, labels: Sequence[str]):
-        """Raises UserError where it cannot be written, or is a run or a bundle."""
+    def __init__(
+        self, path: Path, labels: Sequence[str], of_each: Sequence[str], of_all: Sequence[str]
+    ):
+        """Leaves no folder behind: those that lack are made when there is something to write.
+
+        of_each: names of the files that each policy gets; of_all: those beside them. Raises
+        UserError where one cannot be written, or where it is a run or a bundle.
+        """
         self.path = path
         self._labels = tuple(labels)
         self._cleared = False
@@ -50,7 +56,20 @@ class EvaluationFolder:
                 )
             if place.exists() and not place.is_dir():
                 raise UserError(f"{place} is a file; give another folder: out=...")
-        check_writable(path / EVALUATION, "give a folder that can be written: out=...")
+        for file in (
+            *(self._place(label) / name for label in labels for name in of_each),
+            *(path / name for name in of_all),
+        ):
+            if file.is_dir():
+                raise UserError(f"cannot write '{file}': it is a folder; give another one: out=...")
+        for place in dict.fromkeys((path, *map(self._place, labels))):
+            try:
+                try_folder(place)
+            except OSError as error:
+                raise UserError(
+                    f"cannot write '{place}': {error.strerror}; give a folder that can be written: "
+                    "out=..."
+                ) from error
 
     @property
     def facts(self) -> dict[str, list[str]]:
