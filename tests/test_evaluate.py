@@ -8,6 +8,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -21,6 +22,7 @@ from visuomotor.cli import run_command
 from visuomotor.envs import make_env
 from visuomotor.evaluate import _labels, evaluate
 from visuomotor.evaluation import EPISODES_APART, OUTCOMES, Episodes, run_episodes
+from visuomotor.factors import OWN, register_factor
 from visuomotor.overrides import to_yaml
 from visuomotor.policies import PixelPolicy
 from visuomotor.runtime.bundle import Bundle, BundleError
@@ -147,6 +149,37 @@ def test_the_same_worlds_have_the_same_mark(tmp_path: Path, run: Path) -> None:
         assert run_command(evaluate, [*arguments, f"sims=sweep:{factor}", "values=1.5"]) == 0
         marks.append(json.loads((out / "sweep.json").read_text())["worlds"])
     assert marks[0] == marks[1] and len(set(marks)) == 6
+
+
+def test_the_mark_of_worlds_tells_how_factors_of_ones_own_are_drawn(
+    tmp_path: Path, run: Path
+) -> None:
+    """Without any nothing is added to it, so that the marks of before hold."""
+    plain_env = make_env(EVALUATED, num_envs=1, seed=0, render=False)
+    assert visuomotor.evaluate._own_factors(plain_env) == []
+
+    def mark() -> str:
+        arguments = [f"policy={run}", "episodes=1", *BARE, "device=cpu", f"out={tmp_path}"]
+        assert run_command(evaluate, arguments) == 0
+        return str(json.loads((tmp_path / "evaluation.json").read_text())["worlds"])
+
+    def still(model: Any, field: torch.Tensor, values: torch.Tensor) -> None:
+        pass
+
+    plain = mark()
+    marks = []
+    for given in (
+        {"bounds": (0.5, 1.5), "neutral": 1.0},
+        {"bounds": (0.5, 2.5), "neutral": 1.0},
+        {"bounds": (0.5, 1.5), "neutral": 0.5},
+        {"bounds": (0.5, 1.5), "neutral": 1.0, "distribution": "log_uniform"},
+        {"bounds": (0.5, 1.5), "neutral": 1.0},
+    ):
+        with mock.patch.dict(OWN, clear=True):
+            register_factor("mine", field="geom_friction", **given)(still)
+            marks.append(mark())
+    assert marks[0] == marks[-1] and len({plain, *marks}) == 5
+    assert mark() == plain
 
 
 def test_a_policy_that_raises_loses_its_episodes_and_not_the_evaluation(

@@ -50,6 +50,7 @@ from visuomotor.evaluation_folder import (
     shortened,
 )
 from visuomotor.factor_effects import effects_csv, told
+from visuomotor.factors import OWN
 from visuomotor.heldout import CHANGES, HeldOut, HeldOutOptions, held_out, untold_origins
 from visuomotor.limits import MOST_EPISODES
 from visuomotor.overrides import parse_overrides, to_yaml
@@ -313,6 +314,7 @@ def _how(
         *(asdict(worlds)[name] for name in ("task", "env", "randomization")),
         *(env.episode_steps, env.strength, env.randomizer.factor_names, env.randomizer.pinned),
         None if heldout is None else (heldout.names, heldout.renderer),
+        *_own_factors(env),
     )
     through: dict[str, Any] = {"acts_through": "torch"}
     if loaded.bundle is not None:
@@ -324,6 +326,13 @@ def _how(
         "device": str(device),
         "worlds": hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16],
     }
+
+
+def _own_factors(env: VisuomotorEnv) -> list[tuple[str, str, float, float, float]]:
+    """How a user's own factors are drawn, which no setting tells; the package's are in those."""
+    columns = (column for group in OWN for column in env.randomizer.columns(group))
+    factors = (env.randomizer.factors[column] for column in sorted(columns))
+    return [(f.name, f.distribution, f.low, f.high, f.neutral) for f in factors]
 
 
 def _sweep(
