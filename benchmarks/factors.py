@@ -412,14 +412,18 @@ A new factor is one function, in any module that is imported before the environm
 from visuomotor.randomization import register_factor
 
 
-@register_factor("table_friction", field="geom_friction", bounds=(0.8, 1.3), neutral=1.0)
-def table_friction(model, field, values):
-    field[:, model.geom("table").id, 0] *= values[:, 0]
+@register_factor("ambient_light", field="light_ambient", bounds=(0.5, 1.5), neutral=1.0)
+def ambient_light(model, field, values):
+    field *= values.unsqueeze(2)  # (worlds, lights, channels)
 ```
 
 It is drawn, applied, written to `episodes.csv` and swept as all others are; their values stay as
 they were. `unit=` names its unit for plots. It changes fields of the model only, not sensors, and
 no delays of images or actions.
+
+A field has an effect only where something reads it. Friction of table and hand has none on props,
+whose own decides; the ray-caster reads colours and textures of surfaces, but not how they shine
+(`mat_reflectance`, `mat_specular`).
 
 The shipped tasks get it from the command line if the module belongs to an installed package with an
 entry point, as [a task of your own](your_own_task.md) does; what it registers may be factors alone:
@@ -431,7 +435,7 @@ my_factors = "my_factors"
 
 ```
 pip install -e .
-python -m visuomotor.evaluate policy=stacking sims=sweep:table_friction episodes=100
+python -m visuomotor.evaluate policy=stacking sims=sweep:ambient_light episodes=100
 ```
 """
 COLUMN_NAMES = (

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 
+from benchmarks import factors
 from tests.runs import CPU, moving_actor, small_run
 from visuomotor import envs
 from visuomotor.envs import make_env
+from visuomotor.envs.camera import RayCaster
 from visuomotor.errors import UserError
 from visuomotor.evaluation import episodes_csv, evaluate_actor, evaluation_env
 from visuomotor.factors import OWN, Factor, beyond
 from visuomotor.randomization import register_factor
 
 CONFIG = small_run(episode_steps=3)
+PAGE = Path(__file__).parent.parent / "docs" / "randomization.md"
 
 
 @pytest.fixture
@@ -26,15 +32,15 @@ def registry():
         yield
 
 
-def _table_friction(model, field, values):
-    field[:, model.geom("table").id, 0] *= values[:, 0]
+def _ambient_light(model, field, values):
+    field *= values.unsqueeze(2)
 
 
 def test_a_factor_of_ones_own_is_drawn_applied_and_told(registry):
     plain = evaluation_env(CONFIG, num_envs=3, seed=0, strength=1.0, device=CPU, render=False)
     plain.reset()
-    register_factor("table_friction", field="geom_friction", bounds=(0.5, 0.9), neutral=0.9)(
-        _table_friction
+    register_factor("ambient_light", field="light_ambient", bounds=(0.5, 0.9), neutral=0.9)(
+        _ambient_light
     )
 
     @register_factor(
@@ -47,23 +53,50 @@ def test_a_factor_of_ones_own_is_drawn_applied_and_told(registry):
     env = evaluation_env(CONFIG, num_envs=3, seed=0, strength=1.0, device=CPU, render=False)
     env.reset()
     names = list(env.randomizer.factor_names)
-    assert names[-3:] == ["table_friction", "arm_weight/hand", "arm_weight/wrist"]
+    assert names[-3:] == ["ambient_light", "arm_weight/hand", "arm_weight/wrist"]
     assert np.array_equal(env.factors[:, :-3], plain.factors)  # the others are as they were
     drawn = env.factors[:, -3]
     assert ((drawn >= 0.5) & (drawn <= 0.9)).all() and len(set(drawn)) == 3
-    table = env.sim.model.geom("table").id
-    friction = env.sim.model_field("geom_friction")[:, table, 0].numpy()
-    np.testing.assert_allclose(friction, drawn * env.sim.model.geom_friction[table, 0])
+    ambient = env.sim.model_field("light_ambient").numpy()
+    expected = drawn[:, None, None] * env.sim.model.light_ambient
+    np.testing.assert_allclose(ambient, expected, rtol=1e-6)
     hand = env.sim.model.body("jaco_arm/jaco_hand/hand").id
     np.testing.assert_allclose(env.sim.model_field("body_gravcomp")[:, hand], env.factors[:, -2])
 
     actor = moving_actor(CONFIG)
     episodes = evaluate_actor(actor, CONFIG, episodes=2, seed=0, strength=1.0, device=CPU)
     header = episodes_csv(episodes, seed=0).splitlines()[0]
-    assert header.endswith("table_friction,arm_weight/hand,arm_weight/wrist")
+    assert header.endswith("ambient_light,arm_weight/hand,arm_weight/wrist")
     quiet = evaluation_env(CONFIG, num_envs=1, seed=0, strength=0.0, device=CPU, render=False)
     quiet.reset()
     assert quiet.factors[0, -3:].tolist() == [0.9, 0.0, 0.0]
+
+
+def test_the_pages_example_changes_what_is_seen_in_its_own_world(registry):
+    (example,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert example in factors.PAGE
+    plain = make_env(CONFIG, num_envs=3, seed=0, render=False)
+    plain.reset()
+    exec(example, {})
+    env = make_env(CONFIG, num_envs=3, seed=0, render=False)
+    env.reset()
+    (column,) = env.randomizer.columns("ambient_light")
+
+    def images(*values: float) -> torch.Tensor:
+        """(3, 3, H, W) with these values of the factor, all else as drawn."""
+        rows = env.factors.copy()
+        rows[:, column] = values
+        env.randomizer.apply(env.sim, everyone, rows)
+        return RayCaster(env.sim, CONFIG.camera, env.sim.fields).render(everyone).int()
+
+    everyone = torch.arange(3)
+    before = RayCaster(plain.sim, CONFIG.camera, plain.sim.fields).render(everyone).int()
+    assert torch.equal(images(1.0, 1.0, 1.0), before)
+    factor = env.randomizer.factors[column]
+    after = images(factor.low, 1.0, factor.high)
+    assert (after[0] <= before[0]).all() and (before[0] - after[0]).float().mean() > 10
+    assert torch.equal(after[1], before[1])
+    assert (after[2] >= before[2]).all() and (after[2] - before[2]).float().mean() > 10
 
 
 @pytest.mark.parametrize(
@@ -88,12 +121,12 @@ def test_a_factor_that_makes_no_sense_is_refused(registry, settings, told):
 
 
 def test_a_name_is_taken_once(registry):
-    mine = {"field": "geom_friction", "bounds": (0.5, 2.0), "neutral": 1.0}
-    register_factor("mine", **mine)(_table_friction)
-    register_factor("mine", **mine)(_table_friction)  # its module was imported anew
+    mine = {"field": "light_ambient", "bounds": (0.5, 2.0), "neutral": 1.0}
+    register_factor("mine", **mine)(_ambient_light)
+    register_factor("mine", **mine)(_ambient_light)  # its module was imported anew
     with pytest.raises(UserError, match="'mine' is registered already"):
         register_factor("mine", **mine)(lambda model, field, values: None)
-    register_factor("hue", **mine)(_table_friction)
+    register_factor("hue", **mine)(_ambient_light)
     with pytest.raises(UserError, match="'hue' is there already"):
         make_env(CONFIG, num_envs=1, render=False)
 

@@ -109,9 +109,9 @@ def register_factor(
     holds the scene's own value with the package's factors in it. Without `parts` the group is one
     factor. Its values stand in `episodes.csv` behind all others, which stay as they were drawn.
 
-        @register_factor("table_friction", field="geom_friction", bounds=(0.8, 1.25), neutral=1.0)
-        def table_friction(model, field, values):
-            field[:, model.geom("table").id, 0] *= values[:, 0]
+        @register_factor("ambient_light", field="light_ambient", bounds=(0.5, 1.5), neutral=1.0)
+        def ambient_light(model, field, values):
+            field *= values.unsqueeze(2)  # (worlds, lights, channels)
 
     field: of the MjModel, or "opt.gravity". unit: for axes and tables. Raises UserError where the
     name is taken, or a range does not hold the neutral value or does not suit the distribution.
