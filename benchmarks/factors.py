@@ -418,7 +418,9 @@ def ambient_light(model, field, values):
 ```
 
 It is drawn, applied, written to `episodes.csv` and swept as all others are; their values stay as
-they were. `unit=` names its unit for plots. It changes fields of the model only, not sensors, and
+they were. `unit=` names its unit for plots. What no world can have, a name that no table or command
+can, or a function that raises or returns something is refused in one line that names the factor,
+before any episode. It changes fields of the model only, not sensors, and
 no delays of images or actions.
 
 A field has an effect only where something reads it. Friction of table and hand has none on props,

@@ -112,12 +112,94 @@ def test_the_pages_example_changes_what_is_seen_in_its_own_world(registry):
             {"bounds": (0.2, 1.7), "distribution": "integer"},
             r"bounds=\(0.2, 1.7\), neutral=1.0; an integer range is of whole numbers",
         ),
+        ({"bounds": (-np.inf, np.inf)}, r"bounds=\(-inf, inf\), neutral=1.0; valid: .*finite"),
+        ({"bounds": (0.5, np.nan)}, r"bounds=\(0.5, nan\), .*finite numbers"),
+        ({"neutral": np.nan}, "neutral=nan; valid: .*finite numbers"),
+        ({"bounds": (-1e308, 1e308)}, r"bounds=.*finite numbers"),
+        ({"bounds": (0.5, "2")}, r"bounds=\(0.5, '2'\), .*finite numbers"),
+        ({"bounds": 2.0}, "bounds=2.0, .*two ends of a range"),
+        ({"bounds": (0.5, 1.0, 2.0)}, r"bounds=\(0.5, 1.0, 2.0\), .*two ends of a range"),
+        ({"parts": ("a", "a")}, r"parts=\('a', 'a'\); valid: a tuple of names that differ"),
+        ({"parts": "ab"}, "parts='ab'; valid: a tuple of names that differ"),
+        ({"parts": ("a/b",)}, r"parts=\('a/b',\); valid: .*letters from a to z, digits"),
+        ({"parts": (1,)}, r"parts=\(1,\); valid: .*letters from a to z, digits"),
+        (
+            {"field": "light_ambiet"},
+            r"field='light_ambiet' is none .*did you mean light_ambient.*valid: those of .*MjModel",
+        ),
+        ({"field": "tex_data"}, "field='tex_data' is none that can differ between worlds"),
+        ({"field": None}, "field=None is none that can differ between worlds"),
+        ({"unit": 5}, "unit=5; valid: a few letters, or none"),
+        ({"unit": "m\n"}, r"unit='m\\n'; valid: a few letters, or none"),
     ],
 )
 def test_a_factor_that_makes_no_sense_is_refused(registry, settings, told):
     given = {"field": "geom_friction", "bounds": (0.5, 2.0), "neutral": 1.0, **settings}
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=f"^factor 'mine': .*{told}"):
         register_factor("mine", **given)
+    assert OWN == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a,b", "a\nb", "mine\n", "prop_mass/block_0", "a b", "-a", "größe", "a.b", 5, None]
+)
+def test_a_name_that_no_table_or_command_can_have_is_refused(registry, name):
+    told = f"a factor cannot be called {name!r}; valid: letters from a to z, digits, _ and -"
+    with pytest.raises(UserError, match=re.escape(told)):
+        register_factor(name, field="light_ambient", bounds=(0.5, 2.0), neutral=1.0)
+
+
+def _raises(model, field, values):
+    field[:, model.geom("tabel").id] *= values
+
+
+def _of_another_shape(model, field, values):
+    field *= values.repeat(1, 7)
+
+
+def _returns(model, field, values):
+    return field * values.unsqueeze(2)
+
+
+def _divides_by_nothing(model, field, values):
+    field /= (values - 0.5).unsqueeze(2)
+
+
+def _writes_to_the_model(model, field, values):
+    model.light_ambient[0, 0] = 0.1
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (_raises, "raised KeyError: .*Invalid name 'tabel'.*; it is called with the model, "),
+        (_of_another_shape, r"raised RuntimeError: .*; .* light_ambient \(3, 3, 3\) and values"),
+        (_returns, "returns a Tensor; it has to change the field in place and return nothing"),
+        (_divides_by_nothing, "makes infinite or no numbers of light_ambient; .* from 0.5 to 2"),
+        (_writes_to_the_model, "writes to model.light_ambient, which is every world's"),
+    ],
+)
+def test_a_function_that_goes_wrong_is_told_of_before_any_episode(registry, function, told):
+    register_factor("mine", field="light_ambient", bounds=(0.5, 2.0), neutral=1.0)(function)
+    with pytest.raises(UserError, match=f"^factor 'mine': its function {told}") as refused:
+        make_env(CONFIG, num_envs=1, render=False)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_function_that_goes_wrong_later_is_told_of(registry):
+    @register_factor("mine", field="light_ambient", bounds=(0.0, 1.0), neutral=0.0)
+    def mine(model, field, values):
+        if 0.0 < values[0] < 1.0:
+            raise ZeroDivisionError("between the ends")
+
+    env = make_env(CONFIG, num_envs=1, render=False)
+    with pytest.raises(UserError, match=r"^factor 'mine': .*ZeroDivisionError: between the ends"):
+        env.reset()
+
+
+def test_what_is_no_function_is_no_factor(registry):
+    with pytest.raises(UserError, match="factor 'mine': 5 is no function of model, field, values"):
+        register_factor("mine", field="light_ambient", bounds=(0.5, 2.0), neutral=1.0)(5)
 
 
 def test_a_name_is_taken_once(registry):
@@ -126,8 +208,16 @@ def test_a_name_is_taken_once(registry):
     register_factor("mine", **mine)(_ambient_light)  # its module was imported anew
     with pytest.raises(UserError, match="'mine' is registered already"):
         register_factor("mine", **mine)(lambda model, field, values: None)
-    register_factor("hue", **mine)(_ambient_light)
-    with pytest.raises(UserError, match="'hue' is there already"):
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [("hue", ()), ("prop_mass", ("another",)), ("colour", ("table",)), ("texture", ())],
+)
+def test_a_name_of_the_packages_is_taken(registry, name, parts):
+    mine = {"field": "light_ambient", "bounds": (0.5, 2.0), "neutral": 1.0}
+    register_factor(name, **mine, parts=parts)(_ambient_light)
+    with pytest.raises(UserError, match=f"'{name}' is there already"):
         make_env(CONFIG, num_envs=1, render=False)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
+import re
 from collections.abc import Iterable
+from numbers import Real
 
 
 class UserError(Exception):
@@ -17,3 +20,16 @@ def did_you_mean(name: str, valid: Iterable[str], most: int = 2, cutoff: float =
     """ " (did you mean a or b?)" with the nearest of the valid names, or nothing."""
     near = difflib.get_close_matches(name, list(valid), n=most, cutoff=cutoff)
     return f" (did you mean {' or '.join(near)}?)" if near else ""
+
+
+NAMES = "letters from a to z, digits, _ and -, and no - at the beginning"
+
+
+def is_name(name: object) -> bool:
+    """Whether it can stand in a file's name, a table and a command, see NAMES."""
+    return isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name) is not None
+
+
+def is_finite(value: object) -> bool:
+    """Whether it is a number, and neither infinite nor NaN."""
+    return type(value) is not bool and isinstance(value, Real) and math.isfinite(value)

@@ -12,9 +12,10 @@ from typing import TypeVar
 
 import mujoco
 import numpy as np
+from mujoco import batch
 from torch import Tensor
 
-from visuomotor.errors import UserError
+from visuomotor.errors import NAMES, UserError, did_you_mean, is_finite, is_name
 
 DISTRIBUTIONS = ("uniform", "log_uniform", "integer")
 # Of the package's groups; a scale or a share has none.
@@ -114,8 +115,18 @@ def register_factor(
             field *= values.unsqueeze(2)  # (worlds, lights, channels)
 
     field: of the MjModel, or "opt.gravity". unit: for axes and tables. Raises UserError where the
-    name is taken, or a range does not hold the neutral value or does not suit the distribution.
+    name is taken or is none, the field cannot differ between worlds, or a range does not hold the
+    neutral value or does not suit the distribution. The function is tried when an environment is
+    built: where it raises, returns something or makes a number that is none, that is a UserError.
     """
+    _check_names(group, parts, field, unit)
+    numbers = (*bounds, neutral) if isinstance(bounds, tuple | list) else ()
+    finite = len(numbers) == 3 and all(map(is_finite, numbers))
+    if not finite or not math.isfinite(bounds[1] - bounds[0]):
+        raise UserError(
+            f"factor '{group}': bounds={bounds!r}, neutral={neutral!r}; valid: the two ends of a "
+            "range and a value in it, finite numbers"
+        )
     if not bounds[0] <= neutral <= bounds[1]:
         raise UserError(f"factor '{group}': bounds={bounds} do not hold neutral={neutral}")
     if distribution not in DISTRIBUTIONS:
@@ -131,14 +142,37 @@ def register_factor(
         )
 
     def add(function: _Apply) -> _Apply:
+        if not callable(function):
+            raise UserError(
+                f"factor '{group}': {function!r} is no function of model, field, values"
+            )
         present = OWN.get(group)
         if present is not None and present.apply.__qualname__ != function.__qualname__:
             raise UserError(f"a factor '{group}' is registered already; give yours another name")
-        own = OwnFactor(group, parts, *bounds, neutral, distribution, unit, field, function)
+        own = OwnFactor(group, tuple(parts), *bounds, neutral, distribution, unit, field, function)
         OWN[group] = own
         return function
 
     return add
+
+
+def _check_names(group: object, parts: object, field: object, unit: object) -> None:
+    """Raises UserError for what `register_factor` cannot use."""
+    if not is_name(group):
+        raise UserError(f"a factor cannot be called {group!r}; valid: {NAMES}")
+    named = isinstance(parts, tuple | list) and all(map(is_name, parts))
+    if not isinstance(parts, tuple | list) or not named or len(set(parts)) < len(parts):
+        raise UserError(
+            f"factor '{group}': parts={parts!r}; valid: a tuple of names that differ, of {NAMES}"
+        )
+    if field not in batch.MODEL_FIELDS:
+        hint = did_you_mean(str(field), batch.MODEL_FIELDS, cutoff=0.6)
+        raise UserError(
+            f"factor '{group}': field={field!r} is none that can differ between worlds{hint}; "
+            "valid: those of MuJoCo's MjModel, as light_ambient or body_mass, and opt.gravity"
+        )
+    if not isinstance(unit, str) or not unit.isprintable():
+        raise UserError(f"factor '{group}': unit={unit!r}; valid: a few letters, or none")
 
 
 class Distributions:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import fields
+from operator import attrgetter
 from typing import Any, Protocol
 
 import mujoco
@@ -19,7 +20,15 @@ from torch import Tensor
 
 from visuomotor.config import MOST_BLUR, MOST_CLUTTER, RandomizationConfig
 from visuomotor.errors import UserError
-from visuomotor.factors import OWN, Distributions, Factor, beyond, register_factor, unit_of
+from visuomotor.factors import (
+    OWN,
+    Distributions,
+    Factor,
+    OwnFactor,
+    beyond,
+    register_factor,
+    unit_of,
+)
 from visuomotor.image_noise import SensorFactors, distort
 from visuomotor.vision_import import functional
 
@@ -112,10 +121,11 @@ class Randomizer:
         self._declare_later_appearance()
         self._own = tuple(OWN.values())
         for own in self._own:
-            if own.group in self._columns:
+            if own.group in {factor.name.split("/")[0] for factor in self._factors}:
                 raise UserError(f"a factor '{own.group}' is there already; give yours another name")
             bounds, parts = (own.low, own.high), list(own.parts)
             self._add(own.group, parts, bounds, own.neutral, True, own.distribution)
+            self._try(own)
         self.factors: tuple[Factor, ...] = tuple(self._factors)
         self._distributions = Distributions(self._factors, self._enabled)
         self.factor_names: tuple[str, ...] = tuple(f.name for f in self._factors)
@@ -315,9 +325,45 @@ class Randomizer:
                 _FIELDS[field](self, fresh, drawn)
             for own in self._own:
                 if own.field == field:
-                    own.apply(self._model, fresh, self.column(drawn, own.group))
+                    self._apply_own(own, fresh, self.column(drawn, own.group))
             sim.model_field(field)[env_ids] = fresh.to(sim.model_field(field).dtype)
         sim.recompute_constants(env_ids)
+
+    def _try(self, own: OwnFactor) -> None:
+        """A user's factor at both ends and at neutral, on what no world is made of."""
+        read = attrgetter(own.field)
+        default = np.array(read(self._model))
+        field = torch.from_numpy(np.stack([default] * 3))
+        values = torch.tensor([own.low, own.neutral, own.high], dtype=torch.float64)
+        values = values.to(field.dtype) if field.is_floating_point() else values
+        self._apply_own(own, field, values.unsqueeze(1).repeat(1, max(1, len(own.parts))))
+        if not np.array_equal(read(self._model), default):
+            raise UserError(
+                f"factor '{own.group}': its function writes to model.{own.field}, which is every "
+                "world's; it has to change the field that it is given, in place"
+            )
+
+    def _apply_own(self, own: OwnFactor, field: Tensor, values: Tensor) -> None:
+        """A user's factor into fresh defaults (n, ...). Raises UserError where that fails."""
+        try:
+            returned: object = own.apply(self._model, field, values)  # type: ignore[func-returns-value]
+        except Exception as error:  # a stranger's function may raise anything
+            told = " ".join(str(error).split())
+            raise UserError(
+                f"factor '{own.group}': its function raised {type(error).__name__}: {told}; it is "
+                f"called with the model, {own.field} {tuple(field.shape)} and values "
+                f"{tuple(values.shape)}"
+            ) from error
+        if returned is not None:
+            raise UserError(
+                f"factor '{own.group}': its function returns a {type(returned).__name__}; it has "
+                "to change the field in place and return nothing"
+            )
+        if field.is_floating_point() and not bool(torch.isfinite(field).all()):
+            raise UserError(
+                f"factor '{own.group}': its function makes infinite or no numbers of {own.field}; "
+                f"valid: finite ones for all values from {own.low:g} to {own.high:g}"
+            )
 
     def sensor(self, values: np.ndarray) -> SensorFactors:
         """(n, K) -> what camera, actuators and joint sensors need, (n,) each."""
