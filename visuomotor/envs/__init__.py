@@ -17,7 +17,7 @@ from visuomotor.envs.camera import MakeCaster, RayCaster
 from visuomotor.envs.environment import Observation, ResetSampler, StepResult, VisuomotorEnv
 from visuomotor.envs.tasks import ALIASES, TASKS, Task
 from visuomotor.envs.tasks.task import TABLE
-from visuomotor.errors import UserError, did_you_mean
+from visuomotor.errors import NAMES, UserError, did_you_mean, is_finite, is_name
 
 _TaskType = TypeVar("_TaskType", bound=type[Task])
 
@@ -33,8 +33,8 @@ _TURNINGS = ("prop", "ways", "neighbours", "arm", "hand")
 def register(task: _TaskType) -> _TaskType:
     """Makes a task known by its name to every command; also as a decorator.
 
-    Raises UserError where something is missing, where the name is taken, or where stages, rewards
-    and props do not agree.
+    Raises UserError where something is missing or cannot be, where the name is taken, or where
+    stages, rewards and props do not agree.
     """
     _check_whole(task)
     taken = TASKS.get(task.name, task)
@@ -77,6 +77,8 @@ def _check_whole(task: type[Task]) -> None:
     """Raises UserError where a task lacks an attribute or a method, or has one of another type."""
     if not (isinstance(task, type) and issubclass(task, Task)):
         raise UserError(f"{task!r} is no task: a subclass of visuomotor.envs.Task is")
+    if hasattr(task, "name") and not is_name(task.name):
+        raise UserError(f"a task cannot be called {task.name!r}; valid: {NAMES}")
     called = f"task '{task.name}'" if hasattr(task, "name") else f"task {task.__name__}"
     missing = [what for what in _TOLD if not hasattr(task, what)]
     missing += [f"{method}()" for method in sorted(task.__abstractmethods__)]
@@ -90,6 +92,17 @@ def _check_whole(task: type[Task]) -> None:
         raise UserError(
             f"{called}: episode_steps={task.episode_steps!r}; valid: a whole number from 1"
         )
+    for what in ("stages", "props"):
+        names = getattr(task, what)
+        told = all(isinstance(name, str) and name for name in names)
+        if not told or len(set(names)) < len(names):
+            raise UserError(f"{called}: {what}={names!r}; valid: names that differ")
+    if not task.stages:
+        raise UserError(f"{called} has no stage; the last one is success")
+    if not all(map(is_finite, task.stage_rewards)):
+        raise UserError(f"{called}: stage_rewards={task.stage_rewards!r}; valid: finite numbers")
+    if not is_finite(task.workspace) or task.workspace <= 0.0:
+        raise UserError(f"{called}: workspace={task.workspace!r}; valid: a length in m, above 0")
 
 
 def make_task(name: str) -> Task:
