@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 import visuomotor.checkpoint
@@ -262,15 +264,55 @@ def test_a_save_that_fails_leaves_nothing_behind(
 ) -> None:
     save_checkpoint(tmp_path, 1, {"good": True})
 
-    def full(*arguments: object) -> None:
-        raise OSError(28, "No space left on device")
+    def full(*arguments: object) -> None:  # as safetensors tells of it
+        raise SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        )
 
     with monkeypatch.context() as patch:
         patch.setattr(visuomotor.checkpoint, "save_file", full)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(OSError, match="No space") as caught:
             save_checkpoint(tmp_path, 2, {"good": False})
+    assert caught.value.errno == errno.ENOSPC
+    assert Path(caught.value.filename).name == "tensors.safetensors"
     assert [entry.name for entry in tmp_path.iterdir()] == ["step_000000000001"]
     assert load_checkpoint(tmp_path) == ({"good": True}, 1, [])
+
+
+def test_other_trouble_of_safetensors_stays_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise SafetensorError("Error while serializing: InvalidTensorView")
+
+    monkeypatch.setattr(visuomotor.checkpoint, "save_file", broken)
+    with pytest.raises(SafetensorError, match="InvalidTensorView"):
+        save_checkpoint(tmp_path, 1, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_command_that_has_no_room_for_its_checkpoint_says_so_in_one_line(
+    tmp_path: Path,
+) -> None:
+    """The system's own refusal, of a file beyond the largest that the process may write."""
+    program = (
+        "import resource, sys, torch\n"
+        "from visuomotor.checkpoint import save_checkpoint\n"
+        "from visuomotor.cli import run_command\n"
+        "def command(argv):\n"
+        "    save_checkpoint(argv[0], 1, {'small': True})\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "    save_checkpoint(argv[0], 2, {'large': torch.zeros(10_000)})\n"
+        "sys.exit(run_command(command, sys.argv[1:]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: no room for") and "resume=" in line
+    assert load_checkpoint(tmp_path) == ({"small": True}, 1, [])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step_000000000001"]
 
 
 # --- damage -------------------------------------------------------------------------------------

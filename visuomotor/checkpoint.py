@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
 from pathlib import Path
@@ -48,6 +49,7 @@ _DTYPES = {
     torch.int64, torch.int32, torch.int16, torch.int8,
     torch.uint64, torch.uint32, torch.uint16, torch.uint8, torch.bool,
 }  # fmt: skip
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)", re.ASCII)
 
 
 class _DamagedError(Exception):
@@ -81,7 +83,7 @@ def save_checkpoint(folder: Path | str, step: int, state: dict[Any, Any], keep: 
     partial = partial_path(folder / name)
     partial.mkdir()
     try:
-        save_file(tensors, partial / TENSORS_FILE)
+        _write_tensors(tensors, partial / TENSORS_FILE)
         sync(partial / TENSORS_FILE)
         content["tensors_sha256"] = _file_digest(partial / TENSORS_FILE)
         content["sha256"] = _content_digest(content)
@@ -103,6 +105,19 @@ def save_checkpoint(folder: Path | str, step: int, state: dict[Any, Any], keep: 
     for path in [path for known, _, path in found if known > step] + current[:-keep]:
         remove_tree(path)
     return folder / name
+
+
+def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """A safetensors file. Raises OSError where the system refuses: safetensors has an error of its
+    own for that, with the system's number in the text alone."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        found = _SYSTEM_ERROR.search(str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def load_checkpoint(

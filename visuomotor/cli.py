@@ -26,7 +26,8 @@ EXIT_DONE = 0
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # 130, as a shell reports it
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+# A full disk, a user's quota, and the largest file that a process may write.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What the system says of a path that somebody gave, and no code of ours is to blame for. Not that
 # there is nothing: a command that looks in vain for its own file is broken.
 _UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
