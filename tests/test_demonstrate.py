@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -190,6 +191,36 @@ def test_an_end_before_the_file_is_whole_leaves_the_old_one(error, tmp_path, mon
         assert _run("task=lifting", "episodes=4", f"out={path}") in (2, 130)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["demos.hdf5"]
+
+
+FULL = """
+import resource, sys
+from tests.recordings import some_demonstrations
+from visuomotor import demonstrate
+from visuomotor.cli import run_command
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+demonstrate.collect = lambda *args, **kwargs: (some_demonstrations(), 0)
+sys.exit(run_command(demonstrate.demonstrate, ["task=stacking", "episodes=2", *sys.argv[1:]]))
+"""
+
+
+def test_a_file_beyond_what_the_disk_takes_is_one_line_and_leaves_nothing(tmp_path):
+    """A limit of the system for a file's size stands for the end of a disk."""
+    path = tmp_path / "demos.hdf5"
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, f"out={path}"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    (line,) = [line for line in done.stderr.splitlines() if "error" in line]
+    assert line.startswith(f"error: cannot write '{path}': File too large; free some space")
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- only successes -------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,7 +13,6 @@ import h5py
 import numpy as np
 import pytest
 
-import visuomotor.demonstrations
 from tests.recordings import WIDTH, some_demonstration, some_demonstrations
 from visuomotor.demonstrations import (
     Demonstration,
@@ -482,8 +482,8 @@ def test_a_rename_that_fails_leaves_the_older_file_and_no_rest(
     def refuse(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(visuomotor.demonstrations.os, "replace", refuse)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(UserError, match=r"cannot write '.*demos.hdf5': No space left"):
         save_demonstrations(good, some_demonstrations((3,)))
     assert good.read_bytes() == before
     assert [entry.name for entry in good.parent.iterdir()] == ["demos.hdf5"]

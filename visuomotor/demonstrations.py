@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from torch import Tensor
 
 from visuomotor import __version__
 from visuomotor.errors import UserError
-from visuomotor.files import partial_path, sync
+from visuomotor.files import write_atomic
 
 UNTOLD_CONTROL_DT = 0.05  # s, where a file does not say
 ACTION_TOLERANCE = 1e-3  # beyond [-1, 1]: rounding of other people's files
@@ -77,19 +76,23 @@ class Demonstrations:
 
 
 def save_demonstrations(path: Path | str, demonstrations: Demonstrations) -> None:
-    """Writes the file in one go: a failure leaves an older file of that name as it was."""
-    path = Path(path)
-    partial = partial_path(path)
+    """Writes the file in one go: a failure leaves an older file of that name as it was.
+
+    Raises UserError where the file cannot be written (a full disk, ...).
+    """
+    # In memory first: the HDF5 library does not survive a disk that fills up under it.
+    # The format of HDF5 1.10 (2016) has checksums in its own structures, older ones have not.
+    with h5py.File.in_memory(libver=("v110", "v110")) as file:
+        _write(file, demonstrations)
+        file.flush()
+        content = file.id.get_file_image()
     try:
-        # The format of HDF5 1.10 (2016) has checksums in its own structures, older ones have not.
-        with h5py.File(partial, "w", libver=("v110", "v110")) as file:
-            _write(file, demonstrations)
-        sync(partial)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
+        write_atomic(path, content)
+    except OSError as error:
+        raise UserError(
+            f"cannot write '{path}': {error.strerror or error}; free some space, or name another "
+            "place (XDG_CACHE_HOME for what is kept in the cache)"
+        ) from error
 
 
 def _write(file: h5py.File, demonstrations: Demonstrations) -> None:
