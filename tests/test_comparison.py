@@ -56,6 +56,7 @@ def test_policies_side_by_side_meet_the_same_episodes(
 
     kept = json.loads((out / "comparison.json").read_text())
     assert (kept["task"], kept["seed"], kept["episodes"]) == ("lifting", 4, 3)
+    assert kept["renderer"] == "rays" and "heldout" not in kept
     assert list(kept["policies"]) == ["run", "run-2"]
     assert kept["policies"]["run-2"]["policy"] == str(other)
     (pair,) = kept["differences"]
@@ -73,6 +74,18 @@ def test_policies_side_by_side_meet_the_same_episodes(
     assert (tmp_path / "alone/episodes.csv").read_bytes() == (
         out / "run-2/episodes.csv"
     ).read_bytes()
+
+
+def test_a_comparison_tells_what_is_held_out_and_which_renderer_drew(
+    run: Path, tmp_path: Path
+) -> None:
+    changes = ["sims=heldout", "heldout.only=latency,shadows", "heldout.renderer=rays"]
+    given = [f"policy={run},{run}", *changes, "episodes=1", *BARE, "device=cpu"]
+    assert run_command(evaluate, [*given, f"out={tmp_path}"]) == 0
+    kept = json.loads((tmp_path / "comparison.json").read_text())
+    alone = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert (kept["heldout"], kept["renderer"]) == (["shadows", "latency"], "rays")
+    assert all(kept[name] == alone[name] for name in ("heldout", "renderer", "strength"))
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,9 @@ def compare(first: Outcome, other: Outcome) -> PairedDifference:
 
 def comparison(outcomes: list[Outcome]) -> dict[str, Any]:
     """What `comparison.json` holds: every rate, and what each differs by from the first."""
-    shared = ("task", "sims", "strength", "seed", "episodes", "episode_steps")
+    told = ("task", "sims", "strength", "heldout", "renderer", "seed", "episodes", "episode_steps")
+    # Of worlds in which nothing is held out there are no changes to name.
+    shared = [name for name in told if name in outcomes[0].summary]
     rates = ("policy", "successes", "success_rate", "success_low", "success_high", "mean_return")
     return {
         **{name: outcomes[0].summary[name] for name in shared},
