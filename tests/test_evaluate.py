@@ -274,6 +274,15 @@ def _refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["policy=RUN", "strength=1.5"], r"strength=1.5; valid: 0 to 1"),
         (["policy=RUN", "strength=-0.1"], r"strength=-0.1; valid: 0 to 1"),
         (["policy=RUN", "episode_steps=0"], r"episode_steps=0; at least 1"),
+        (
+            ["policy=RUN", "episode_steps=1000000000"],
+            r"episode_steps=1000000000; valid: 1 to 10000, or leave it out",
+        ),
+        (["policy=RUN", "episode_steps=10001"], r"episode_steps=10001; valid: 1 to 10000"),
+        (
+            ["policy=ENDLESS"],
+            r"ENDLESS was trained with episodes of 1000000 steps, .*give episode_steps=, 1 to 1",
+        ),
         (["policy=RUN", "episods=3"], r"unknown key 'episods'; did you mean episodes"),
         (["policy=EMPTY"], r"is a folder, but neither a run .* nor a bundle"),
     ],
@@ -291,12 +300,13 @@ def test_bad_input_is_one_line_with_what_is_valid(
     for name, env in (
         ("LONGER", replace(EVALUATED.env, episode_steps=STEPS + 1)),
         ("SLOWER", replace(EVALUATED.env, control_dt=0.1)),
+        ("ENDLESS", replace(EVALUATED.env, episode_steps=10**6)),
     ):
         if name in str(arguments):
             others = tmp_path_factory.mktemp("others")
             places[name] = str(write_run(others / name, replace(EVALUATED, env=env)))
     filled = [
-        re.sub("RUN|EMPTY|LONGER|SLOWER", lambda match: places[match[0]], text)
+        re.sub("RUN|EMPTY|LONGER|SLOWER|ENDLESS", lambda match: places[match[0]], text)
         for text in arguments
     ]
     before = _names(run)

@@ -52,7 +52,7 @@ from visuomotor.evaluation_folder import (
 from visuomotor.factor_effects import effects_csv, told
 from visuomotor.factors import OWN
 from visuomotor.heldout import CHANGES, HeldOut, HeldOutOptions, held_out, untold_origins
-from visuomotor.limits import MOST_EPISODES
+from visuomotor.limits import MOST_EPISODE_STEPS, MOST_EPISODES
 from visuomotor.overrides import parse_overrides, to_yaml
 from visuomotor.policy_files import LoadedPolicy, load_evaluated_policy, training_curve
 from visuomotor.progress import Progress
@@ -135,6 +135,11 @@ def _check(options: EvaluateConfig) -> list[str]:
         raise UserError(f"seed={options.seed}; valid: from 0")
     if options.episode_steps is not None and options.episode_steps < 1:
         raise UserError(f"episode_steps={options.episode_steps}; at least 1 is needed")
+    if options.episode_steps is not None and options.episode_steps > MOST_EPISODE_STEPS:
+        raise UserError(
+            f"episode_steps={options.episode_steps}; valid: 1 to {MOST_EPISODE_STEPS}, or leave it "
+            "out: as the policy was trained"
+        )
     if options.strength is not None and not 0.0 <= options.strength <= 1.0:
         raise UserError(f"strength={options.strength}; valid: 0 to 1")
     if options.out is not None:
@@ -172,6 +177,11 @@ def _same_worlds(names: list[str], configs: list[Config], steps: int | None) -> 
             )
         if config.randomization != first.randomization:
             print(f"{name} is judged in the worlds of {names[0]}: its own differ", file=sys.stderr)
+    if steps is None and _steps(first) > MOST_EPISODE_STEPS:
+        raise UserError(
+            f"{names[0]} was trained with episodes of {_steps(first)} steps, longer than an "
+            f"evaluation's; give episode_steps=, 1 to {MOST_EPISODE_STEPS}"
+        )
     # All cores, whatever the training was given: episodes do not depend on it.
     env = replace(first.env, episode_steps=steps or first.env.episode_steps, num_threads=0)
     return [replace(c, env=env, randomization=first.randomization) for c in configs]

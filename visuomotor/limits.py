@@ -53,6 +53,8 @@ MOST_ROLLOUTS = 10**4  # kept
 MOST_UNITS = 2**14  # of a layer: an LSTM of so many has 2 billion weights, which take 8 GB
 # Of an evaluation, whose outcomes are held in memory; an interval of 0.1 points takes so many.
 MOST_EPISODES = 10**6
+# Control steps of one, ten times the longest task: what 64 worlds show in them is held, too, 6 GB.
+MOST_EPISODE_STEPS = 10**4
 MOST_DEMONSTRATIONS = 10**6  # made out of those that there are
 MOST_THREADS = 4096
 LEAST_PHYSICS_DT = 1e-5  # s; a contact is stiff to steps of 1e-3
