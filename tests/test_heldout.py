@@ -380,6 +380,35 @@ def test_shadows_of_the_ray_caster_are_nothing_new_to_who_was_trained_with_them(
 
 
 @pytest.mark.parametrize(
+    ("setting", "reach", "held", "renderer"),
+    [
+        ("blur", (0.0, 0.6), "antialiasing", None),
+        ("clutter", (0, 4), "distractors", None),
+        ("shade", (0.0, 0.9), "shadows", "rays"),
+    ],
+)
+def test_what_training_shows_of_a_change_by_another_name_is_told(
+    setting: str, reach: tuple[float, float], held: str, renderer: str | None
+) -> None:
+    """By the policy's own ranges, or those of one that it comes from; not of other changes."""
+    without = replace(CONFIG.randomization.appearance, cast_shadow=(0.0, 0.0))
+    plain = replace(CONFIG, randomization=replace(CONFIG.randomization, appearance=without))
+    looks = replace(without, **{setting: reach})
+    shown = replace(CONFIG, randomization=replace(CONFIG.randomization, appearance=looks))
+    # As policy.json has it.
+    origin = {"policy": "a", "provenance": {}, "randomization": {"appearance": {setting: [*reach]}}}
+    change = HeldOut((held,), renderer)
+    assert change.met_in_training(plain, plain, {}) == []
+    assert change.met_in_training(plain, shown, {}) == [setting]
+    assert change.met_in_training(plain, plain, {"started_from": origin}) == [setting]
+    assert change.met_in_training(plain, plain, {"mean_of": [origin]}) == [setting]
+    others = tuple(name for name in CHANGES if name != held)
+    assert HeldOut(others, renderer).met_in_training(shown, shown, {}) == []
+    if held == "shadows":
+        assert HeldOut((held,), "classic").met_in_training(plain, shown, {}) == []
+
+
+@pytest.mark.parametrize(
     ("command", "arguments", "told"),
     [
         ("evaluate", ["sims=heldout", "heldout.only=shadow"], r"no change 'shadow' .*mean shadows"),

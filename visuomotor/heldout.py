@@ -32,11 +32,13 @@ class Change:
     beyond: groups of factors that are drawn outside of their training range, from its ends to twice
     as far from the neutral value; delays are one step longer than the longest.
     samples: of a pixel, along each side.
+    akin: settings of appearance with which training shows a part of it, where they reach above 0.
     """
 
     tells: str
     beyond: tuple[str, ...] = ()
     samples: int = 1
+    akin: tuple[str, ...] = ()
     config: Callable[[Config], Config] | None = None
     spec: Callable[[mujoco.MjSpec], None] | None = None
 
@@ -157,13 +159,18 @@ CHANGES: dict[str, Change] = {
     "shadows": Change(
         "MuJoCo's classic renderer, with shadows; where there is no EGL the ray-caster, with "
         "shadows and four rays a pixel",
+        akin=("cast_shadow", "shade"),
         config=_shadows,
     ),
     "antialiasing": Change(
-        "an image of 256x256 averaged down, as a real camera's is: smooth edges", samples=4
+        "an image of 256x256 averaged down, as a real camera's is: smooth edges",
+        samples=4,
+        akin=("blur",),
     ),
     "textures": Change("rings, bricks, dots and cracks on all surfaces", spec=_other_textures),
-    "distractors": Change("four objects around the workspace", spec=_distractors),
+    "distractors": Change(
+        "four objects around the workspace", akin=("clutter",), spec=_distractors
+    ),
     "camera": Change(
         "the camera stands one to two times the training range from where it should",
         beyond=("camera_pos", "camera_rotation", "camera_fovy"),
@@ -242,7 +249,9 @@ class HeldOut:
     ) -> list[str]:
         """Of the groups that are drawn beyond the ranges of `worlds`, those of which a policy has
         met some: a range in which it was trained, or one that it comes from, reaches further. And
-        cast_shadow, where the ray-caster draws the shadows: training draws them with it, too."""
+        what training showed of other changes: blur of antialiasing, clutter of distractors,
+        cast_shadow and shade of shadows. Of these only where the ray-caster draws them, as training
+        does; MuJoCo's classic renderer is one that no training has."""
         own = asdict(worlds.randomization)
         before = [origin["randomization"] for origin in _origins(provenance) if _is_known(origin)]
         trainings = [asdict(trained.randomization), *before]
@@ -254,8 +263,14 @@ class HeldOut:
             for key in settings.keys() & set(self.beyond)
             if settings[key][0] < own[group][key][0] or settings[key][1] > own[group][key][1]
         }
-        cast = ["cast_shadow"] if self.renderer == "rays" and any(map(_casts, trainings)) else []
-        return cast + [group for group in self.beyond if group in met]
+        shown = [
+            key
+            for name in self.names
+            for key in CHANGES[name].akin
+            if (name != "shadows" or self.renderer == "rays")
+            and any(_shows(ranges, key) for ranges in trainings)
+        ]
+        return shown + [group for group in self.beyond if group in met]
 
 
 def untold_origins(provenance: dict[str, Any]) -> list[str]:
@@ -277,8 +292,9 @@ def _is_known(origin: Any) -> bool:
     return isinstance(origin, dict)
 
 
-def _casts(ranges: dict[str, Any]) -> bool:
-    return bool(ranges.get("appearance", {}).get("cast_shadow", (0.0, 0.0))[1] > 0.0)
+def _shows(ranges: dict[str, Any], key: str) -> bool:
+    """Whether a setting of appearance reaches above 0; ranges of before it was there have none."""
+    return bool(ranges.get("appearance", {}).get(key, (0.0, 0.0))[1] > 0.0)
 
 
 @dataclass(frozen=True)
