@@ -36,7 +36,7 @@ AMBIENT = (0.35, 0.35, 0.35)
 HAND_CONTACT_SENSOR = "hand_contact/"  # + prop name: number of contacts of the hand with the prop
 
 # Shape, half sizes [m] and turn about x [degrees] of each: rounded things. Held-out worlds have
-# boxes and a cylinder (heldout.py).
+# boxes, a cylinder and a sphere (heldout.py).
 _CLUTTER = (
     (mujoco.mjtGeom.mjGEOM_ELLIPSOID, (0.035, 0.018, 0.012), 0.0),
     (mujoco.mjtGeom.mjGEOM_CAPSULE, (0.012, 0.025, 0.0), 90.0),
