@@ -118,7 +118,9 @@ def picture(config: Config, groups: dict[str, list[str]]) -> np.ndarray:
     by_name = {factor.name: factor for factor in env.randomizer.factors}
     cells = []
     for group in SEEN:
-        pinned = [{name: getattr(by_name[name], end) for name in groups[group]} for end in ENDS]
+        # Clutter's colour and texture are not seen where there is none.
+        names = [name for name in groups[group] if "/clutter_" not in name]
+        pinned = [{name: getattr(by_name[name], end) for name in names} for end in ENDS]
         if group == "texture_repeat":  # of a texture, which a plain surface has not
             pinned = [ends | dict.fromkeys(groups["texture"], 1.0) for ends in pinned]
         if group in OFF:
@@ -126,7 +128,7 @@ def picture(config: Config, groups: dict[str, list[str]]) -> np.ndarray:
         pair = [_view(large if group == "prop_size" else env, ends) for ends in pinned]
         pair = _close(pair) if group == "prop_size" else pair
         unit = "" if group == "texture" else by_name[groups[group][0]].unit
-        values = [_values(ends[name] for name in groups[group]) for ends in pinned]
+        values = [_values(ends[name] for name in names) for ends in pinned]
         values = [f"{value:g}" for value in OFF[group]] if group in OFF else values
         below = [_line(f"{value} {unit}".strip(), SIZE, 0.4) for value in values]
         cell = np.concatenate((np.concatenate(pair, axis=1), np.concatenate(below, axis=1)))
@@ -137,9 +139,11 @@ def picture(config: Config, groups: dict[str, list[str]]) -> np.ndarray:
 
 
 def _line(text: str, width: int, scale: float) -> np.ndarray:
-    """(22, width, 3) of text in black on white."""
+    """(22, width, 3) of text in black on white. Raises SystemExit for one that is too long."""
     line = np.full((22, width, 3), 255, dtype=np.uint8)
     font = cv2.FONT_HERSHEY_SIMPLEX
+    if 4 + cv2.getTextSize(text, font, scale, 1)[0][0] > width:
+        raise SystemExit(f"benchmarks/factors.py: no room in the picture for: {text}")
     cv2.putText(line, text, (4, 16), font, scale, (0, 0, 0), 1, cv2.LINE_AA)
     return line
 
@@ -360,11 +364,18 @@ def prop_rows(tasks: Iterable[str]) -> list[str]:
 
 PAGE = """# Randomization
 
-Every factor is drawn once an episode and world, stands in `episodes.csv`, and can be swept
-(`sims=sweep:<factor>`). Ranges are those at `randomization.strength=1`, around the scene's own
-value; at 0 every factor is neutral. Settings stand in `visuomotor/config.py`, under
-`randomization.`; a range is set by `randomization.dynamics.prop_mass=0.3,3`, for example. A scale
-has no unit. "At neutral" is the quantity itself, in the task `stacking`.
+This page and its pictures are made by `python benchmarks/factors.py`, from the package itself.
+
+Every factor is drawn once an episode and world, stands in `episodes.csv`, and can be swept:
+`sims=sweep:<factor>` takes one factor's own name (`colour/table/r`, `light_pos/light_0/x`), or that
+of a group, all of which then has the one value. A group's name is the first column's, but that of
+`colour`, `texture` and `texture_repeat` has the surface with it (`colour/table`). Clutter's factors
+are there only for a policy that was trained with clutter; a wrong name is answered with all groups.
+
+Ranges are those at `randomization.strength=1`, around the scene's own value; at 0 every factor is
+neutral. Settings stand in `visuomotor/config.py`, under `randomization.`; a range is set by
+`randomization.dynamics.prop_mass=0.3,3`, for example. A scale has no unit. "At neutral" is the
+quantity itself, in the task `stacking`.
 
 {factors}
 
@@ -387,9 +398,12 @@ Toys of `order_fulfillment` have another shape and colour every episode: this is
 
 Both ends, with all else neutral, as the policy's camera sees them, at a higher resolution;
 `prop_size` is cut out of a larger picture. All parts of a group are at the same end here; in
-training each is drawn alone.
+training each is drawn alone. Of what is seen `shade_pattern`, `clutter_angle`, `clutter_distance`
+and `clutter_size` have no picture of their own: they say where the patches of `shade` and the
+things of `clutter` lie, and how large these are. What is off by default has a range chosen for the
+picture.
 
-![Both ends of every factor that is seen]({picture})
+![Both ends of factors that are seen]({picture})
 
 ## What they do
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from benchmarks import factor_motions, factors
 from visuomotor.config import Config, RandomizationConfig
 from visuomotor.envs import VisuomotorEnv, make_env
+from visuomotor.sweep import swept_factor
 
 PAGE = (Path(__file__).parent.parent / "docs" / "randomization.md").read_text().splitlines()
 CONFIG = Config(task="stacking", randomization=RandomizationConfig(strength=0.0))
@@ -22,6 +24,29 @@ def env() -> VisuomotorEnv:
 def test_the_page_is_up_to_date(env: VisuomotorEnv) -> None:
     rows = factors.factor_rows(env, factors.groups_of(env)) + factors.prop_rows(["stacking"])
     assert len(rows) > 30 and set(rows) <= set(PAGE)
+    words = [line for line in factors.PAGE.splitlines() if "{" not in line]
+    assert [line for line in words if line not in PAGE] == []
+
+
+def test_what_the_page_says_can_be_swept_can_be(env: VisuomotorEnv) -> None:
+    for name in ("colour/table/r", "light_pos/light_0/x", "colour/table"):
+        assert any(f"`{name}`" in line for line in PAGE)
+        assert swept_factor(env.randomizer, name).name == name
+    whole = factors.groups_of(env).keys() - set(env.randomizer.groups)
+    assert whole == {"colour", "texture", "texture_repeat"}  # which the page names
+
+
+def test_factors_that_are_seen_have_a_picture_or_are_named_as_without() -> None:
+    looks = [group for group in factors.WORDS if factors.setting(group, ["arm"]).startswith("app")]
+    without = [group for group in looks if group not in factors.SEEN]
+    assert without == ["shade_pattern", "clutter_angle", "clutter_distance", "clutter_size"]
+    (told,) = re.findall(r"Of what is seen (.*?) have no picture", " ".join(PAGE))
+    assert re.findall(r"`(\w+)`", told) == without
+
+
+def test_words_that_do_not_fit_into_the_picture_are_refused() -> None:
+    with pytest.raises(SystemExit, match="no room in the picture for"):
+        factors._line("-0.25, -0.3, -0.12, -0.5", factors.SIZE, 0.4)
 
 
 def test_rows_name_settings_units_and_the_scenes_own_values(env: VisuomotorEnv) -> None:
