@@ -10,6 +10,7 @@ import torch
 from tests.bandit import FRAME, collect, copies, make_pixel_ppo, unchanged
 from visuomotor.auxiliary_phase import AuxiliaryPhase, FrameMemory
 from visuomotor.config import AuxConfig
+from visuomotor.errors import DivergedError
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.ppo import PPO, action_means
 from visuomotor.rollout import RolloutBuffer
@@ -147,7 +148,7 @@ def test_a_gradient_that_is_not_finite_stops_the_phase() -> None:
     phase = make_phase(ppo)
     buffer = collect(ppo, seed=0)
     buffer.aux_targets[0, 0] = float("nan")
-    with pytest.raises(RuntimeError, match="non-finite"):
+    with pytest.raises(DivergedError, match="non-finite"):
         phase.update(buffer, 1.0)
 
 

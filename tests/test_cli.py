@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -87,6 +88,33 @@ def test_other_trouble_with_files_is_a_defect() -> None:
 def test_a_defect_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         run_command(lambda argv: 1 // 0, [])
+
+
+def test_too_little_memory_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    def asks_numpy(argv: list[str]) -> int:
+        return len(np.empty(2**60, dtype=np.uint8))
+
+    def asks_torch(argv: list[str]) -> int:
+        return len(torch.empty(2**60, dtype=torch.uint8))
+
+    def asks_gpu(argv: list[str]) -> int:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of ..."
+        )
+
+    for command, told in (
+        (asks_numpy, "1.00 EiB"),
+        (asks_torch, "1073741824.0 GiB"),
+        (asks_gpu, "20.00 GiB"),
+    ):
+        assert run_command(command, []) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: not enough memory: ") and told in line
+
+
+def test_other_trouble_of_torch_is_a_defect() -> None:
+    with pytest.raises(RuntimeError, match="shape"):
+        run_command(lambda argv: len(torch.ones(2, 3) @ torch.ones(2, 3)), [])
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

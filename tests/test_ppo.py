@@ -22,6 +22,7 @@ from tests.bandit import (
     unchanged,
 )
 from visuomotor.config import PPOConfig
+from visuomotor.errors import DivergedError
 from visuomotor.ppo import (
     PPO,
     UPDATE_METRICS,
@@ -397,7 +398,7 @@ def test_a_gradient_that_is_not_finite_stops_the_update() -> None:
     ppo = make_teacher_ppo()
     buffer = collect(ppo, seed=0)
     buffer.returns[0, 0] = float("nan")
-    with pytest.raises(RuntimeError, match="non-finite"):
+    with pytest.raises(DivergedError, match="critic is non-finite"):
         ppo.update(buffer)
 
 

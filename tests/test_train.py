@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tests import learning
 from tests.failing import Failing
 from tests.training import AVERAGED, DISTILL, ITERATION, REHEARSED, RIL, SMALL, metrics, stop_at
 from visuomotor import train as training
+from visuomotor.auxiliary_phase import FrameMemory
 from visuomotor.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from visuomotor.cli import run_command
 from visuomotor.config import FINETUNE_STEPS, Config, DistillConfig
@@ -476,6 +478,101 @@ def test_the_log_holds_what_the_house_promises(demonstrations: str, tmp_path: Pa
         assert promised <= row.keys()
         assert row["env_steps"] == number * ITERATION
         assert row["fps"] > 0
+
+
+# --- divergence and memory ------------------------------------------------------------------------
+
+
+def small(*given: str) -> list[str]:
+    """The settings of a small run of `ril`, but for those that are given."""
+    keys = tuple(f"{setting.partition('=')[0]}=" for setting in given)
+    return [setting for setting in (*SMALL, *RIL) if not setting.startswith(keys)] + list(given)
+
+
+def told_of(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of an error."""
+    lines = capsys.readouterr().err.splitlines()
+    assert not any("Traceback" in line for line in lines)
+    (line,) = [line for line in lines if line.startswith("error: ")]
+    return line
+
+
+@pytest.mark.parametrize(
+    ("setting", "phase", "step"),
+    [
+        ("ppo.critic_learning_rate=1e30", "phase ril: the gradient of the critic", ITERATION),
+        ("gail.scale=1e300", "phase ril: the gradient of the critic", ITERATION),
+        ("cloning.learning_rate=1e30", "phase start, cloning start: the gradient", None),
+    ],
+    ids=lambda value: value if isinstance(value, str) and "=" in value else "",
+)
+def test_a_run_that_diverges_says_where_and_how_to_go_on(
+    setting: str,
+    phase: str,
+    step: int | None,
+    demonstrations: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    key, _, value = setting.partition("=")
+    assert run_command(train, [*small(setting), demonstrations, f"out={run}"]) == 1
+    line = told_of(capsys)
+    assert phase in line and f"{key}={float(value):g}" in line and f"resume={run}" in line
+    assert (f"from step {step}:" if step else "no checkpoint yet") in line
+    # As it says: with a lower value the run goes on.
+    config = (run / "config.yaml").read_text()
+    name = key.rpartition(".")[2]
+    (run / "config.yaml").write_text(
+        re.sub(rf"\b{name}: 1(\.0)?e\+\d+\b", f"{name}: 0.001", config)
+    )
+    assert (run / "config.yaml").read_text() != config
+    assert run_command(train, [f"resume={run}"]) == 0
+    assert len(metrics(run)) == 4
+
+
+def test_weights_that_are_not_finite_are_not_saved(
+    demonstrations: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    log = training.RunFolder.log
+
+    def spoil(self: Any, row: Any) -> None:
+        log(self, row)
+        if row["env_steps"] == 4 * ITERATION:
+            next(learners[-1].critic.parameters()).data.fill_(float("nan"))
+
+    learners: list[Any] = []
+    iterate = Reinforcement.iterate
+
+    def kept(self: Reinforcement) -> dict[str, float]:
+        learners.append(self)
+        return iterate(self)
+
+    monkeypatch.setattr(Reinforcement, "iterate", kept)
+    monkeypatch.setattr(training.RunFolder, "log", spoil)
+    assert run_command(train, [*small(), demonstrations, f"out={run}"]) == 1
+    assert "a weight of the critic is non-finite" in told_of(capsys)
+    assert list_checkpoints(run / "checkpoints")[-1] == ITERATION
+
+
+def test_memory_that_the_machine_does_not_have_is_told_with_what_asked_for_it(
+    demonstrations: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # However large the machine is.
+    monkeypatch.setattr(FrameMemory, "add", lambda *args: torch.empty(2**58))
+    run = tmp_path / "run"
+    argv = [*small("aux.memory=9999999"), demonstrations, f"out={run}"]
+    assert run_command(train, argv) == 2
+    line = told_of(capsys)
+    assert "not enough memory in phase start" in line and "aux.memory=9999999" in line
+    assert "GiB were asked for" in line and f"resume={run}" in line
 
 
 # --- bad input ------------------------------------------------------------------------------------

@@ -15,7 +15,13 @@ from torch import Tensor
 
 from visuomotor import rows
 from visuomotor.config import AuxConfig
-from visuomotor.networks import Progress, descend, load_optimizer_state, optimizer_state
+from visuomotor.networks import (
+    Progress,
+    clip_gradients,
+    descend,
+    load_optimizer_state,
+    optimizer_state,
+)
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.ppo import action_means, gaussian_kl
 from visuomotor.rollout import RolloutBuffer
@@ -138,7 +144,7 @@ class AuxiliaryPhase:
         then the policy is, too. scale: of the step size. Metrics are means over the minibatches;
         held_kl is how far the policy moved all the same, in nats, over some worlds. visual: (M, V),
         the rollout's frames as the CNN encodes them now, where that is known.
-        Raises RuntimeError if a gradient is not finite.
+        Raises DivergedError if a gradient is not finite.
         """
         assert buffer.frames is not None
         for group in self.optimizer.param_groups:
@@ -158,7 +164,7 @@ class AuxiliaryPhase:
             loss, metrics = self.loss(fresh, targets[chosen], held[chosen])
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(self._parameters, MAX_GRAD_NORM, error_if_nonfinite=True)
+            clip_gradients(self._parameters, MAX_GRAD_NORM, "the auxiliary losses")
             self.optimizer.step()
             for name, value in metrics.items():
                 totals.setdefault(name, []).append(value)

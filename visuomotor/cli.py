@@ -1,7 +1,8 @@
 """What all commands share: exit codes, stopping on request, the choice of a device.
 
-Exit codes: 0 done; 2 bad input (one line on stderr says what is wrong and what is valid);
-130 ended by Ctrl-C and 143 by SIGTERM (training saves before it leaves, so `resume=` goes on).
+Exit codes: 0 done; 1 a training diverged (one line on stderr says how to go on); 2 bad input, a
+full disk or too little memory (one line on stderr says what is wrong and what is valid); 130
+ended by Ctrl-C and 143 by SIGTERM (training saves before it leaves, so `resume=` goes on).
 
 Imports torch only when a device is asked for: the arm's side has none.
 """
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 EXIT_DONE = 0
+EXIT_DIVERGED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # 130, as a shell reports it
 
@@ -32,6 +34,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # there is nothing: a command that looks in vain for its own file is broken.
 _UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 MOST_SHOWN = 200  # characters of a path in a message
+# torch's allocator of the CPU has no exception of its own.
+_REFUSED_BYTES = re.compile(r"can't allocate memory: you tried to allocate (\d+) bytes")
 _CUDA = re.compile(r"cuda:(\d+)", re.ASCII)
 
 # What Python was given before a command's name, where a file with tasks of its own runs it.
@@ -54,6 +58,12 @@ def run_command(main: Callable[[list[str]], int | None], argv: Sequence[str]) ->
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except (MemoryError, RuntimeError) as error:
+        asked = lacking_memory(error)
+        if asked is None:
+            raise
+        print(f"error: not enough memory: {asked}; smaller settings need less", file=sys.stderr)
+        return EXIT_BAD_INPUT
     except OSError as error:
         if error.errno in _UNUSABLE and isinstance(error.filename, str):
             print(
@@ -72,6 +82,19 @@ def run_command(main: Callable[[list[str]], int | None], argv: Sequence[str]) ->
         )
         return EXIT_BAD_INPUT
     return EXIT_DONE if code is None else code
+
+
+def lacking_memory(error: BaseException) -> str | None:
+    """What was asked for that the machine does not have, of Python's, NumPy's and torch's errors;
+    None: it is something else that is wrong."""
+    said = " ".join(str(error).split())
+    refused = _REFUSED_BYTES.search(said)
+    if refused is not None:
+        return f"{int(refused[1]) / 2**30:.1f} GiB were asked for at once"
+    # By name: torch, whose error for GPUs it is, may not be there.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return said.partition(". GPU ")[0] or "there is no more"
+    return None
 
 
 def _shown(path: str) -> str:

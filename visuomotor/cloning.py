@@ -30,7 +30,7 @@ def clone_from_state(
     """Fits the teacher's means to the demonstrations' actions, in place.
 
     sampler: (number of states, noise) -> states and actions.
-    Raises RuntimeError if a gradient is not finite.
+    Raises DivergedError if a gradient is not finite.
     """
     descend(
         list(teacher.parameters()),

@@ -18,7 +18,7 @@ from visuomotor.config import Config
 from visuomotor.demonstrations import ResetStates
 from visuomotor.envs import make_env
 from visuomotor.episode_log import EpisodeLog
-from visuomotor.networks import Progress, load_optimizer_state, optimizer_state
+from visuomotor.networks import Progress, clip_gradients, load_optimizer_state, optimizer_state
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.policies import NUM_ARM, NUM_FINGERS, PixelPolicy, make_actor
 from visuomotor.ppo import CloningBatch, cloning_loss
@@ -293,7 +293,7 @@ class Distillation:
                     self.optimizer.zero_grad(set_to_none=True)
                     loss.backward()
                     for part in self._parts:
-                        torch.nn.utils.clip_grad_norm_(part, MAX_GRAD_NORM, error_if_nonfinite=True)
+                        clip_gradients(part, MAX_GRAD_NORM, "the student")
                     self.optimizer.step()
                     for name, value in metrics.items():
                         totals[name].append(float(value))

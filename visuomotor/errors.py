@@ -1,4 +1,4 @@
-"""Errors that a user can mend."""
+"""Errors that a user can mend, and a training that diverged."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ class UserError(Exception):
 
     The commands print it as one line on stderr and leave with exit code 2.
     """
+
+
+class DivergedError(RuntimeError):
+    """A gradient or a weight is no longer finite: nothing that is learned from here on is worth
+    anything. `train` prints one line on stderr and leaves with exit code 1."""
 
 
 def did_you_mean(name: str, valid: Iterable[str], most: int = 2, cutoff: float = 0.4) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from visuomotor.errors import DivergedError
+
 MIN_DEVIATION = 1e-3  # of any input, in its own unit: a constant input must not be blown up
 Progress = Callable[[dict[str, float]], None]  # told {"step": ..., metrics} now and then
 FLOOR_MARGIN = 1e-6  # nats above the floor's logarithm: exp never rounds to below the floor
@@ -131,6 +133,17 @@ class GaussianHead(nn.Module):
             self.log_std.clamp_(min=self.min_std.log() + FLOOR_MARGIN)
 
 
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float, owner: str) -> Tensor:
+    """Cuts gradients that are longer together than max_norm to it. Returns their length before.
+
+    Raises DivergedError, which names the owner, if it is not finite.
+    """
+    norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+    if not bool(norm.isfinite()):
+        raise DivergedError(f"the gradient of {owner} is non-finite")
+    return norm
+
+
 def descend(
     parameters: Sequence[nn.Parameter],
     loss_and_metrics: Callable[[], tuple[Tensor, dict[str, Tensor]]],
@@ -142,7 +155,7 @@ def descend(
 ) -> None:
     """Adam over fresh batches, its step size falling to 0 over the last quarter.
 
-    progress: told every 50th step's number and metrics. Raises RuntimeError if a gradient is not
+    progress: told every 50th step's number and metrics. Raises DivergedError if a gradient is not
     finite.
     """
     optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
@@ -152,7 +165,7 @@ def descend(
         loss, metrics = loss_and_metrics()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, max_grad_norm, error_if_nonfinite=True)
+        clip_gradients(parameters, max_grad_norm, f"a fit with step size {learning_rate:g}")
         optimizer.step()
         if progress is not None and step % 50 == 0:
             progress({name: float(value) for name, value in metrics.items()} | {"step": step})

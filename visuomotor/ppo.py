@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import embedding, mse_loss, smooth_l1_loss
 
 from visuomotor.config import PPOConfig
-from visuomotor.networks import load_optimizer_state, optimizer_state
+from visuomotor.networks import clip_gradients, load_optimizer_state, optimizer_state
 from visuomotor.pixel_actor import PixelActor
 from visuomotor.rollout import Batch, RolloutBuffer, Sequences
 from visuomotor.state_critic import StateCritic
@@ -248,11 +248,12 @@ class PPO:
         self.learning_rate = config.learning_rate
         self.learning_rate_scale = 1.0
         self._actor_parameters = list(actor.parameters())
+        self._critic_parameters = list(critic.parameters())
         self.actor_optimizer = torch.optim.Adam(
             self._actor_parameters, lr=config.learning_rate, eps=1e-5, fused=True
         )
         self.critic_optimizer = torch.optim.Adam(
-            critic.parameters(), lr=config.critic_learning_rate, eps=1e-5, fused=True
+            self._critic_parameters, lr=config.critic_learning_rate, eps=1e-5, fused=True
         )
 
     def update(
@@ -269,7 +270,7 @@ class PPO:
         cloning_batch_sampler: drawn once per minibatch where cloning_weight is above 0.
         labels: (T, N, A) actions of an expert in the rollout's own states, cloned likewise.
         train_actor: False trains the critic alone. Metrics that were not measured are 0.
-        Raises RuntimeError if a gradient is not finite.
+        Raises DivergedError if a gradient is not finite.
         """
         self._set_step_sizes()
         std_old = self.actor.std().detach().clone()
@@ -337,9 +338,7 @@ class PPO:
     def _step_actor(self, loss: Tensor) -> Tensor:
         self.actor_optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(
-            self._actor_parameters, self.config.max_grad_norm, error_if_nonfinite=True
-        )
+        norm = clip_gradients(self._actor_parameters, self.config.max_grad_norm, "the actor")
         self.actor_optimizer.step()
         self.actor.deviation.project()
         return norm
@@ -350,9 +349,7 @@ class PPO:
         )
         self.critic_optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(
-            self.critic.parameters(), self.config.max_grad_norm, error_if_nonfinite=True
-        )
+        clip_gradients(self._critic_parameters, self.config.max_grad_norm, "the critic")
         self.critic_optimizer.step()
         return metrics
 
@@ -391,12 +388,14 @@ class PPO:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises KeyError or RuntimeError if the state belongs to other networks."""
+        """Raises KeyError or RuntimeError if the state belongs to other networks. The actor's step
+        size stays within the bounds of the settings, which may be others by now."""
         self.actor.load_state_dict(state["actor"])
         self.critic.load_state_dict(state["critic"])
         load_optimizer_state(self.actor_optimizer, state["actor_optimizer"])
         load_optimizer_state(self.critic_optimizer, state["critic_optimizer"])
-        self.learning_rate = float(state["learning_rate"])
+        lowest, highest = self.config.min_learning_rate, self.config.max_learning_rate
+        self.learning_rate = min(max(float(state["learning_rate"]), lowest), highest)
         self.learning_rate_scale = float(state["learning_rate_scale"])
         self.generator.set_state(state["generator"].cpu())
 

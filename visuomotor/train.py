@@ -1,8 +1,8 @@
 """Trains a policy: `python -m visuomotor.train task=stacking`, or `resume=runs/...` to go on.
 
 The story: demonstrations -> (teacher from state ->) pixel actor -> evaluation, with checkpoints on
-the way. Leaves with code 0 when done, 130 after Ctrl-C and 143 after SIGTERM (both save first), 2
-on bad input.
+the way. Leaves with code 0 when done, 1 where it diverged, 130 after Ctrl-C and 143 after SIGTERM
+(both save first), 2 on bad input.
 """
 
 from __future__ import annotations
@@ -24,14 +24,20 @@ from visuomotor.checkpoint import (
     list_checkpoints,
     save_checkpoint,
 )
-from visuomotor.cli import StopSignal, resolve_device, run_command
+from visuomotor.cli import (
+    EXIT_DIVERGED,
+    StopSignal,
+    lacking_memory,
+    resolve_device,
+    run_command,
+)
 from visuomotor.cloning import clone_from_state
 from visuomotor.config import Config
 from visuomotor.demonstrate import demonstrations_for
 from visuomotor.demonstrations import digest
 from visuomotor.distillation import Distillation
 from visuomotor.envs import make_task
-from visuomotor.errors import UserError
+from visuomotor.errors import DivergedError, UserError
 from visuomotor.evaluation import (
     Film,
     evaluate_actor,
@@ -58,7 +64,7 @@ from visuomotor.resuming import (
     to_go_on_from,
 )
 from visuomotor.retargeting import with_retargeted
-from visuomotor.run_folder import RunFolder, check_makeable, refuse_occupied
+from visuomotor.run_folder import CONFIG_FILE, RunFolder, check_makeable, refuse_occupied
 from visuomotor.state_teacher import StateTeacher
 
 # In every row of metrics.jsonl, besides env_steps, wall_s and fps.
@@ -89,6 +95,7 @@ class Run:
         self.stop = StopSignal()
         self.phase = PHASES[config.algorithm][0]
         self.learner: Reinforcement | Distillation
+        self._beginning = ""  # what a phase begins with, while it does
         self.steps_before = 0  # env steps of the phases before this one
         self.carried: dict[str, Any] = {}  # networks that a finished phase hands to the next
         self._since_checkpoint = time.monotonic()
@@ -228,6 +235,7 @@ class Run:
         self, label: str, total: int, work: Callable[[Callable[[dict[str, float]], None]], None]
     ) -> None:
         """Runs what reports {"step": ..., "...": ...} now and then."""
+        self._beginning = f", {label}"
         with Progress(total, label, unit="update") as bar:
 
             def progress(metrics: dict[str, float]) -> None:
@@ -237,6 +245,7 @@ class Run:
 
             work(progress)
             bar.update(total)
+        self._beginning = ""
 
     def _check_stop(self) -> None:
         if self.stop.requested:
@@ -323,6 +332,65 @@ class Run:
         )
         return self.stop.exit_code
 
+    def diverged(self, error: DivergedError) -> str:
+        """Where a run that diverged stands, what to change, and how to go on."""
+        sizes = ", ".join(f"{key}={value:g}" for key, value in self._step_sizes().items())
+        in_force = f"; in force: {sizes}" if sizes else ""
+        return (
+            f"the training diverged in phase {self.phase}{self._beginning}: {error}{in_force}; "
+            f"lower what is too high in '{self.folder.path / CONFIG_FILE}' (as it is, the same "
+            f"comes again) and go on {self._where_it_goes_on()}"
+        )
+
+    def lacks_memory(self, asked: str) -> str:
+        """What a run that the machine has no memory for holds, and how to go on."""
+        config = self.config
+        sizes = {
+            "num_envs": config.num_envs,
+            "ppo.num_steps": config.ppo.num_steps,
+            "aux.memory": config.aux.memory,
+            "aux.start_frames": config.aux.start_frames,
+        }
+        if config.algorithm == "distill":
+            sizes["distill.teacher.num_envs"] = config.distill.teacher.num_envs
+        if self.phase in ("start", "dagger"):
+            sizes["distill.memory"] = config.distill.memory
+        settings = ", ".join(f"{key}={value}" for key, value in sizes.items())
+        return (
+            f"not enough memory in phase {self.phase}{self._beginning}: {asked}; what decides is "
+            f"{settings}; begin a new run with less, or lower aux.memory or aux.start_frames in "
+            f"'{self.folder.path / CONFIG_FILE}' and go on {self._where_it_goes_on()}"
+        )
+
+    def _step_sizes(self) -> dict[str, float]:
+        """What may be too high where a phase diverges."""
+        config = self.config
+        if "vision" in self._beginning:  # has a step size of its own, which the error tells
+            return {}
+        if self._beginning:
+            return {"cloning.learning_rate": config.cloning.learning_rate}
+        if self.phase in ("start", "dagger"):
+            found = {"distill.learning_rate": config.distill.learning_rate}
+            if config.distill.vision_learning_rate is not None:
+                found["distill.vision_learning_rate"] = config.distill.vision_learning_rate
+            if self.phase == "start" or config.distill.rehearsal_steps == 0:
+                return found
+        else:
+            found = {}
+        return found | {
+            "ppo.learning_rate": config.ppo.learning_rate,
+            "ppo.max_learning_rate": config.ppo.max_learning_rate,
+            "ppo.critic_learning_rate": config.ppo.critic_learning_rate,
+            "gail.learning_rate": config.gail.learning_rate,
+            "gail.scale": config.gail.scale,
+            "aux.learning_rate": config.aux.learning_rate,
+        }
+
+    def _where_it_goes_on(self) -> str:
+        steps = list_checkpoints(self.folder.checkpoints)
+        where = f"from step {steps[-1]}" if steps else "from the start (there is no checkpoint yet)"
+        return f"{where}: python -m visuomotor.train resume={self.folder.path}"
+
     def _clone_is_enough(self) -> bool:
         """Whether a teacher needs no reinforcement: its clone succeeds as often as it has to."""
         enough = self.config.distill.teacher.enough_success
@@ -371,6 +439,8 @@ class Run:
     # --- checkpoints ------------------------------------------------------------------------------
 
     def save(self) -> None:
+        """Raises DivergedError, and saves nothing, if a weight is not finite."""
+        self._check_weights()
         state: dict[str, Any] = {
             "format": CHECKPOINT_FORMAT,
             "phase": self.phase,
@@ -393,6 +463,15 @@ class Run:
         )
         self._since_checkpoint = time.monotonic()
 
+    def _check_weights(self) -> None:
+        learner = self.learner
+        networks = {"the actor": learner.actor, "the mean of the actor's weights": learner.judged}
+        if isinstance(learner, Reinforcement):
+            networks |= {"the critic": learner.critic, "GAIL": learner.gail.discriminator}
+        for name, network in networks.items():
+            if not all(bool(value.isfinite().all()) for value in network.parameters()):
+                raise DivergedError(f"a weight of {name} is non-finite")
+
     def load(self, state: dict[str, Any], step: int) -> None:
         """Goes on from a checkpoint, of `to_go_on_from`. Says so on stderr if it was trained with
         other demonstrations. Raises UserError if the settings make networks or worlds of another
@@ -408,10 +487,10 @@ class Run:
         try:
             self.start_phase(state["phase"], resuming=True)
             self.learner.load_state_dict(state["learner"])
-        except torch.OutOfMemoryError:
-            raise
         # What networks, worlds and buffers of another size raise on being given a state.
         except (RuntimeError, ValueError, LookupError, TypeError) as error:
+            if lacking_memory(error) is not None:
+                raise
             raise does_not_fit(self.folder, step, error) from error
         self._next_evaluation = int(state["next_evaluation"])
         self._unlogged = state.get("unlogged", {})
@@ -586,10 +665,19 @@ def train(argv: list[str]) -> int:
     run, start = _open(argv)
     with run.folder, run.stop:
         try:
-            start()
-        except _StopRequested:
-            return run.not_begun()
-        return run.train()
+            try:
+                start()
+            except _StopRequested:
+                return run.not_begun()
+            return run.train()
+        except DivergedError as error:
+            print(f"error: {run.diverged(error)}", file=sys.stderr)
+            return EXIT_DIVERGED
+        except (MemoryError, RuntimeError) as error:
+            asked = lacking_memory(error)
+            if asked is None:
+                raise
+            raise UserError(run.lacks_memory(asked)) from error
 
 
 def main() -> None:
