@@ -399,7 +399,10 @@ def test_a_saved_config_names_every_setting() -> None:
 def test_a_file_may_leave_settings_out(tmp_path: Path) -> None:
     path = tmp_path / "part.yaml"
     # 5e-4 is text to YAML 1.1, and a whole number may stand for a float.
-    path.write_text("num_envs: 64\ngail: {weight: 1, learning_rate: 5e-4}\nppo:\n  epochs: 2\n")
+    named = "task: stacking\nalgorithm: ril\n"
+    path.write_text(
+        f"{named}num_envs: 64\ngail: {{weight: 1, learning_rate: 5e-4}}\nppo:\n  epochs: 2\n"
+    )
     loaded = load_yaml(path, Config)
     # Runs from before had no shadows, no mean of weights, and a CNN that learned from replays and
     # all through ril.
@@ -416,9 +419,9 @@ def test_a_file_may_leave_settings_out(tmp_path: Path) -> None:
         gail=replace(default.gail, weight=1.0, learning_rate=5e-4),
         ppo=replace(default.ppo, epochs=2),
     )
-    path.write_text("")
+    path.write_text(named)
     assert load_yaml(path, Config) == default
-    path.write_text("randomization: {appearance: {cast_shadow: [0.2, 0.5]}}")
+    path.write_text(f"{named}randomization: {{appearance: {{cast_shadow: [0.2, 0.5]}}}}")
     assert load_yaml(path, Config).randomization.appearance.cast_shadow == (0.2, 0.5)
 
 
@@ -435,11 +438,14 @@ def test_a_file_may_leave_settings_out(tmp_path: Path) -> None:
         ("seed: {a: 1}", ["seed is a group of keys"]),
         ("task: 3", ["task", "text in quotes"]),
         ("ppo: {gamma: .nan}", ["ppo.gamma", "a number"]),
-        ("ppo: {gamma: 2}", ["ppo.gamma=2", "up to 1"]),
+        ("task: lifting\nalgorithm: ril\nppo: {gamma: 2}", ["ppo.gamma=2", "up to 1"]),
         ("seed: 1\nseed: 2", ["seed is given twice"]),
         ("seed: [1", ["no valid YAML"]),
         ("seed: !!python/object/apply:os.getcwd []", ["no valid YAML"]),
         ("[1]: 2", ["no valid YAML"]),
+        ("", ["empty or damaged", "does not say task or algorithm"]),
+        ("task: lifting", ["damaged", "does not say algorithm;"]),
+        ("num_envs: 64\nalgorithm: ril", ["damaged", "does not say task;"]),
     ],
 )
 def test_bad_files_are_refused_by_name(tmp_path: Path, text: str, words: list[str]) -> None:

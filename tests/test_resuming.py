@@ -13,6 +13,8 @@ from tests.training import DISTILL, RIL, SMALL, stop_at
 from visuomotor.average import average
 from visuomotor.checkpoint import load_checkpoint, save_checkpoint
 from visuomotor.cli import run_command
+from visuomotor.evaluate import evaluate
+from visuomotor.export import export
 from visuomotor.policy_files import PRETRAINED
 from visuomotor.predecessors import TEACHERS
 from visuomotor.train import train
@@ -48,6 +50,23 @@ def test_a_bundle_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     shutil.copytree(PRETRAINED / "lifting", folder)
     line = refused([f"resume={folder}"], folder, capsys)
     assert "is a bundle" in line and f"start_from={folder}" in line
+
+
+@pytest.mark.parametrize("content", ["", "num_envs: 4\nseed: 1\n"], ids=["empty", "partial"])
+def test_a_damaged_config_does_not_make_another_task_of_a_run(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_run(tmp_path / "run", small_run(4))
+    (folder / "config.yaml").write_text(content)
+    told = f"'{folder / 'config.yaml'}': it is empty or damaged"
+    assert told in refused([f"resume={folder}"], folder, capsys)
+    argv = ["task=lifting", f"start_from={folder}", f"out={tmp_path / 'new'}"]
+    assert told in refused(argv, folder, capsys)
+    for command, out in ((evaluate, "judged"), (export, "bundle")):
+        argv = [f"policy={folder}", f"out={tmp_path / out}"]
+        assert run_command(command, argv) == 2
+        assert told in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_no_run_goes_on_in_the_shadows_that_are_held_out(

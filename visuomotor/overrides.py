@@ -116,7 +116,7 @@ def load_yaml(path: Path | str, cls: type[T]) -> T:
     what the class says of them in `ABSENT`, by dotted key.
 
     Raises UserError naming the file, for the reasons of `parse_overrides` and for a file that is
-    missing or no YAML mapping.
+    missing, no YAML mapping, or without a key that the class has in `NAMED`.
     """
     try:
         content = Path(path).read_bytes()
@@ -143,8 +143,15 @@ def parse_yaml(content: bytes, path: Path | str, cls: type[T]) -> T:
         hints = leaf_types(cls)
         values: dict[str, Any] = {}
         _flatten({} if loaded is None else loaded, hints, "", values)
+        unnamed = [key for key in getattr(cls, "NAMED", ()) if key not in values]
         values = getattr(cls, "ABSENT", {}) | values
-        return _build(cls, {k: _from_object(v, hints[k], k) for k, v in values.items()})
+        values = {key: _from_object(value, hints[key], key) for key, value in values.items()}
+        if unnamed:
+            raise UserError(
+                f"it is empty or damaged: it does not say {' or '.join(unnamed)}; put back the "
+                "file as it was written"
+            )
+        return _build(cls, values)
     except UserError as error:
         raise UserError(f"'{path}': {error}") from error
 
