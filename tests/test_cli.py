@@ -56,6 +56,44 @@ def test_a_full_disk_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[s
     assert "resume=" in printed
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "raise SystemExit(print('x' * 10))",  # told at the end, as --help is
+        "[print('x' * 10_000) for _ in range(1000)]",
+        "[print('x', file=sys.stderr) for _ in range(1000)]",
+    ],
+    ids=["at the end", "stdout", "stderr"],
+)
+def test_a_reader_that_has_gone_is_no_error(command: str) -> None:
+    program = (
+        "import sys; from visuomotor.cli import run_command\n"
+        "sys.stdin.readline()\n"
+        f"def main(argv):\n    {command}\n"
+        "sys.exit(run_command(main, []))\n"
+    )
+    pipes = {"stderr": subprocess.STDOUT} if "stderr" in command else {"stderr": subprocess.PIPE}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, **pipes
+    )
+    assert process.stdin is not None and process.stdout is not None
+    process.stdout.close()
+    process.stdin.write(b"\n")
+    process.stdin.close()
+    said = b"" if process.stderr is None else process.stderr.read()
+    assert (process.wait(timeout=20), said) == (141, b"")
+
+
+def test_another_pipe_that_breaks_is_a_defect() -> None:
+    def breaks(argv: list[str]) -> int:
+        read, write = os.pipe()
+        os.close(read)
+        return os.write(write, b"x")
+
+    with pytest.raises(BrokenPipeError):
+        run_command(breaks, [])
+
+
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENAMETOOLONG])
 def test_a_path_that_cannot_be_used_is_one_line_and_exit_code_2(
     number: int, capsys: pytest.CaptureFixture[str]

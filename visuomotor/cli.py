@@ -2,7 +2,8 @@
 
 Exit codes: 0 done; 1 a training diverged (one line on stderr says how to go on); 2 bad input, a
 full disk or too little memory (one line on stderr says what is wrong and what is valid); 130
-ended by Ctrl-C and 143 by SIGTERM (training saves before it leaves, so `resume=` goes on).
+ended by Ctrl-C and 143 by SIGTERM (training saves before it leaves, so `resume=` goes on); 141
+where nobody reads what is printed any more (`| head`), with nothing said.
 
 Imports torch only when a device is asked for: the arm's side has none.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -27,6 +29,7 @@ EXIT_DONE = 0
 EXIT_DIVERGED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # 130, as a shell reports it
+EXIT_UNREAD = 128 + signal.SIGPIPE  # 141, likewise
 
 # A full disk, a user's quota, and the largest file that a process may write.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -51,13 +54,21 @@ def run_command(main: Callable[[list[str]], int | None], argv: Sequence[str]) ->
     stderr; every other exception is a defect and keeps its traceback.
     """
     try:
-        code = main(list(argv))
+        try:
+            code = main(list(argv))
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except UserError as error:
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        if not _leave_unread():
+            raise
+        return EXIT_UNREAD
     except (MemoryError, RuntimeError) as error:
         asked = lacking_memory(error)
         if asked is None:
@@ -82,6 +93,21 @@ def run_command(main: Callable[[list[str]], int | None], argv: Sequence[str]) ->
         )
         return EXIT_BAD_INPUT
     return EXIT_DONE if code is None else code
+
+
+def _leave_unread() -> bool:
+    """Whether what this process prints has lost its reader, and not another pipe. Nothing more is
+    printed there then, nor tried at the process's end."""
+    lost = False
+    for stream in (1, 2):
+        poll = select.poll()
+        poll.register(stream, 0)
+        if any(event & select.POLLERR for _, event in poll.poll(0)):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream)
+            os.close(nowhere)
+            lost = True
+    return lost
 
 
 def lacking_memory(error: BaseException) -> str | None:
