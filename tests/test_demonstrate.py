@@ -495,3 +495,54 @@ def test_a_file_of_another_scene_or_another_rate_is_refused_by_file_and_key(tmp_
         demonstrations_for(config)
     twice = replace(config, env=EnvConfig(control_dt=0.1))
     assert len(demonstrations_for(twice)) == len(steady)
+
+
+def _with_first(demos: Demonstrations, **changes: object) -> Demonstrations:
+    return replace(demos, demos=[replace(demos.demos[0], **changes), *demos.demos[1:]])
+
+
+def test_what_is_not_of_the_tasks_scene_is_refused_by_file_and_key(tmp_path, steady):
+    path = tmp_path / "theirs.hdf5"
+    first = steady.demos[0]
+    length, width = first.features.shape
+    lost, far = first.states.copy(), first.states.copy()
+    lost[4] = 0.0
+    (place,) = module._scene(make_env(LIFTING, num_envs=1, seed=0, render=False)).free_joints
+    far[4, place] = 150.0
+    misfits = {
+        rf"obs/object_features' has shape {length}x{width + 1}; expected {length}x{width}": {
+            "features": np.ones((length, width + 1), np.float32)
+        },
+        rf"obs/proprio' has shape {length}x23; expected {length}x24": {
+            "proprio": first.proprio[:, 1:]
+        },
+        "stages' holds 3 at step 0; expected the task's stages, 0 to 2": {
+            "stages": first.stages + 3
+        },
+        "states' holds a quaternion of norm 0 at step 4; expected unit": {"states": lost},
+        r"states' holds 150\.0 at step 4; expected the place of a prop": {"states": far},
+    }
+    config = replace(LIFTING, demonstrations=str(path))
+    for said, changes in misfits.items():
+        save_demonstrations(path, _with_first(steady, **changes))
+        with pytest.raises(UserError, match=rf"theirs\.hdf5: 'data/demo_0/{said}"):
+            demonstrations_for(config)
+    save_demonstrations(path, _with_first(steady, features=None, proprio=None, stages=None))
+    assert len(demonstrations_for(config)) == len(steady)
+
+
+def test_demonstrations_that_failed_are_told_and_failures_alone_refused(tmp_path, steady, capsys):
+    path = tmp_path / "mine.hdf5"
+    config = replace(LIFTING, demonstrations=str(path))
+    save_demonstrations(path, steady)
+    demonstrations_for(config)
+    assert capsys.readouterr().err == ""
+    save_demonstrations(path, _with_first(steady, success=False))
+    assert len(demonstrations_for(config)) == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {path}: 1 of 4 demonstrations failed")
+    assert "all 4 are used" in line
+    failed = [replace(demo, success=False) for demo in steady.demos]
+    save_demonstrations(path, replace(steady, demos=failed))
+    with pytest.raises(UserError, match=r"mine\.hdf5: .*success.* is false in 4 of 4"):
+        demonstrations_for(config)

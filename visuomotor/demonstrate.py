@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import mujoco
 import numpy as np
 import torch
 
@@ -24,6 +25,7 @@ from visuomotor.config import Config
 from visuomotor.demonstrations import (
     Demonstration,
     Demonstrations,
+    Scene,
     load_demonstrations,
     save_demonstrations,
     successful_episode,
@@ -65,11 +67,11 @@ def demonstrations_for(config: Config) -> Demonstrations:
     load = partial(
         load_demonstrations,
         task=config.task,
-        state_dim=env.sim.model.nq + env.sim.model.nv,
+        scene=_scene(env),
         control_dt=config.env.control_dt,
     )
     if config.demonstrations is not None:
-        return load(config.demonstrations)
+        return _told(load(config.demonstrations), config.demonstrations)
     path = cached_path(
         f"{config.task}-{DEFAULT_EPISODES}",
         *(__version__, config.env.control_dt, config.env.episode_steps, TREMBLING),
@@ -81,6 +83,32 @@ def demonstrations_for(config: Config) -> Demonstrations:
         print(f"making {DEFAULT_EPISODES} demonstrations of {config.task}: {path}", file=sys.stderr)
         _make_file(quiet, DEFAULT_EPISODES, DEFAULT_SEED, path, TREMBLING)
     return load(path)
+
+
+def _scene(env: VisuomotorEnv) -> Scene:
+    """What a file of demonstrations must fit."""
+    model, seen = env.sim.model, env.reset()
+    free = np.flatnonzero(model.jnt_type == mujoco.mjtJoint.mjJNT_FREE)
+    return Scene(
+        state_dim=model.nq + model.nv,
+        proprio_dim=seen.proprio.shape[1],
+        features_dim=seen.features.shape[1],
+        num_stages=len(env.task.stages),
+        free_joints=tuple(model.jnt_qposadr[free].tolist()),
+    )
+
+
+def _told(demonstrations: Demonstrations, path: str) -> Demonstrations:
+    """The same; says so on stderr where some of them failed."""
+    failed = sum(not demo.success for demo in demonstrations.demos)
+    if failed > 0:
+        count = len(demonstrations)
+        print(
+            f"warning: {path}: {failed} of {count} demonstrations failed (their attribute success "
+            f"is false); all {count} are used, as if all had succeeded: leave those out",
+            file=sys.stderr,
+        )
+    return demonstrations
 
 
 def _make_file(config: Config, episodes: int, seed: int, path: Path, trembling: float) -> int:

@@ -1,7 +1,7 @@
 """Demonstration files in robomimic's HDF5 layout, and what training draws from them.
 
     data                       attrs: total, env_args (JSON)
-    data/demo_<i>              attrs: num_samples, model_file (MJCF)
+    data/demo_<i>              attrs: num_samples, model_file (MJCF); seed, success, or none of them
     data/demo_<i>/states       (T, 1 + nq + nv): time [s], qpos, qvel before the action
     data/demo_<i>/actions      (T, 9) joint velocities in [-1, 1]; may be missing in foreign files
     data/demo_<i>/rewards, dones   (T,)
@@ -34,7 +34,9 @@ from visuomotor.files import write_atomic
 UNTOLD_CONTROL_DT = 0.05  # s, where a file does not say
 ACTION_TOLERANCE = 1e-3  # beyond [-1, 1]: rounding of other people's files
 MAX_NUMBERS = 100_000_000  # in a dataset: beyond it the shape is damage, not data
-LARGEST_STATE = 1e6  # m, rad, m/s or rad/s: beyond it a number is damage
+LARGEST_STATE = 1e4  # m, rad, m/s or rad/s: beyond it a number is damage
+LARGEST_PLACE = 100.0  # m from the origin, along an axis, that a prop may have rolled to
+QUATERNION_TOLERANCE = 0.1  # of its norm, from 1: rounding and other people's files
 MIN_STD = 1e-2  # floor of a statistic's deviation, in units of the value; constants stay finite
 SHARE_SMOOTHING = 0.01  # weight of each new episode in the average that moves the curriculum
 _DEMO_NAME = re.compile(r"demo_(\d+)")
@@ -70,6 +72,19 @@ class Demonstrations:
     @property
     def total_steps(self) -> int:
         return sum(len(demo.states) for demo in self.demos)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a file's numbers must fit; None: whatever they are."""
+
+    state_dim: int | None = None  # nq + nv
+    action_dim: int | None = 9
+    proprio_dim: int | None = None
+    features_dim: int | None = None
+    num_stages: int | None = None
+    # Where in a state a prop's place (m) begins, with its unit quaternion behind it.
+    free_joints: tuple[int, ...] = ()
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -137,14 +152,13 @@ def load_demonstrations(
     path: Path | str,
     *,
     task: str | None = None,
-    state_dim: int | None = None,
-    action_dim: int | None = 9,
+    scene: Scene | None = None,
     control_dt: float | None = None,
 ) -> Demonstrations:
     """Reads a file and checks every part of it.
 
-    task: refuse files that name another one. state_dim: nq + nv of the scene. action_dim: A.
-    control_dt: s; refuse files of another one.
+    task: refuse files that name another one. scene: what their numbers must fit. control_dt: s;
+    refuse files of another one.
     Raises UserError naming the file, the key, what was found and what is expected.
     """
     path = Path(path)
@@ -157,7 +171,7 @@ def load_demonstrations(
         )
     try:
         with h5py.File(path, "r") as file:
-            return _read(_Reader(path, file), task, state_dim, action_dim, control_dt)
+            return _read(_Reader(path, file), task, scene or Scene(), control_dt)
     except UserError:
         raise
     except Exception as error:  # what h5py raises on damage is of every kind
@@ -239,11 +253,7 @@ class _Reader:
 
 
 def _read(
-    reader: _Reader,
-    task: str | None,
-    state_dim: int | None,
-    action_dim: int | None,
-    expected_dt: float | None,
+    reader: _Reader, task: str | None, scene: Scene, expected_dt: float | None
 ) -> Demonstrations:
     data = reader.group("data")
     name, control_dt = _env_args(reader, data, task, expected_dt)
@@ -253,11 +263,17 @@ def _read(
     demos, model_xml = [], ""
     for _, key in sorted(numbered):  # by number: demo_10 comes after demo_2
         group = reader.group(f"data/{key}")
-        demos.append(_read_demo(reader, f"data/{key}", group, state_dim, action_dim))
+        demos.append(_read_demo(reader, f"data/{key}", group, scene))
         model_xml = reader.text(f"data/{key}", "model_file", model_xml)
     widths = {demo.states.shape[1] for demo in demos}
     if len(widths) > 1:
         raise reader.fail("data/*/states", f"differ in width: {sorted(widths)}", "one scene")
+    if not any(demo.success for demo in demos):
+        raise reader.fail(
+            "data/demo_* (attribute success)",
+            f"is false in {len(demos)} of {len(demos)} demonstrations",
+            "one that succeeded, at least: nothing is to be learned from failures alone",
+        )
     return Demonstrations(name, control_dt, demos, model_xml)
 
 
@@ -287,19 +303,17 @@ def _env_args(
     return str(name), control_dt
 
 
-def _read_demo(
-    reader: _Reader, key: str, group: h5py.Group, state_dim: int | None, action_dim: int | None
-) -> Demonstration:
+def _read_demo(reader: _Reader, key: str, group: h5py.Group, scene: Scene) -> Demonstration:
     states = reader.array(f"{key}/states", (None, None), np.float64)
     width = states.shape[1] - 1
     if width < 1:
         raise reader.fail(f"{key}/states", "has 1 column", "time and the state behind it")
-    if state_dim is not None and width != state_dim:
+    if scene.state_dim not in (None, width):
         raise reader.fail(
             f"{key}/states",
             f"has {width} numbers behind the time",
-            f"{state_dim}, as this scene has: record with visuomotor.demonstrate, or with the same "
-            "robot and props",
+            f"{scene.state_dim}, as this scene has: record with visuomotor.demonstrate, or with "
+            "the same robot and props",
         )
     reader.check_rows(  # MuJoCo would put a state of its own in the place of such a one
         f"{key}/states",
@@ -307,17 +321,27 @@ def _read_demo(
         np.abs(states[:, 1:]) <= LARGEST_STATE,
         f"qpos in m, rad and unit quaternions, qvel in m/s and rad/s, all below {LARGEST_STATE:g}",
     )
+    _check_props(reader, f"{key}/states", states[:, 1:], scene)
     length = len(states)
     declared = reader.whole_number(key, "num_samples", length)
     if declared != length:
         found = f"says {declared} where states has {length} rows"
         raise reader.fail(f"{key} (attribute num_samples)", found, "the same number")
-    actions = reader.optional(f"{key}/actions", (length, action_dim), np.float32)
+    actions = reader.optional(f"{key}/actions", (length, scene.action_dim), np.float32)
     if actions is not None:
         excess = np.abs(actions).max()
         if excess > 1.0 + ACTION_TOLERANCE:
             raise reader.fail(f"{key}/actions", f"reaches {excess:.4g}", "values in [-1, 1]")
         actions = actions.clip(-1.0, 1.0)
+    stages = reader.optional(f"{key}/stages", (length,), np.int64)
+    if stages is not None and scene.num_stages is not None:
+        reader.check_rows(
+            f"{key}/stages",
+            stages,
+            (stages >= 0) & (stages < scene.num_stages),
+            f"the task's stages, 0 to {scene.num_stages - 1}; or leave the key out",
+        )
+    proprio, features = f"{key}/obs/proprio", f"{key}/obs/object_features"
     rewards = reader.optional(f"{key}/rewards", (length,), np.float32)
     dones = reader.optional(f"{key}/dones", (length,), np.bool_)
     return Demonstration(
@@ -325,12 +349,34 @@ def _read_demo(
         actions=actions,
         rewards=np.zeros(length, np.float32) if rewards is None else rewards,
         dones=np.zeros(length, np.bool_) if dones is None else dones,
-        stages=reader.optional(f"{key}/stages", (length,), np.int64),
-        proprio=reader.optional(f"{key}/obs/proprio", (length, None), np.float32),
-        features=reader.optional(f"{key}/obs/object_features", (length, None), np.float32),
+        stages=stages,
+        proprio=reader.optional(proprio, (length, scene.proprio_dim), np.float32),
+        features=reader.optional(features, (length, scene.features_dim), np.float32),
         seed=reader.whole_number(key, "seed", -1),
         success=bool(reader.whole_number(key, "success", 1)),
     )
+
+
+def _check_props(reader: _Reader, key: str, states: np.ndarray, scene: Scene) -> None:
+    """Raises UserError for a prop that is nowhere near, or that has no orientation."""
+    for begin in scene.free_joints:
+        place, quaternion = states[:, begin : begin + 3], states[:, begin + 3 : begin + 7]
+        reader.check_rows(
+            key,
+            place,
+            np.abs(place) <= LARGEST_PLACE,
+            f"the place of a prop (numbers {begin} to {begin + 2} of qpos) within "
+            f"{LARGEST_PLACE:g} m of the origin",
+        )
+        norms = np.linalg.norm(quaternion, axis=1)
+        fits = np.abs(norms - 1.0) <= QUATERNION_TOLERANCE
+        if not fits.all():
+            step = int(np.argmin(fits))
+            raise reader.fail(
+                key,
+                f"holds a quaternion of norm {norms[step]:.4g} at step {step}",
+                f"unit quaternions of the props (numbers {begin + 3} to {begin + 6} of qpos)",
+            )
 
 
 # Control steps kept after success: they show that a finished job is left alone.
