@@ -120,7 +120,10 @@ def test_trembling_is_passed_on(tmp_path, steady, shaky):
     for demos, trembling in ((steady, 0.0), (shaky, 0.1)):
         path = tmp_path / "demos.hdf5"
         assert (
-            _run("task=lifting", "episodes=4", "seed=3", f"trembling={trembling}", f"out={path}")
+            _run(
+                *("task=lifting", "episodes=4", "seed=3", f"trembling={trembling}"),
+                *(f"out={path}", "overwrite=true"),
+            )
             == 0
         )
         found = load_demonstrations(path)
@@ -145,6 +148,10 @@ def test_trembling_is_passed_on(tmp_path, steady, shaky):
         (["task=lifting", "out="], "out= has no value"),
         (["task=lifting", "out=."], "it is a folder"),
         (["task=lifting", "out=folder"], "cannot write 'folder': it is a folder"),
+        (["task=lifting", "out=folder", "overwrite=true"], "cannot write 'folder': it is a folder"),
+        (["task=lifting", "out=file"], "out=file is there; choose another, or overwrite=true"),
+        (["task=lifting", "out=/dev/null"], "out=/dev/null is there; choose another"),
+        (["task=lifting", "out=/dev/null", "overwrite=true"], "/dev/null is there and is no plain"),
         (["task=lifting", "out=file/demos.hdf5"], "cannot write 'file/demos.hdf5'"),
         (["task=lifting", "out=file/deeper/demos.hdf5"], "cannot write 'file/deeper/demos.hdf5'"),
     ],
@@ -162,6 +169,40 @@ def test_bad_input_is_refused_in_one_line_and_leaves_nothing(
     assert printed.err.count("\n") == 1
     assert said in printed.err
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "folder"]
+
+
+def test_a_file_that_is_there_is_replaced_only_where_that_is_asked_for(
+    tmp_path, monkeypatch, steady, capsys
+):
+    monkeypatch.setattr(module, "collect", lambda *args, **kwargs: (steady, 0))
+    monkeypatch.chdir(tmp_path)
+    assert _run("task=lifting", "episodes=4") == 0
+    path = Path("demos/lifting.hdf5")
+    path.write_text("teleoperated")
+    capsys.readouterr()
+    for out in ([], [f"out={path}"]):
+        assert _run("task=lifting", "episodes=4", *out) == 2
+        assert capsys.readouterr().err == (
+            "error: out=demos/lifting.hdf5 is there; choose another, or overwrite=true to replace "
+            "it\n"
+        )
+        assert path.read_text() == "teleoperated"
+    assert _run("task=lifting", "episodes=4", "overwrite=true") == 0
+    assert len(load_demonstrations(path)) == 4
+    assert os.listdir("demos") == ["lifting.hdf5"]
+
+
+def test_a_file_that_appears_meanwhile_is_left(tmp_path, monkeypatch, steady, capsys):
+    path = tmp_path / "demos.hdf5"
+
+    def work(*args: object, **kwargs: object) -> tuple[Demonstrations, int]:
+        path.write_text("another's")
+        return steady, 0
+
+    monkeypatch.setattr(module, "collect", work)
+    assert _run("task=lifting", "episodes=4", f"out={path}") == 2
+    assert f"out={path} is there" in capsys.readouterr().err
+    assert path.read_text() == "another's"
 
 
 def test_the_program_leaves_with_the_commands_exit_code(monkeypatch, capsys):
@@ -186,9 +227,9 @@ def test_an_end_before_the_file_is_whole_leaves_the_old_one(error, tmp_path, mon
     monkeypatch.setattr(module, "collect", lambda *args, **kwargs: (steady, 0))
     if error is OSError:
         with pytest.raises(OSError, match="in the middle"):
-            _run("task=lifting", "episodes=4", f"out={path}")
+            _run("task=lifting", "episodes=4", f"out={path}", "overwrite=true")
     else:
-        assert _run("task=lifting", "episodes=4", f"out={path}") in (2, 130)
+        assert _run("task=lifting", "episodes=4", f"out={path}", "overwrite=true") in (2, 130)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["demos.hdf5"]
 

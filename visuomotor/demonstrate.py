@@ -8,6 +8,7 @@ policy lacks first (DART: Laskey et al. 2017).
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -53,6 +54,7 @@ class DemonstrateConfig:
     episodes: int = DEFAULT_EPISODES  # successful ones
     seed: int = DEFAULT_SEED
     out: str | None = None  # HDF5 file; None: demos/<task>.hdf5
+    overwrite: bool = False  # replace a file that is there
     trembling: float = TREMBLING  # standard deviation of the noise on actions; 0: a steady hand
 
 
@@ -81,7 +83,8 @@ def demonstrations_for(config: Config) -> Demonstrations:
     if not path.exists():
         check_cache(path)
         print(f"making {DEFAULT_EPISODES} demonstrations of {config.task}: {path}", file=sys.stderr)
-        _make_file(quiet, DEFAULT_EPISODES, DEFAULT_SEED, path, TREMBLING)
+        made, _ = _collect(quiet, DEFAULT_EPISODES, DEFAULT_SEED, TREMBLING)
+        save_demonstrations(path, made)
     return load(path)
 
 
@@ -111,16 +114,16 @@ def _told(demonstrations: Demonstrations, path: str) -> Demonstrations:
     return demonstrations
 
 
-def _make_file(config: Config, episodes: int, seed: int, path: Path, trembling: float) -> int:
-    """Collects with a progress bar and writes the file; returns the failed attempts."""
+def _collect(
+    config: Config, episodes: int, seed: int, trembling: float
+) -> tuple[Demonstrations, int]:
+    """As `collect`, with a progress bar."""
     with Progress(episodes, "demonstrations", unit="episode") as bar:
 
         def progress(done: int, failures: int) -> None:
             bar.update(done, {"failed": str(failures)})
 
-        demos, failures = collect(config, episodes, seed, progress, trembling=trembling)
-    save_demonstrations(path, demos)
-    return failures
+        return collect(config, episodes, seed, progress, trembling=trembling)
 
 
 def collect(
@@ -203,6 +206,16 @@ def _episodes(
     return demos, len(episodes) - len(demos)
 
 
+def _check_out(path: Path, overwrite: bool) -> None:
+    """Raises UserError where something is in the way, or nothing can be written."""
+    if os.path.lexists(path) and not path.is_dir():
+        if not overwrite:
+            raise UserError(f"out={path} is there; choose another, or overwrite=true to replace it")
+        if not path.is_file():
+            raise UserError(f"out={path} is there and is no plain file; choose another")
+    check_writable(path, "valid: out=<a file in a folder that can be written>")
+
+
 def demonstrate(argv: list[str]) -> int:
     options = parse_overrides(argv, DemonstrateConfig)
     options = replace(options, task=make_task(options.task).name)
@@ -212,9 +225,11 @@ def demonstrate(argv: list[str]) -> int:
         raise UserError(f"trembling={options.trembling} is not valid; valid: from 0 up to 1")
     require("seed", options.seed, at_least(0))
     path = Path(f"demos/{options.task}.hdf5" if options.out is None else options.out)
-    check_writable(path, "valid: out=<a file in a folder that can be written>")
+    _check_out(path, options.overwrite)
     config = Config(task=options.task)
-    failures = _make_file(config, options.episodes, options.seed, path, options.trembling)
+    demos, failures = _collect(config, options.episodes, options.seed, options.trembling)
+    _check_out(path, options.overwrite)  # it may have appeared meanwhile
+    save_demonstrations(path, demos)
     print(f"{options.episodes} demonstrations in {path}; {failures} attempts failed, left out")
     return 0
 
