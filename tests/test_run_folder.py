@@ -176,6 +176,50 @@ def test_a_whole_object_without_its_line_end_is_half_written_too(tmp_path: Path)
         assert rows(again) == [{"env_steps": 10}, {"env_steps": 20}]
 
 
+@pytest.mark.parametrize(
+    "damaged", [b'{"env_steps": 2', b"\0\0\0\0", b"3", b'{"fps": 1}', b'{"env_steps": "20"}', b""]
+)
+def test_a_damaged_line_in_the_middle_is_told_and_nothing_is_lost(
+    damaged: bytes, tmp_path: Path
+) -> None:
+    with RunFolder.create(tmp_path, QUIET) as folder:
+        for step in (10, 20, 30):
+            folder.log({"env_steps": step})
+    lines = folder.metrics_path.read_bytes().splitlines()
+    content = b"\n".join((lines[0], damaged, lines[2], b'{"env_st'))
+    folder.metrics_path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"'{folder.metrics_path}', line 2 is damaged"):
+        RunFolder.open(tmp_path)
+    with RunFolder(tmp_path, QUIET) as held, pytest.raises(UserError, match="line 2 is damaged"):
+        held.truncate_log(100)
+    assert folder.metrics_path.read_bytes() == content
+
+
+def test_a_line_of_which_the_disk_takes_a_part_is_written_on(tmp_path: Path) -> None:
+    class Slow:
+        def write(self, line: bytes) -> int:
+            return file.write(line[:5])
+
+        def close(self) -> None:
+            file.close()
+
+    with RunFolder.create(tmp_path, QUIET) as folder:
+        file, folder._metrics = folder._metrics, Slow()  # type: ignore[assignment]
+        folder.log({"env_steps": 10, "fps": 1.5})
+        assert rows(folder) == [{"env_steps": 10, "fps": 1.5}]
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "evaluations", "tensorboard"])
+def test_a_file_in_the_place_of_a_part_is_refused_and_left_alone(name: str, tmp_path: Path) -> None:
+    RunFolder.create(tmp_path, QUIET).close()
+    (tmp_path / name).write_text("mine")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(UserError, match=rf"'{tmp_path / name}' is no folder.*move it away"):
+        RunFolder.open(tmp_path)
+    assert (tmp_path / name).read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
 def test_going_on_before_anything_was_logged_is_fine(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path, QUIET) as folder:
         folder.truncate_log(0)

@@ -38,6 +38,8 @@ __all__ = ["RunFolder", "versions_record"]
 
 LOCK_FILE = ".lock"
 CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.jsonl"
+PARTS = ("checkpoints", "evaluations", "tensorboard")  # folders in a run's
 RECORDED_PACKAGES = ("torch", "mujoco", "mujoco-warp", "numpy")
 GIT_SECONDS = 5.0  # limit for each question to git
 EVENT_SECONDS = 30.0  # between flushes of TensorBoard's events
@@ -55,7 +57,7 @@ class RunFolder:
         self._events: SummaryWriter | None = None
         self._purge_step: int | None = None
         # Unbuffered and appending: a line is with the system as soon as it is logged.
-        self._metrics = (self.path / "metrics.jsonl").open("ab", buffering=0)
+        self._metrics = self.metrics_path.open("ab", buffering=0)
 
     @classmethod
     def create(cls, path: Path | str, config: Config) -> RunFolder:
@@ -97,6 +99,9 @@ class RunFolder:
         config = load_yaml(path / CONFIG_FILE, Config)
         if check is not None:
             check(path, config)
+        _refuse_occupied_parts(path)
+        if (path / METRICS_FILE).is_file():
+            _logged(path / METRICS_FILE)
         try:
             folder = cls(path, config)
         except OSError as error:
@@ -112,7 +117,7 @@ class RunFolder:
 
     @property
     def metrics_path(self) -> Path:
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS_FILE
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Appends one object to metrics.jsonl and adds its numbers to TensorBoard.
@@ -121,7 +126,9 @@ class RunFolder:
           that is not finite becomes null: JSON has none.
         """
         row = {name: plain_number(value) for name, value in metrics.items()}
-        self._metrics.write((json.dumps(row, allow_nan=False) + "\n").encode())
+        line = (json.dumps(row, allow_nan=False) + "\n").encode()
+        while line:  # a disk that is full takes a part, and refuses the rest
+            line = line[self._metrics.write(line) :]
         if not self.config.run.tensorboard:
             return
         if self._events is None:
@@ -133,16 +140,10 @@ class RunFolder:
     def truncate_log(self, step: int) -> None:
         """Forgets metrics beyond `step` env steps, and a last line that was only half written.
 
-        What comes after a checkpoint is done again when a run goes on from it.
+        What comes after a checkpoint is done again when a run goes on from it. Raises UserError,
+        and leaves the log as it is, if another line cannot be read.
         """
-        kept = []
-        for line in self.metrics_path.read_bytes().splitlines(keepends=True):
-            try:
-                within = line.endswith(b"\n") and json.loads(line)["env_steps"] <= step
-            except (ValueError, KeyError, TypeError):
-                within = False
-            if within:
-                kept.append(line)
+        kept = [line for steps, line in _logged(self.metrics_path) if steps <= step]
         self._metrics.close()
         write_atomic(self.metrics_path, b"".join(kept))
         self._metrics = self.metrics_path.open("ab", buffering=0)
@@ -182,6 +183,36 @@ class RunFolder:
         # That thread dies with the process, and what it has not flushed with it.
         atexit.register(events.close)
         return events
+
+
+def _logged(path: Path) -> list[tuple[int, bytes]]:
+    """(env steps, line) of each line that was written to the end. Raises UserError, naming the
+    first that is damaged."""
+    found = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            steps = json.loads(line)["env_steps"]
+            if type(steps) is not int:
+                raise TypeError("env_steps is no whole number")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(
+                f"'{path}', line {number} is damaged ({type(error).__name__}: "
+                f"{' '.join(str(error).split())}); mend that line, or remove it: nothing else "
+                "depends on it"
+            ) from error
+        found.append((steps, line + b"\n"))
+    return found
+
+
+def _refuse_occupied_parts(path: Path) -> None:
+    """Raises UserError where something else is in the place of a run's own folders."""
+    for name in PARTS:
+        part = path / name
+        if (part.exists() or part.is_symlink()) and not part.is_dir():
+            raise UserError(
+                f"'{part}' is no folder, and the run keeps its {name} there; move it away, or put "
+                "the folder back that was there"
+            )
 
 
 def refuse_occupied(path: Path | str) -> None:
