@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.runs import small_run, write_run
-from tests.training import DISTILL, RIL, SMALL, stop_at
+from tests.training import DISTILL, ITERATION, RIL, SMALL, metrics, stop_at
 from visuomotor.average import average
 from visuomotor.checkpoint import load_checkpoint, save_checkpoint
 from visuomotor.cli import run_command
@@ -137,6 +138,64 @@ def test_a_run_whose_checkpoints_are_all_damaged_says_so(
         path.write_bytes(path.read_bytes()[:100])
     assert run_command(train, [f"resume={tmp_path / 'run'}"]) == 2
     assert "damaged" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_left_as_it_is(
+    demonstrations: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "run"
+    small = [setting for setting in SMALL if setting != "run.final_episodes=0"]
+    settings = [*small, *RIL, "run.final_episodes=4", demonstrations]
+    assert run_command(train, [*settings, f"out={folder}"]) == 0
+    # As `evaluate policy=run` leaves it.
+    better = folder / "evaluation.json"
+    facts = json.loads(better.read_text())
+    facts |= {"episodes": 500, "provenance": {"env_steps": 4 * ITERATION}}
+    better.write_text(json.dumps(facts))
+    before = contents(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr("visuomotor.train.replay_of", None)  # no work is done for it
+        capsys.readouterr()
+        assert run_command(train, [f"resume={folder}"]) == 0
+    said = capsys.readouterr().out
+    assert "is finished" in said and str(better) in said and "a larger total_steps" in said
+    assert contents(folder) == before
+    # What is missing is made: the final evaluation, which replaces no better one.
+    shutil.rmtree(folder / "evaluations" / "final")
+    assert run_command(train, [f"resume={folder}"]) == 0
+    assert (folder / "evaluations" / "final" / "evaluation.json").is_file()
+    after = contents(folder)
+    assert after.keys() == before.keys()
+    changed = {name for name in before if after[name] != before[name]}
+    assert all(name.startswith("evaluations/final/") for name in changed)
+    # As it says: it is trained longer.
+    config = folder / "config.yaml"
+    was, now = (f"\ntotal_steps: {count * ITERATION}\n" for count in (4, 6))
+    assert was in config.read_text()
+    config.write_text(config.read_text().replace(was, now))
+    assert run_command(train, [f"resume={folder}"]) == 0
+    assert len(metrics(folder)) == 6
+    assert json.loads(better.read_text())["episodes"] == 4  # another policy now
+
+
+@pytest.mark.parametrize("algorithm", ["teacher", "student"])
+def test_a_finished_run_of_distill_is_left_as_it_is(
+    algorithm: str, demonstrations: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    steps = f"distill.dagger_steps={ITERATION if algorithm == 'student' else 0}"
+    settings = [*SMALL, *DISTILL[:1], f"distill.teacher.total_steps={ITERATION}", steps]
+    settings += ["distill.finetune_steps=0", demonstrations]
+    assert run_command(train, [*settings, f"out={folder}"]) == 0
+    before = contents(folder)
+    assert run_command(train, [f"resume={folder}"]) == 0
+    key = "distill.dagger_steps" if algorithm == "student" else "distill.teacher_run="
+    said = capsys.readouterr().out
+    assert "is finished" in said and key in said
+    assert contents(folder) == before
 
 
 @pytest.fixture(scope="module")

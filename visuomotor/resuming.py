@@ -14,7 +14,7 @@ from visuomotor.checkpoint import load_checkpoint, newest_facts
 from visuomotor.config import Config
 from visuomotor.errors import UserError
 from visuomotor.run_folder import CONFIG_FILE, RunFolder
-from visuomotor.runtime.files import MANIFEST
+from visuomotor.runtime.files import EVALUATION, MANIFEST
 
 # Phases of each algorithm, in order; a checkpoint belongs to one phase.
 PHASES = {"ril": ("start", "ril"), "distill": ("teacher", "dagger", "finetune")}
@@ -36,6 +36,56 @@ def to_go_on_from(folder: RunFolder) -> tuple[dict[str, Any], int]:
         print(note, file=sys.stderr)
     _refuse_state(folder.path, folder.config, state)
     return state, step
+
+
+def phase_steps(config: Config, start: int) -> dict[str, int]:
+    """Env steps of each phase; start: of ril's start, which demonstrations without actions lack."""
+    distill = config.distill
+    return {
+        "start": start,
+        "ril": config.total_steps - start,
+        "teacher": distill.teacher.total_steps,
+        "dagger": distill.dagger_steps,
+        "finetune": distill.finetuning,
+    }
+
+
+def is_finished(config: Config, state: dict[str, Any]) -> bool:
+    """Whether a run has nothing left to train, by its newest checkpoint."""
+    phase = state["phase"]
+    # A run whose demonstrations have no actions had no start.
+    steps = phase_steps(config, config.starting if int(state["steps_before"]) > 0 else 0)
+    phases = PHASES[config.algorithm]
+    if any(steps[later] > 0 for later in phases[phases.index(phase) + 1 :]) or "unlogged" in state:
+        return False
+    if phase == "teacher":  # which may be done before; at its end it is handed over
+        return "teacher" in state["carried"]
+    return int(state["learner"]["env_steps"]) >= steps[phase]
+
+
+def final_evaluation_of(folder: RunFolder, state: dict[str, Any]) -> Path | None:
+    """Where a finished run's final evaluation is; None: it has still to be made."""
+    final = folder.path / "evaluations" / "final" / EVALUATION
+    found = folder.path / EVALUATION if "policy" in state else final
+    return found if final.is_file() and found.is_file() else None
+
+
+def told_of_finished(folder: RunFolder, state: dict[str, Any], evaluation: Path | None) -> str:
+    """Of a run that has nothing left to do."""
+    path, phase = folder.path, state["phase"]
+    judged = f"; its evaluation: {evaluation}" if evaluation is not None else ""
+    longer = {
+        "ril": "total_steps",
+        "dagger": "distill.dagger_steps",
+        "finetune": "distill.finetune_steps",
+    }.get(phase)
+    more = (
+        f"to train longer: a larger {longer} in '{path / CONFIG_FILE}' and resume={path} again, or "
+        f"a new run with start_from={path}"
+        if longer is not None
+        else f"to distill it: algorithm=distill distill.teacher_run={path} in a new run"
+    )
+    return f"{path} is finished, and nothing is changed{judged}; {more}"
 
 
 def does_not_fit(folder: RunFolder, step: int, error: Exception) -> UserError:

@@ -7,6 +7,7 @@ the way. Leaves with code 0 when done, 1 where it diverged, 130 after Ctrl-C and
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
@@ -26,6 +27,7 @@ from visuomotor.checkpoint import (
 )
 from visuomotor.cli import (
     EXIT_DIVERGED,
+    EXIT_DONE,
     StopSignal,
     lacking_memory,
     resolve_device,
@@ -59,12 +61,17 @@ from visuomotor.resuming import (
     CHECKPOINT_FORMAT,
     PHASES,
     does_not_fit,
+    final_evaluation_of,
+    is_finished,
     open_run,
+    phase_steps,
     refuse_held_out_shadows,
     to_go_on_from,
+    told_of_finished,
 )
 from visuomotor.retargeting import with_retargeted
 from visuomotor.run_folder import CONFIG_FILE, RunFolder, check_makeable, refuse_occupied
+from visuomotor.runtime.files import EVALUATION
 from visuomotor.state_teacher import StateTeacher
 
 # In every row of metrics.jsonl, besides env_steps, wall_s and fps.
@@ -95,6 +102,7 @@ class Run:
         self.stop = StopSignal()
         self.phase = PHASES[config.algorithm][0]
         self.learner: Reinforcement | Distillation
+        self._was_finished = False  # and saved so: only its final evaluation is left to be made
         self._beginning = ""  # what a phase begins with, while it does
         self.steps_before = 0  # env steps of the phases before this one
         self.carried: dict[str, Any] = {}  # networks that a finished phase hands to the next
@@ -123,15 +131,8 @@ class Run:
     # --- phases -----------------------------------------------------------------------------------
 
     def total_steps(self, phase: str) -> int:
-        distill = self.config.distill
         start = self.config.starting if self.replay.has_actions else 0
-        return {
-            "start": start,
-            "ril": self.config.total_steps - start,
-            "teacher": distill.teacher.total_steps,
-            "dagger": distill.dagger_steps,
-            "finetune": distill.finetuning,
-        }[phase]
+        return phase_steps(self.config, start)[phase]
 
     def start_phase(self, phase: str, *, resuming: bool = False) -> None:
         """Builds the learner of a phase; without `resuming` also what it begins with."""
@@ -274,7 +275,8 @@ class Run:
             except _StopRequested:
                 return self._stopped()
             self.save()
-        self.save()
+        if not self._was_finished:
+            self.save()
         try:
             self._final_evaluation()
         except _StopRequested:  # a resumed run has nothing left to do but this
@@ -492,6 +494,7 @@ class Run:
             if lacking_memory(error) is not None:
                 raise
             raise does_not_fit(self.folder, step, error) from error
+        self._was_finished = is_finished(self.config, state)
         self._next_evaluation = int(state["next_evaluation"])
         self._unlogged = state.get("unlogged", {})
         self._wall_before = float(state["wall_s"])
@@ -548,8 +551,8 @@ class Run:
             return
         summary = self._evaluate(self.learner.judged, self.config.run.final_episodes, "final")
         sees = isinstance(self.learner.judged, PixelActor)
-        if sees:
-            write_json(self.folder.path / "evaluation.json", summary)
+        if sees and not self._judged_with_more(summary):
+            write_json(self.folder.path / EVALUATION, summary)
         low, high = 100 * summary["success_low"], 100 * summary["success_high"]
         print(
             f"{self.config.task}, {'from pixels' if sees else 'the teacher, from state'}: "
@@ -558,14 +561,25 @@ class Run:
             f"{self.wall_seconds() / 60:.1f} minutes; {self.folder.path}"
         )
 
+    def _judged_with_more(self, summary: dict[str, Any]) -> bool:
+        """Whether evaluation.json is of this very policy already, in more episodes."""
+        try:
+            present = json.loads((self.folder.path / EVALUATION).read_text(encoding="utf-8"))
+            alike = all(present[key] == summary[key] for key in ("sims", "strength"))
+            steps = self.steps_before + self.learner.env_steps
+            of_this = present["provenance"]["env_steps"] == steps
+            return bool(alike and of_this and present["episodes"] > summary["episodes"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return False  # none is there, one of training's own, or a damaged one
+
 
 def _seed(seed: int) -> int:
     return int(np.random.SeedSequence([seed, 51]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _open(argv: list[str]) -> tuple[Run, Callable[[], None]]:
+def _open(argv: list[str]) -> tuple[Run, Callable[[], None]] | None:
     """A new run, or an old one, and what puts it where it begins or stopped: to be called once
-    signals are heard, as it may take minutes."""
+    signals are heard, as it may take minutes. None: an old one that is finished, which is said."""
     keys = [argument.partition("=")[0] for argument in argv]
     _refuse_misspelt_resume(keys)
     if "resume" in keys and not any(key in HELP_WORDS for key in keys):
@@ -628,7 +642,7 @@ def replay_of(config: Config) -> DemonstrationReplay:
     return DemonstrationReplay(config, demonstrations)
 
 
-def _resume(argv: list[str]) -> tuple[Run, Callable[[], None]]:
+def _resume(argv: list[str]) -> tuple[Run, Callable[[], None]] | None:
     if len(argv) > 1:
         extra = [a for a in argv[1:] if a.startswith("resume=")] or [
             a for a in argv if not a.startswith("resume=")
@@ -645,6 +659,12 @@ def _resume(argv: list[str]) -> tuple[Run, Callable[[], None]]:
     device = resolve_device(config.device)
     # What cannot be gone on with is refused before any work is done for it.
     saved = to_go_on_from(folder) if list_checkpoints(folder.checkpoints) else None
+    if saved is not None and is_finished(config, saved[0]):
+        evaluation = final_evaluation_of(folder, saved[0])
+        if evaluation is not None or config.run.final_episodes == 0:
+            print(told_of_finished(folder, saved[0], evaluation))
+            folder.close()
+            return None
     run = Run(folder, replay_of(config), device)
     if saved is not None:
         return run, partial(run.load, *saved)
@@ -662,7 +682,10 @@ def _refuse_misspelt_resume(keys: list[str]) -> None:
 def train(argv: list[str]) -> int:
     torch.set_float32_matmul_precision("high")
     np.seterr(invalid="raise")
-    run, start = _open(argv)
+    opened = _open(argv)
+    if opened is None:
+        return EXIT_DONE
+    run, start = opened
     with run.folder, run.stop:
         try:
             try:
