@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,13 @@ from tests.training import DISTILL, ITERATION, RIL, SMALL, metrics, stop_at
 from visuomotor.average import average
 from visuomotor.checkpoint import load_checkpoint, save_checkpoint
 from visuomotor.cli import run_command
+from visuomotor.config import Config
 from visuomotor.evaluate import evaluate
 from visuomotor.export import export
 from visuomotor.policy_files import PRETRAINED
 from visuomotor.predecessors import TEACHERS
+from visuomotor.resuming import open_run
+from visuomotor.run_folder import RunFolder
 from visuomotor.train import train
 
 
@@ -35,6 +39,44 @@ def refused(argv: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -
     (line,) = [text for text in capsys.readouterr().err.splitlines() if "Warp" not in text]
     assert line.startswith("error: ") and str(folder) in line
     return line
+
+
+def test_relative_paths_are_found_from_where_the_run_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    (first / "runs" / "teacher").mkdir(parents=True)
+    (first / "stacking").mkdir()  # a shipped name comes first
+    second.mkdir()
+    (first / "demos.hdf5").touch()
+    monkeypatch.chdir(first)
+    config = Config(demonstrations="demos.hdf5", start_from="stacking")
+    config = replace(config, distill=replace(config.distill, teacher_run="runs/teacher"))
+    RunFolder.create(first / "run", config).close()
+    kept = (first / "run" / "config.yaml").read_bytes()
+    monkeypatch.chdir(second)
+    with open_run(first / "run") as folder:
+        assert folder.config.demonstrations == str(first / "demos.hdf5")
+        assert folder.config.start_from == "stacking"
+        assert folder.config.distill.teacher_run == str(first / "runs" / "teacher")
+    # What is exported names no folder of this machine.
+    assert (first / "run" / "config.yaml").read_bytes() == kept
+    assert str(tmp_path).encode() not in kept
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_paths_of_a_run_that_does_not_say_where_it_was_started_are_as_given(
+    gone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demos.hdf5").touch()
+    RunFolder.create(tmp_path / "run", Config(demonstrations="demos.hdf5")).close()
+    versions = tmp_path / "run" / "versions.json"
+    record = json.loads(versions.read_text())
+    record["started_in"] = str(tmp_path / "gone")
+    versions.write_text(json.dumps(record if gone else {}))
+    with open_run(tmp_path / "run") as folder:
+        assert folder.config.demonstrations == "demos.hdf5"
 
 
 def mean(folder: Path) -> Path:

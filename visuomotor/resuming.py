@@ -7,12 +7,16 @@ is touched. Knows no learner.
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from visuomotor.checkpoint import load_checkpoint, newest_facts
 from visuomotor.config import Config
 from visuomotor.errors import UserError
+from visuomotor.policy_files import shipped_names
+from visuomotor.predecessors import shipped_teachers
 from visuomotor.run_folder import CONFIG_FILE, RunFolder
 from visuomotor.runtime.files import EVALUATION, MANIFEST
 
@@ -24,8 +28,32 @@ CHECKPOINT_FORMAT = 6
 
 def open_run(path: Path) -> RunFolder:
     """The folder of a run that goes on. Raises UserError, and leaves the folder as it is, if it is
-    none, or none that can be gone on with."""
-    return RunFolder.open(path, _refuse_what_is_no_training)
+    none, or none that can be gone on with. Relative paths of its settings are found from wherever
+    it goes on."""
+    folder = RunFolder.open(path, _refuse_what_is_no_training)
+    folder.config = _found_from(folder.started_in(), folder.config)
+    return folder
+
+
+def _found_from(start: Path | None, config: Config) -> Config:
+    """The settings with relative paths as seen from `start`, where something is there; names of
+    what is shipped stay. What the folder keeps, and exports take along, is as it was given."""
+    if start is None:
+        return config
+
+    def found(given: str | None, shipped: Collection[str] = ()) -> str | None:
+        if given is None or given in shipped or not (start / given).exists():
+            return given
+        return str(start / given)
+
+    return replace(
+        config,
+        demonstrations=found(config.demonstrations),
+        start_from=found(config.start_from, shipped_names()),
+        distill=replace(
+            config.distill, teacher_run=found(config.distill.teacher_run, shipped_teachers())
+        ),
+    )
 
 
 def to_go_on_from(folder: RunFolder) -> tuple[dict[str, Any], int]:

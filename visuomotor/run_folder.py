@@ -1,7 +1,7 @@
 """A run's folder on disk: settings, versions, metrics, TensorBoard, checkpoints.
 
     config.yaml      every setting, resolved
-    versions.json    what the run was started with
+    versions.json    what the run was started with, and in which folder
     metrics.jsonl    one object per update
     tensorboard/     the same as events
     checkpoints/     see checkpoint.py
@@ -40,6 +40,7 @@ LOCK_FILE = ".lock"
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 PARTS = ("checkpoints", "evaluations", "tensorboard")  # folders in a run's
+STARTED_IN = "started_in"  # in versions.json: where relative paths of the settings begin
 RECORDED_PACKAGES = ("torch", "mujoco", "mujoco-warp", "numpy")
 GIT_SECONDS = 5.0  # limit for each question to git
 EVENT_SECONDS = 30.0  # between flushes of TensorBoard's events
@@ -70,7 +71,8 @@ class RunFolder:
         refuse_occupied(path)
         try:
             folder = cls(path, config)
-            versions = json.dumps(versions_record(), indent=2) + "\n"
+            record = versions_record() | {STARTED_IN: str(Path.cwd())}
+            versions = json.dumps(record, indent=2) + "\n"
             write_atomic(path / "versions.json", versions.encode())
             save_yaml(config, path / CONFIG_FILE)
         except OSError as error:
@@ -110,6 +112,15 @@ class RunFolder:
         for line in _changed_versions(path / "versions.json"):
             print(f"warning: {line}; the run goes on, but not bit for bit", file=sys.stderr)
         return folder
+
+    def started_in(self) -> Path | None:
+        """The folder where relative paths of the settings begin; None for a run of before, which
+        does not say."""
+        try:
+            record = json.loads((self.path / "versions.json").read_text(encoding="utf-8"))
+            return Path(record[STARTED_IN])
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
 
     @property
     def checkpoints(self) -> Path:
