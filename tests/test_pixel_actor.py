@@ -477,7 +477,7 @@ def test_the_loss_of_maps_teaches_what_sees_and_not_what_acts() -> None:
     targets = torch.tensor([[0.05, 0.0, 0.0, -0.05, 0.0, 0.0]]).repeat(2, 1)
     answers = actor.answers(actor.encode(images(2)))
     loss, metrics = actor.aux_loss(answers, targets)
-    assert float(loss) == pytest.approx(float(metrics["aux_loss"] + metrics["map_loss"]))
+    assert loss.item() == pytest.approx(float(metrics["aux_loss"] + metrics["map_loss"]))
     mapped = actor.encoder[0]
     optimizer = torch.optim.Adam(actor.parameters(), lr=0.01)
     first = float(metrics["map_loss"])
