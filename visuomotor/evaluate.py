@@ -295,8 +295,8 @@ def _told_of_training(
     met = heldout.met_in_training(worlds, loaded.config, loaded.provenance)
     if met:
         print(
-            f"{label}: {', '.join(met)}: it, or one that it comes from, has met some of what is held "
-            "out here",
+            f"{label}: {', '.join(met)}: it, or one that it comes from, has met some of what is "
+            "held out here",
             file=sys.stderr,
         )
     untold = untold_origins(loaded.provenance)
