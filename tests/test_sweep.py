@@ -56,6 +56,9 @@ def test_a_factor_is_found_by_its_own_name_its_groups_and_a_short_one(
     assert swept_factor(randomizer, "camera_pos/y").factor.name == "camera_pos/y"
     with pytest.raises(UserError, match=r"no factor 'camera_poz'.*mean camera_pos.*factors: cam"):
         swept_factor(randomizer, "camera_poz")
+    with pytest.raises(UserError) as refused:
+        swept_factor(randomizer, "blurr")  # the name of a group and of its one factor
+    assert str(refused.value).partition("?")[0].count("blur") == 2  # what was given, and one hint
 
 
 def test_grids_reach_beyond_training_on_both_sides() -> None:

@@ -23,7 +23,7 @@ class DivergedError(RuntimeError):
 
 def did_you_mean(name: str, valid: Iterable[str], most: int = 2, cutoff: float = 0.4) -> str:
     """ " (did you mean a or b?)" with the nearest of the valid names, or nothing."""
-    near = difflib.get_close_matches(name, list(valid), n=most, cutoff=cutoff)
+    near = difflib.get_close_matches(name, list(dict.fromkeys(valid)), n=most, cutoff=cutoff)
     return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
