@@ -404,13 +404,13 @@ def test_a_file_may_leave_settings_out(tmp_path: Path) -> None:
         f"{named}num_envs: 64\ngail: {{weight: 1, learning_rate: 5e-4}}\nppo:\n  epochs: 2\n"
     )
     loaded = load_yaml(path, Config)
-    # Runs from before had no shadows, no mean of weights, and a CNN that learned from replays and
-    # all through ril.
+    # Runs from before had no shadows, no mean of weights, PPO after every student, and a CNN that
+    # learned from replays and all through ril.
     appearance = AppearanceConfig(cast_shadow=(0.0, 0.0))
     default = Config(
         averaging_steps=0,
         randomization=RandomizationConfig(appearance=appearance),
-        distill=DistillConfig(replays_train_encoder=True),
+        distill=DistillConfig(replays_train_encoder=True, enough_success=None),
         aux=AuxConfig(after_start=True),
     )
     assert loaded == replace(

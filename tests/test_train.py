@@ -414,6 +414,65 @@ def test_a_clone_that_succeeds_is_the_teacher(
     assert len(judged) == 2
 
 
+def test_a_student_that_succeeds_is_not_finetuned(
+    demonstrations: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    evaluate, judged = Run._evaluate, []
+
+    def evaluated(self: Run, actor: Any, episodes: int, name: str) -> dict[str, Any]:
+        judged.append(name)
+        return evaluate(self, actor, episodes, name) | {"success_rate": 0.9}
+
+    monkeypatch.setattr(Run, "_evaluate", evaluated)
+    monkeypatch.setattr("visuomotor.config.FINETUNE_STEPS", ITERATION)
+    for name, enough, steps, phases in (
+        ("done", "0.9", "null", ["dagger"]),
+        ("not", "0.91", "null", ["dagger", "finetune"]),
+        ("off", "null", "null", ["dagger", "finetune"]),
+        ("asked", "0.9", str(ITERATION), ["dagger", "finetune"]),
+    ):
+        out, asks = tmp_path / name, name in ("done", "not")
+        settings = [*SMALL, "algorithm=distill", demonstrations, f"out={out}"]
+        settings[settings.index("run.final_episodes=0")] = "run.final_episodes=4"
+        settings += [f"distill.dagger_steps={ITERATION}", "distill.teacher.enough_success=0.5"]
+        settings += [f"distill.enough_success={enough}", f"distill.finetune_steps={steps}"]
+        judged.clear()
+        assert train(settings) == 0
+        assert [row["phase"] for row in metrics(out)] == phases
+        # What the student was judged by is the run's final evaluation, where it ends there.
+        ends = [] if name == "done" else ["final"]
+        assert judged == ["clone", *(["student"] if asks else []), *ends]
+        assert (out / "evaluations" / "final" / "evaluation.png").is_file()
+        assert (out / "evaluations" / "student").is_dir() == (name == "not")
+        assert json.loads((out / "evaluation.json").read_text())["phase"] == phases[-1]
+        told = capsys.readouterr()
+        assert ("succeeds in 90.0 % of 4: no PPO follows" in told.err) == (name == "done")
+        assert ("the student succeeds" in told.err) == asks
+        before = judged.copy()
+        assert train([f"resume={out}"]) == 0
+        assert "is finished" in capsys.readouterr().out and judged == before
+    # Killed before its final evaluation was written it is made anew, and no PPO follows either.
+    out = tmp_path / "done"
+    (out / "evaluation.json").unlink()
+    assert train([f"resume={out}"]) == 0
+    assert judged[-1] == "final" and [row["phase"] for row in metrics(out)] == ["dagger"]
+    # As it says: it is trained longer, and judged again.
+    config = out / "config.yaml"
+    was, now = (f"dagger_steps: {count * ITERATION}\n" for count in (1, 2))
+    config.write_text(config.read_text().replace(was, now))
+    assert train([f"resume={out}"]) == 0
+    assert judged[-1] == "student"
+    assert [row["phase"] for row in metrics(out)] == ["dagger"] * 2
+    # Or finetuned after all.
+    text = config.read_text().replace("finetune_steps: null", f"finetune_steps: {ITERATION}")
+    config.write_text(text)
+    assert train([f"resume={out}"]) == 0
+    assert [row["phase"] for row in metrics(out)] == ["dagger"] * 2 + ["finetune"]
+
+
 def test_a_teacher_that_succeeds_is_done(
     demonstrations: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -295,6 +295,7 @@ LIMITS: dict[type, dict[str, Limit]] = {
         "replayed": at_least(0),
         "memory": between(1, MOST_ROLLOUTS),
         "finetune_steps": STEPS,
+        "enough_success": Limit(low=0, high=1, low_open=True),
         "finetune_noise": Limit(low=0, high=1, low_open=True),
         "finetune_label_weight": at_least(0),
         "rehearsal_steps": STEPS,

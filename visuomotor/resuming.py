@@ -24,6 +24,7 @@ from visuomotor.runtime.files import EVALUATION, MANIFEST
 PHASES = {"ril": ("start", "ril"), "distill": ("teacher", "dagger", "finetune")}
 # Of what a checkpoint says about a learner; another number means that it cannot go on exactly.
 CHECKPOINT_FORMAT = 6
+STUDENT_IS_ENOUGH = "student_is_enough"  # among what phases hand on: no PPO follows
 
 
 def open_run(path: Path) -> RunFolder:
@@ -84,11 +85,19 @@ def is_finished(config: Config, state: dict[str, Any]) -> bool:
     # A run whose demonstrations have no actions had no start.
     steps = phase_steps(config, config.starting if int(state["steps_before"]) > 0 else 0)
     phases = PHASES[config.algorithm]
+    done = int(state["learner"]["env_steps"]) >= steps[phase]
+    if phase == "dagger" and is_enough(config, state["carried"]):
+        return done and "unlogged" not in state
     if any(steps[later] > 0 for later in phases[phases.index(phase) + 1 :]) or "unlogged" in state:
         return False
     if phase == "teacher":  # which may be done before; at its end it is handed over
         return "teacher" in state["carried"]
-    return int(state["learner"]["env_steps"]) >= steps[phase]
+    return done
+
+
+def is_enough(config: Config, carried: dict[str, Any]) -> bool:
+    """Whether a student was found to need no PPO, and is still asked to have none."""
+    return config.distill.finetune_steps is None and bool(carried.get(STUDENT_IS_ENOUGH, False))
 
 
 def final_evaluation_of(folder: RunFolder, state: dict[str, Any]) -> Path | None:

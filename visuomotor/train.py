@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -60,8 +61,10 @@ from visuomotor.replay import DemonstrationReplay
 from visuomotor.resuming import (
     CHECKPOINT_FORMAT,
     PHASES,
+    STUDENT_IS_ENOUGH,
     does_not_fit,
     final_evaluation_of,
+    is_enough,
     is_finished,
     open_run,
     phase_steps,
@@ -103,6 +106,7 @@ class Run:
         self.phase = PHASES[config.algorithm][0]
         self.learner: Reinforcement | Distillation
         self._was_finished = False  # and saved so: only its final evaluation is left to be made
+        self._final_summary: dict[str, Any] | None = None  # where the end was judged already
         self._beginning = ""  # what a phase begins with, while it does
         self.steps_before = 0  # env steps of the phases before this one
         self.carried: dict[str, Any] = {}  # networks that a finished phase hands to the next
@@ -263,6 +267,11 @@ class Run:
                 return code
             following = phases[phases.index(self.phase) + 1 :]
             following = tuple(p for p in following if self.total_steps(p) > 0)
+            try:
+                if following == ("finetune",) and self._student_is_enough():
+                    following = ()
+            except _StopRequested:  # the checkpoint is of here
+                return self._stopped()
             if not following:
                 if self.phase == "teacher":  # of a run that ends with it: others may take it over
                     assert isinstance(self.learner, Reinforcement)
@@ -409,6 +418,29 @@ class Run:
         print(f"the clone succeeds in {100 * rate:.1f} % of {episodes}: {said}", file=sys.stderr)
         return bool(rate >= enough)
 
+    def _student_is_enough(self) -> bool:
+        """Whether a student whose steps are done needs no reinforcement. Saves before it judges."""
+        distill = self.config.distill
+        if distill.finetune_steps is not None or distill.enough_success is None:
+            return False
+        if self.phase != "dagger":
+            return False
+        if self._was_finished:
+            return is_enough(self.config, self.carried)
+        self.save()
+        run = self.config.run
+        episodes = run.final_episodes or run.evaluate_episodes
+        summary = self._evaluate(self.learner.judged, episodes, "student")
+        rate = summary["success_rate"]
+        enough = bool(rate >= distill.enough_success)
+        said = "no PPO follows" if enough else "PPO goes on from it"
+        print(f"the student succeeds in {100 * rate:.1f} % of {episodes}: {said}", file=sys.stderr)
+        self.carried.pop(STUDENT_IS_ENOUGH, None)
+        if enough:
+            self.carried[STUDENT_IS_ENOUGH] = True
+            self._final_summary = summary
+        return enough
+
     def _teacher_is_done(self) -> bool:
         enough = self.config.distill.teacher.enough_success
         if self.phase != "teacher" or enough is None:
@@ -549,7 +581,13 @@ class Run:
     def _final_evaluation(self) -> None:
         if self.config.run.final_episodes == 0:
             return
-        summary = self._evaluate(self.learner.judged, self.config.run.final_episodes, "final")
+        summary = self._final_summary
+        if summary is None:
+            summary = self._evaluate(self.learner.judged, self.config.run.final_episodes, "final")
+        else:  # of a student that was just judged
+            folder = self.folder.path / "evaluations"
+            shutil.rmtree(folder / "final", ignore_errors=True)
+            (folder / "student").rename(folder / "final")
         sees = isinstance(self.learner.judged, PixelActor)
         if sees and not self._judged_with_more(summary):
             write_json(self.folder.path / EVALUATION, summary)
