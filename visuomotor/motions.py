@@ -26,6 +26,9 @@ LIES = 0.8
 # is held a little differently, would otherwise hold on for some steps where others let go, and a
 # clone of both stops there, half holding.
 LOOSE = (0.003, 0.003)
+# m above where a prop is let go, from where it comes down to its place.
+ABOVE = 0.03
+SETTLED = 8  # control steps after which what was let go lies where it will
 PRESSING = (0.5, 0.0)  # of a finger's action: a hand that begins to close; that does no more
 FAR = 10**6  # control steps: never
 
@@ -44,6 +47,16 @@ class Segment:
     places: np.ndarray  # (P + 1, 3) x, y [m], yaw [rad] of each of them when it begins
 
 
+@dataclass
+class Placing:
+    """That a hand let go of one prop by another, where it stays."""
+
+    step: int  # at which it is let go
+    held: int
+    prop: int
+    rests: np.ndarray  # (2,) m: how it lies by that one SETTLED steps later, across and in height
+
+
 @dataclass(frozen=True)
 class Motion:
     """What the hand did in a demonstration; T steps."""
@@ -59,8 +72,11 @@ class Motion:
     # Until which step it is held and how it lies then by the segment's prop: across, height [m].
     until: np.ndarray  # (T,)
     lies: np.ndarray  # (T, 2)
+    # Of what is let go, the last step at which it was ABOVE that height: FAR where it never was.
+    down: np.ndarray  # (T,)
     again: np.ndarray  # (T,) the step from which it is tried again, with an open hand
     segments: list[Segment]
+    placings: list[Placing]
     present: np.ndarray  # (P,) bool, the props that take part
     order: tuple[int, ...]  # of Task.order_of
 
@@ -109,6 +125,7 @@ def read_motion(env: VisuomotorEnv, demo: Demonstration) -> Motion:
     across = where[lets_go, by_hand, :2] - where[lets_go, props, :2]
     height = heights[lets_go, by_hand] - heights[lets_go, props]
     lies = np.stack((np.linalg.norm(across, axis=1), height), axis=1)
+    until = np.where(holding & (held != props) & (ends < last), lets_go, FAR)
     return Motion(
         pos=path,
         mat=torch.cat(mat).numpy(),
@@ -118,10 +135,12 @@ def read_motion(env: VisuomotorEnv, demo: Demonstration) -> Motion:
         aim=angles[ends],
         held=held,
         grip=grips[steps, by_hand],
-        until=np.where(holding & (held != props) & (ends < last), lets_go, FAR),
+        until=until,
         lies=lies,
+        down=_comes_down(until, heights[steps, by_hand] - heights[steps, props], height),
         again=_again(press, apart, props),
         segments=segments,
+        placings=_placings(until, by_hand, props, where, heights),
         present=task.props_present(demo.states[0]),
         order=task.order_of(demo.states[0]),
     )
@@ -129,10 +148,14 @@ def read_motion(env: VisuomotorEnv, demo: Demonstration) -> Motion:
 
 def agree(motions: list[Motion]) -> None:
     """When a prop may be let go is the same for all of them, by the prop and by what it lies; never
-    where no demonstration lets go of the one by the other."""
+    where no demonstration lets go of the one by the other. So is how far off, and how low, one that
+    was let go still lies where it was put."""
     lain: dict[tuple[int, int], list[np.ndarray]] = {}
+    rests: dict[tuple[int, int], list[np.ndarray]] = {}
     places = []
     for motion in motions:
+        for placing in motion.placings:
+            rests.setdefault((placing.held, placing.prop), []).append(placing.rests)
         for segment in motion.segments:
             for step in range(segment.begin, segment.end):
                 if motion.until[step] != FAR:
@@ -145,6 +168,36 @@ def agree(motions: list[Motion]) -> None:
             motion.lies[step] = np.quantile(lain[pair], LIES, axis=0) + LOOSE
         else:
             motion.until[step] = FAR
+    for motion in motions:
+        for placing in motion.placings:
+            alike = np.array(rests[placing.held, placing.prop])
+            placing.rests = np.array([alike[:, 0].max(), alike[:, 1].min()])
+
+
+def _placings(
+    until: np.ndarray, held: np.ndarray, props: np.ndarray, where: np.ndarray, heights: np.ndarray
+) -> list[Placing]:
+    """held, props: (T,); where: (T, P + 1, 3); heights: (T, P + 1) m."""
+    found = []
+    for step in np.unique(until[until < FAR]).tolist():
+        one, other = int(held[step - 1]), int(props[step - 1])
+        then = min(step + SETTLED, len(until) - 1)
+        across = np.linalg.norm(where[then, one, :2] - where[then, other, :2])
+        height = heights[then, one] - heights[then, other]
+        found.append(Placing(step, one, other, np.array([across, height])))
+    return found
+
+
+def _comes_down(until: np.ndarray, height: np.ndarray, lies: np.ndarray) -> np.ndarray:
+    """(T,) Motion.down; height, lies: (T,) m of what is held over what it is put on, now and when
+    it is let go."""
+    down = np.full(len(until), FAR)
+    for end in np.unique(until[until < FAR]).tolist():
+        steps = np.flatnonzero(until == end)
+        high = steps[height[steps] > lies[steps] + ABOVE]
+        if len(high) > 0:
+            down[steps] = high[-1]
+    return down
 
 
 def _again(press: np.ndarray, apart: np.ndarray, props: np.ndarray) -> np.ndarray:

@@ -10,7 +10,9 @@ missed a block hovers over it with closed fingers. So the hand is made to fumble
 close on the way to a prop, or let go of it. What was asked for is kept, not the fumble, and what is
 asked for then is to open the hand, to go up, and to do the same again from where things are now. It
 also strays: it is carried off for a second and comes back, which a policy must know how to do that
-finds itself where no demonstration was.
+finds itself where no demonstration was. And it misses: what it puts somewhere comes down beside
+that place, where it is caught on an edge, or dropped. What is asked for then is to come up with it
+and down again.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from visuomotor import __version__, motions
 from visuomotor.cache import cached_path, check_cache, revision
 from visuomotor.config import Config
 from visuomotor.demonstrations import (
+    STEPS_AFTER_SUCCESS,
     Demonstration,
     Demonstrations,
     load_demonstrations,
@@ -78,11 +81,23 @@ FUMBLES = {"close": (0.4, 14), "let go": (0.3, 10)}
 # many control steps; as fast, at most (m/s, rad/s), and at this share of that downwards.
 STRAYS = {"open": (0.25, 25), "holding": (0.15, 10)}
 STRAY_SPEED, STRAY_DOWN = (0.2, 1.2), 0.3
+# What is to be put somewhere is carried aside as it comes down: once in this share of the times, in
+# this share of which it is dropped there; so many control steps before it would be let go, at most
+# and at least; for so many, so far (m) and so fast downwards (m/s).
+MISSES = (0.35, 0.4)
+MISSED_BEFORE, MISSING, MISSED_BY, MISSED_DOWN = (16, 4), 10, (0.02, 0.06), 0.06
+# m across and in height beyond where it is let go: so far aside and so low it is beside its place,
+# and comes up again.
+BESIDE = (0.010, 0.012)
+LIFTS = 3  # times in an episode, at most: the two may be in one hand
 SLIP = 0.015  # m that it is held elsewhere, at most, for which the hand makes up
 LOST = 0.03  # m that a prop is further from the hand than where it was held
 # Fingers stand and hold: slower than this (rad/s), and closed by more than this share of what they
 # closed in the demonstration.
 FIRM = (0.12, 0.6)
+# m that a prop lies further off, or lower, than any did once it was put there: it is put there
+# anew, so many times in an episode at most.
+GONE, ANEW = 0.015, 2
 FINGER_GAIN = 5.0  # 1/s
 # rad that a finger is more closed than it was: to start over; than it was to be: to have done so
 TIGHT = (0.3, 0.12)
@@ -222,6 +237,7 @@ class _Retargeting:
         self.fingers = np.zeros((n, longest, 3))
         self.aim = np.zeros((n, longest, 3))
         self.held = np.full((n, longest), -1)
+        self.down = np.full((n, longest), FAR)
         self.grip = np.zeros((n, longest, 3))
         self.angle = np.zeros((n, longest))  # rad, by which the motion is turned
         self.until = np.full((n, longest), FAR)
@@ -232,7 +248,7 @@ class _Retargeting:
         self.turned = np.zeros(n)  # rad, of the motion as it is bent now
         self.over = np.zeros(n, dtype=bool)  # starting over: opens the hand and goes up
         for world, motion in enumerate(self.motions):
-            for name in ("press", "fingers", "aim", "held", "grip", "until", "lies"):
+            for name in ("press", "fingers", "aim", "held", "grip", "until", "lies", "down"):
                 getattr(self, name)[world, : len(motion.pos)] = getattr(motion, name)
             for number, segment in enumerate(motion.segments):
                 self.segment[world, segment.begin : segment.end] = number
@@ -244,6 +260,12 @@ class _Retargeting:
         self.strays = [self._strays(motion) for motion in self.motions]
         self.straying = np.zeros(n, dtype=np.int64)  # control steps left of it
         self.drift = torch.zeros(n, 6, dtype=torch.float64)  # m/s, rad/s: ... which carries it off
+        self.misses = [self._misses(motion) for motion in self.motions]
+        self.aside = np.zeros(n, dtype=bool)  # strays because of one of these
+        self.drops = np.zeros(n, dtype=bool)  # ... and drops what it holds then
+        self.lifting = np.zeros(n, dtype=bool)  # comes up with what it holds
+        self.anew = np.zeros(n, dtype=np.int64)  # times that it put something anew
+        self.lifts = np.zeros(n, dtype=np.int64)  # times that it did
 
     def _fumble(self, motion: Motion) -> tuple[str, int]:
         """What goes wrong in an episode, and at which step of the motion."""
@@ -271,6 +293,21 @@ class _Retargeting:
                 if self.rng.random() < STRAYS[kind][0]:
                     chosen.append(int(self.rng.integers(begin, end)))
         return sorted(chosen)
+
+    def _misses(self, motion: Motion) -> list[tuple[int, bool]]:
+        """The steps of the motion at which what it puts down is carried aside, the first one first,
+        and whether it is then dropped."""
+        chosen = []
+        for end in np.unique(motion.until[motion.down < FAR]).tolist():
+            steps = np.flatnonzero((motion.until == end) & (motion.down < FAR))
+            first, last = (
+                max(int(motion.down[steps[0]]), end - MISSED_BEFORE[0]),
+                end - MISSED_BEFORE[1],
+            )
+            steps = steps[(steps >= first) & (steps <= last)]
+            if len(steps) > 0 and self.rng.random() < MISSES[0]:
+                chosen.append((int(self.rng.choice(steps)), bool(self.rng.random() < MISSES[1])))
+        return chosen
 
     def _turns(
         self, motion: Motion, segment: Segment, now: np.ndarray, before: float
@@ -337,8 +374,9 @@ class _Retargeting:
             chosen.append(known[int(self.rng.choice(alike))])
         return chosen
 
-    def _bend(self, world: int, begin: int) -> None:
-        """Writes where the hand goes from this step of a segment on, which begins now."""
+    def _bend(self, world: int, begin: int, *, at_once: bool = False) -> None:
+        """Writes where the hand goes from this step of a segment on, which begins now: from where
+        it is, or at once where it must be."""
         motion = self.motions[world]
         segment = motion.segments[int(self.segment[world, begin])]
         rows = slice(begin, segment.end)
@@ -349,7 +387,7 @@ class _Retargeting:
         there = path.copy()
         there[:, :2] = (path[:, :2] - then) @ planar(turn).T + now
         shift = self.hand.pos()[world].numpy() - path[0]
-        bent = _weights(path)
+        bent = np.ones(len(path)) if at_once else _weights(path)
         self.pos[world, rows] = (
             path + (1.0 - bent[:, None]) * shift + bent[:, None] * (there - path)
         )
@@ -370,11 +408,13 @@ class _Retargeting:
             name: [] for name in ("states", "actions", "rewards", "success")
         }
         scale = torch.tensor([TREMBLING] * 6 + [FINGER_TREMBLING * TREMBLING] * 3)
-        # Control steps since the first success, and how many of these were none.
+        # Control steps since the first success, and how many of these were none. A hand that let go
+        # because it fumbled has to succeed anew, and nothing of before counts.
         since = torch.zeros(env.num_envs, dtype=torch.int64)
         undone = torch.zeros_like(since)
+        begins = [0] * env.num_envs
         success = torch.zeros(env.num_envs, dtype=torch.bool)
-        for _ in range(env.episode_steps):
+        for number in range(env.episode_steps):
             action = self._act()
             columns["states"].append(env.sim.get_state(everyone))
             columns["actions"].append(action)
@@ -392,12 +432,15 @@ class _Retargeting:
             columns["success"].append(success)
             since += (since > 0) | success
             undone += (since > 0) & ~success
+            for world in np.flatnonzero((self.fumbling > 0) & ~self.closing).tolist():
+                since[world], undone[world], begins[world] = 0, 0, number + 1
         stacked = {name: torch.stack(values, dim=1).numpy() for name, values in columns.items()}
         made, failed = [], []
         for world in everyone.tolist():
             part = {name: values[world] for name, values in stacked.items()}
             episode = successful_episode(part, seeds[world])
-            if episode is None or _undone(part["success"]):
+            stays = int(part["success"][-STEPS_AFTER_SUCCESS:].sum()) >= STEPS_AFTER_SUCCESS - BRIEF
+            if episode is None or not stays or _undone(part["success"][begins[world] :]):
                 failed.append(part["states"][0])
             else:
                 made.append(episode)
@@ -420,11 +463,18 @@ class _Retargeting:
         """(N,) bool: where the hand is carried off now. It comes back from wherever it is then."""
         strays = self.straying > 0
         self.straying[strays] -= 1
-        for world in np.flatnonzero(strays & (self.straying == 0) & ~self.over).tolist():
-            self._bend(world, int(self.step[world]))
+        for world in np.flatnonzero(strays & (self.straying == 0)).tolist():
+            if not self.over[world] and not self.aside[world]:
+                self._bend(world, int(self.step[world]))
+            self.aside[world] = False
+            if self.drops[world]:
+                self.drops[world], self.closing[world] = False, False
+                self.fumbling[world] = FUMBLES["let go"][1]
+        self._missed()
         for world, steps in enumerate(self.strays):
             step = int(self.step[world])
-            if not steps or step < steps[0] or self.over[world] or self.fumbling[world] > 0:
+            busy = self.over[world] or self.fumbling[world] > 0 or self.straying[world] > 0
+            if not steps or step < steps[0] or busy:
                 continue
             steps.pop(0)
             motion = self.motions[world]
@@ -437,11 +487,54 @@ class _Retargeting:
                 self.step[world] = min(step, int(motion.again[step]))
         return torch.from_numpy(strays)
 
+    def _missed(self) -> None:
+        """What comes down to its place begins to be carried aside, where its time has come."""
+        for world, misses in enumerate(self.misses):
+            step = int(self.step[world])
+            busy = self.over[world] or self.fumbling[world] > 0 or self.straying[world] > 0
+            if not misses or step < misses[0][0] or busy or self.lifting[world]:
+                continue
+            _, self.drops[world] = misses.pop(0)
+            if self.until[world, step] == FAR:  # it is let go already
+                self.drops[world] = False
+                continue
+            self.straying[world], self.aside[world] = MISSING, True
+            towards = self.rng.uniform(-np.pi, np.pi)
+            speed = self.rng.uniform(*MISSED_BY) / (MISSING * self.env.control_dt)
+            self.drift[world] = 0.0
+            self.drift[world, :3] = torch.tensor(
+                [speed * np.cos(towards), speed * np.sin(towards), -MISSED_DOWN]
+            )
+
+    def _come_up(self) -> None:
+        """Where what is held has come down beside its place: up with it, to where it came from."""
+        heights, where = prop_heights(self.env).numpy(), prop_places(self.env).numpy()
+        hand = self.hand.pos().numpy()
+        self.lifting &= ~self.over
+        down = self.down[self.worlds, self.step]
+        for world in np.flatnonzero((down <= self.step) & ~self.over).tolist():
+            step, above = self.step[world], down[world]
+            if self.lifting[world]:
+                if hand[world, 2] > self.pos[world, above, 2]:
+                    self.lifting[world] = False
+                    self.step[world] = above
+                    self._bend(world, int(above), at_once=True)
+                continue
+            held = self.held[world, step]
+            prop = self.motions[world].segments[self.segment[world, step]].prop
+            across = np.linalg.norm(where[world, held, :2] - where[world, prop, :2])
+            height = heights[world, held] - heights[world, prop]
+            beside = self.lies[world, step] + BESIDE
+            if across > beside[0] and height < beside[1] and self.lifts[world] < LIFTS:
+                self.lifting[world] = True
+                self.lifts[world] += 1
+
     def _act(self) -> Tensor:
         """(N, 9) float32 in [-1, 1]; moves every world's motion on where its hand keeps up."""
         worlds = self.worlds
         fingers = self.env.sim.data("qpos")[:, self.env.jaco.qpos_ids[6:]].numpy()
         self._start_over(fingers)
+        self._come_up()
         self._catch_up()
         following = np.minimum(self.step + 1, self.last)
         target = torch.from_numpy(self.pos[worlds, self.step])
@@ -454,7 +547,7 @@ class _Retargeting:
         # A hand that rises while its fingers still close takes less than it should, or nothing.
         closes = (-behind.mean(axis=1) > CLOSES) & (speed > FIRM[0])
         lags |= np.where(self.press[worlds, self.step], closes, behind.max(axis=1) > LAG[2])
-        waits = self.over | (self.straying > 0) | (lags & (self.waited < PATIENCE))
+        waits = self.over | self.lifting | (self.straying > 0) | (lags & (self.waited < PATIENCE))
         goes_on = torch.from_numpy(~waits).unsqueeze(1)
         linear = POSITION_GAIN * missing + goes_on * forward / self.env.control_dt
         fast = linear.norm(dim=1, keepdim=True).clamp(min=1e-9)
@@ -464,6 +557,9 @@ class _Retargeting:
         twist[over] = 0.0
         # As high as the hand was there, and no higher.
         twist[over, 2] = (POSITION_GAIN * missing[over, 2]).clamp(0.0, RISE)
+        lifting = torch.from_numpy(self.lifting)
+        twist[lifting] = 0.0
+        twist[lifting, 2] = RISE
         arm = self.hand.arm_action(twist)
         opening = FINGER_GAIN * (self.aim[worlds, self.step] - fingers)
         opening = (opening / robot.FINGER_MAX_VELOCITY).clip(-1.0, 1.0)
@@ -472,7 +568,7 @@ class _Retargeting:
         closing = np.where(closed & (speed < FIRM[0]), self.hold, 1.0)
         asked = torch.from_numpy(np.where(press[:, None], closing[:, None], opening))
         # Hands that stray and fingers that fumble may take their time.
-        busy = (self.fumbling > 0) | (self.straying > 0)
+        busy = (self.fumbling > 0) | (self.straying > 0) | self.lifting
         self.waited = np.where(waits & ~busy, self.waited + 1, 0)
         self._advance(np.where(waits, self.step, following))
         return torch.cat((arm, asked), dim=1).float().clamp(-1.0, 1.0)
@@ -495,6 +591,7 @@ class _Retargeting:
 
         fingers: (N, 3) rad.
         """
+        self._put_anew()
         worlds = self.worlds
         held = self.held[worlds, self.step]
         apart = np.linalg.norm(prop_grips(self.env).numpy()[worlds, np.maximum(held, 0)], axis=1)
@@ -509,6 +606,24 @@ class _Retargeting:
         for world in np.flatnonzero(self.over & (closed < TIGHT[1])).tolist():
             self.over[world] = False
             self._bend(world, int(self.step[world]))
+
+    def _put_anew(self) -> None:
+        """Where what was put somewhere is there no longer: back to before it was taken."""
+        heights, where = prop_heights(self.env).numpy(), prop_places(self.env).numpy()
+        for world, motion in enumerate(self.motions):
+            if self.anew[world] >= ANEW or self.straying[world] > 0 or self.over[world]:
+                continue
+            for placing in motion.placings:
+                if self.step[world] < placing.step:
+                    break
+                held, prop, rests = placing.held, placing.prop, placing.rests
+                across = np.linalg.norm(where[world, held, :2] - where[world, prop, :2])
+                height = heights[world, held] - heights[world, prop]
+                if across > rests[0] + GONE or height < rests[1] - GONE:
+                    self.anew[world] += 1
+                    self.step[world] = motion.again[placing.step - 1]
+                    self.over[world] = True
+                    break
 
     def _catch_up(self) -> None:
         """To the step, of the next few, at which the hand's place is nearest: what is asked of the
@@ -525,7 +640,7 @@ class _Retargeting:
             moved = np.abs(self.fingers[worlds, step] - self.fingers[worlds, self.step])
             same &= moved.max(axis=1) < LAG[2]
             distance = np.linalg.norm(self.pos[worlds, step] - hand, axis=1)
-            better = same & ~self.over & (self.straying == 0) & (distance < nearest)
+            better = same & ~self.over & ~self.lifting & (self.straying == 0) & (distance < nearest)
             best = np.where(better, step, best)
             nearest = np.where(better, distance, nearest)
         self.step = best
