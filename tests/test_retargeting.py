@@ -21,7 +21,6 @@ from visuomotor.config import Config, EnvConfig, RandomizationConfig
 from visuomotor.demonstrate import collect
 from visuomotor.demonstrations import STEPS_AFTER_SUCCESS, Demonstration, Demonstrations
 from visuomotor.envs import TASKS, make_env
-from visuomotor.envs.kinematics import HandMotion
 from visuomotor.errors import UserError
 from visuomotor.replay import DemonstrationReplay
 from visuomotor.retargeting import _Retargeting, _weights, with_retargeted
@@ -337,7 +336,7 @@ def test_after_a_fumble_the_hand_opens_and_tries_again(
 def test_what_comes_down_beside_its_place_is_put_there_after_all(
     dropped: float, demos: Demonstrations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every episode misses; most end well. What is asked for beside the place is to come up."""
+    """Every episode misses; most end well. What is beside its place comes up again, or falls."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(retargeting, "STRAYS", {"open": (0.0, 25), "holding": (0.0, 10)})
     monkeypatch.setattr(retargeting, "FUMBLES", {"close": (0.0, 14), "let go": (0.0, 10)})
@@ -349,25 +348,22 @@ def test_what_comes_down_beside_its_place_is_put_there_after_all(
     usual = np.median([len(demo.states) for demo in demos.demos])
     assert np.median([len(demo.states) for demo in made]) > usual + 10
     env = make_env(config("stacking"), num_envs=1, seed=0, render=False)
-    hand = HandMotion(env.sim, env.jaco)
-    rise = torch.tensor([[0.0, 0.0, retargeting.RISE, 0.0, 0.0, 0.0]], dtype=torch.float64)
     came_up, fell = 0, 0
     for demo in made:
         assert demo.actions is not None
-        offset, up = np.zeros((len(demo.states), 3)), np.zeros(len(demo.states), dtype=bool)
+        offset = np.zeros((len(demo.states), 3))
         for step, state in enumerate(demo.states):
             env.sim.reset(torch.zeros(1, dtype=torch.int64), torch.from_numpy(state[None]))
             offset[step] = (env.task.prop_pos(0) - env.task.prop_pos(1))[0]
-            asked = hand.arm_action(rise).clamp(-1.0, 1.0)[0].numpy()
-            up[step] = np.abs(demo.actions[step, :6] - asked).max() < 1e-5
-        aside = np.linalg.norm(offset[:, :2], axis=1)
-        was_high = np.cumsum(offset[:, 2] > 0.06) > 0
-        beside = was_high & (aside > 0.0195) & (aside < 0.06) & (offset[:, 2] > 0.02)
-        beside &= (offset[:, 2] < 0.05) & (demo.actions[:, 6:].mean(axis=1) > 0.3)
-        came_up += beside.any() and up[beside].mean() > 0.7
-        fell += (was_high & (offset[:, 2] < 0.01)).any()
-    assert came_up >= (0.4 if dropped else 0.6) * len(made)
-    assert fell >= 0.6 * len(made) if dropped else fell <= 0.2 * len(made)
+        aside, height = np.linalg.norm(offset[:, :2], axis=1), offset[:, 2]
+        was_high = np.cumsum(height > 0.06) > 0
+        beside = np.flatnonzero(was_high & (aside > 0.02) & (height > 0.02) & (height < 0.05))
+        came_up += len(beside) > 0 and height[beside[0] : beside[0] + 25].max() > 0.055
+        fell += (was_high & (height < 0.01)).any()
+    if dropped:
+        assert fell >= 0.6 * len(made)
+    else:
+        assert came_up >= 0.6 * len(made) and fell <= 0.2 * len(made)
 
 
 @pytest.mark.parametrize("gone", [False, True])
@@ -381,7 +377,7 @@ def test_what_lies_no_longer_where_it_was_put_is_put_there_anew(
     copy = _Retargeting(env, played, np.random.default_rng(0))
     (placing,) = played[0].placings
     assert (placing.held, placing.prop) == (0, 1)
-    assert placing.rests == pytest.approx([0.0, 0.045], abs=0.012)
+    assert placing.rests == pytest.approx((0.0, 0.045, 0.045), abs=0.012)
     # The demonstration's own end, where one block lies on the other, or that block beside it.
     state = torch.from_numpy(demos.demos[0].states[-1:]).clone()
     if gone:

@@ -54,7 +54,8 @@ class Placing:
     step: int  # at which it is let go
     held: int
     prop: int
-    rests: np.ndarray  # (2,) m: how it lies by that one SETTLED steps later, across and in height
+    # m: how it lies by that one SETTLED steps later: how far across at most, and its heights.
+    rests: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def agree(motions: list[Motion]) -> None:
     where no demonstration lets go of the one by the other. So is how far off, and how low, one that
     was let go still lies where it was put."""
     lain: dict[tuple[int, int], list[np.ndarray]] = {}
-    rests: dict[tuple[int, int], list[np.ndarray]] = {}
+    rests: dict[tuple[int, int], list[tuple[float, float, float]]] = {}
     places = []
     for motion in motions:
         for placing in motion.placings:
@@ -171,7 +172,7 @@ def agree(motions: list[Motion]) -> None:
     for motion in motions:
         for placing in motion.placings:
             alike = np.array(rests[placing.held, placing.prop])
-            placing.rests = np.array([alike[:, 0].max(), alike[:, 1].min()])
+            placing.rests = (alike[:, 0].max(), alike[:, 1].min(), alike[:, 2].max())
 
 
 def _placings(
@@ -184,7 +185,7 @@ def _placings(
         then = min(step + SETTLED, len(until) - 1)
         across = np.linalg.norm(where[then, one, :2] - where[then, other, :2])
         height = heights[then, one] - heights[then, other]
-        found.append(Placing(step, one, other, np.array([across, height])))
+        found.append(Placing(step, one, other, (float(across), float(height), float(height))))
     return found
 
 

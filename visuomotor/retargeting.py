@@ -11,8 +11,8 @@ close on the way to a prop, or let go of it. What was asked for is kept, not the
 asked for then is to open the hand, to go up, and to do the same again from where things are now. It
 also strays: it is carried off for a second and comes back, which a policy must know how to do that
 finds itself where no demonstration was. And it misses: what it puts somewhere comes down beside
-that place, where it is caught on an edge, or dropped. What is asked for then is to come up with it
-and down again.
+that place, where it is caught on an edge, or dropped. What is asked for then is to bring it over
+that place, the higher the further it is aside, and down again.
 """
 
 from __future__ import annotations
@@ -86,17 +86,17 @@ STRAY_SPEED, STRAY_DOWN = (0.2, 1.2), 0.3
 # and at least; for so many, so far (m) and so fast downwards (m/s).
 MISSES = (0.35, 0.4)
 MISSED_BEFORE, MISSING, MISSED_BY, MISSED_DOWN = (16, 4), 10, (0.02, 0.06), 0.06
-# m across and in height beyond where it is let go: so far aside and so low it is beside its place,
-# and comes up again.
-BESIDE = (0.010, 0.012)
-LIFTS = 3  # times in an episode, at most: the two may be in one hand
+# What comes down aside of where it is let go is so many times as much higher than there, up to so
+# much (m): the hand brings it over its place before it goes down.
+FUNNEL = (2.0, 0.05)
+RAISED = 40  # control steps that the motion waits for that, at most
 SLIP = 0.015  # m that it is held elsewhere, at most, for which the hand makes up
 LOST = 0.03  # m that a prop is further from the hand than where it was held
 # Fingers stand and hold: slower than this (rad/s), and closed by more than this share of what they
 # closed in the demonstration.
 FIRM = (0.12, 0.6)
-# m that a prop lies further off, or lower, than any did once it was put there: it is put there
-# anew, so many times in an episode at most.
+# m that a prop lies further off, lower or higher than any did once it was put there: it is put
+# there anew, so many times in an episode at most.
 GONE, ANEW = 0.015, 2
 FINGER_GAIN = 5.0  # 1/s
 # rad that a finger is more closed than it was: to start over; than it was to be: to have done so
@@ -243,6 +243,7 @@ class _Retargeting:
         self.until = np.full((n, longest), FAR)
         self.lies = np.zeros((n, longest, 2))
         self.segment = np.zeros((n, longest), dtype=np.int64)
+        self.moves_by = np.zeros((n, longest), dtype=np.int64)  # prop
         self.step = np.zeros(n, dtype=np.int64)  # of each world's motion
         self.waited = np.zeros(n, dtype=np.int64)
         self.turned = np.zeros(n)  # rad, of the motion as it is bent now
@@ -252,6 +253,7 @@ class _Retargeting:
                 getattr(self, name)[world, : len(motion.pos)] = getattr(motion, name)
             for number, segment in enumerate(motion.segments):
                 self.segment[world, segment.begin : segment.end] = number
+                self.moves_by[world, segment.begin : segment.end] = segment.prop
             self._bend(world, 0)
         self.hold = np.array([motion.hold for motion in self.motions])
         self.fumbles = [self._fumble(motion) for motion in self.motions]
@@ -263,15 +265,15 @@ class _Retargeting:
         self.misses = [self._misses(motion) for motion in self.motions]
         self.aside = np.zeros(n, dtype=bool)  # strays because of one of these
         self.drops = np.zeros(n, dtype=bool)  # ... and drops what it holds then
-        self.lifting = np.zeros(n, dtype=bool)  # comes up with what it holds
         self.anew = np.zeros(n, dtype=np.int64)  # times that it put something anew
         self.lifts = np.zeros(n, dtype=np.int64)  # times that it did
 
     def _fumble(self, motion: Motion) -> tuple[str, int]:
         """What goes wrong in an episode, and at which step of the motion."""
         draw = self.rng.random()
+        towards = ~motion.press & np.logical_or.accumulate(motion.press[::-1])[::-1]
         kinds = {
-            "close": np.flatnonzero(~np.logical_or.accumulate(motion.press)),
+            "close": np.flatnonzero(towards),
             "let go": np.flatnonzero(_holds_on(motion, FUMBLES["let go"][1])),
         }
         for kind, steps in kinds.items():
@@ -374,9 +376,8 @@ class _Retargeting:
             chosen.append(known[int(self.rng.choice(alike))])
         return chosen
 
-    def _bend(self, world: int, begin: int, *, at_once: bool = False) -> None:
-        """Writes where the hand goes from this step of a segment on, which begins now: from where
-        it is, or at once where it must be."""
+    def _bend(self, world: int, begin: int) -> None:
+        """Writes where the hand goes from this step of a segment on, which begins now."""
         motion = self.motions[world]
         segment = motion.segments[int(self.segment[world, begin])]
         rows = slice(begin, segment.end)
@@ -387,7 +388,7 @@ class _Retargeting:
         there = path.copy()
         there[:, :2] = (path[:, :2] - then) @ planar(turn).T + now
         shift = self.hand.pos()[world].numpy() - path[0]
-        bent = np.ones(len(path)) if at_once else _weights(path)
+        bent = _weights(path)
         self.pos[world, rows] = (
             path + (1.0 - bent[:, None]) * shift + bent[:, None] * (there - path)
         )
@@ -408,8 +409,8 @@ class _Retargeting:
             name: [] for name in ("states", "actions", "rewards", "success")
         }
         scale = torch.tensor([TREMBLING] * 6 + [FINGER_TREMBLING * TREMBLING] * 3)
-        # Control steps since the first success, and how many of these were none. A hand that let go
-        # because it fumbled has to succeed anew, and nothing of before counts.
+        # Control steps since the first success, and how many of these were none. A hand that
+        # fumbled has to succeed anew, and nothing of before counts.
         since = torch.zeros(env.num_envs, dtype=torch.int64)
         undone = torch.zeros_like(since)
         begins = [0] * env.num_envs
@@ -432,7 +433,7 @@ class _Retargeting:
             columns["success"].append(success)
             since += (since > 0) | success
             undone += (since > 0) & ~success
-            for world in np.flatnonzero((self.fumbling > 0) & ~self.closing).tolist():
+            for world in np.flatnonzero(self.fumbling > 0).tolist():
                 since[world], undone[world], begins[world] = 0, 0, number + 1
         stacked = {name: torch.stack(values, dim=1).numpy() for name, values in columns.items()}
         made, failed = [], []
@@ -492,7 +493,7 @@ class _Retargeting:
         for world, misses in enumerate(self.misses):
             step = int(self.step[world])
             busy = self.over[world] or self.fumbling[world] > 0 or self.straying[world] > 0
-            if not misses or step < misses[0][0] or busy or self.lifting[world]:
+            if not misses or step < misses[0][0] or busy:
                 continue
             _, self.drops[world] = misses.pop(0)
             if self.until[world, step] == FAR:  # it is let go already
@@ -506,40 +507,33 @@ class _Retargeting:
                 [speed * np.cos(towards), speed * np.sin(towards), -MISSED_DOWN]
             )
 
-    def _come_up(self) -> None:
-        """Where what is held has come down beside its place: up with it, to where it came from."""
+    def _lowest(self) -> np.ndarray:
+        """(N,) m: the height under which the hand does not go, so that what comes down to its place
+        is brought over it first: the further aside, the higher. -inf where nothing comes down."""
+        worlds, step = self.worlds, self.step
         heights, where = prop_heights(self.env).numpy(), prop_places(self.env).numpy()
-        hand = self.hand.pos().numpy()
-        self.lifting &= ~self.over
-        down = self.down[self.worlds, self.step]
-        for world in np.flatnonzero((down <= self.step) & ~self.over).tolist():
-            step, above = self.step[world], down[world]
-            if self.lifting[world]:
-                if hand[world, 2] > self.pos[world, above, 2]:
-                    self.lifting[world] = False
-                    self.step[world] = above
-                    self._bend(world, int(above), at_once=True)
-                continue
-            held = self.held[world, step]
-            prop = self.motions[world].segments[self.segment[world, step]].prop
-            across = np.linalg.norm(where[world, held, :2] - where[world, prop, :2])
-            height = heights[world, held] - heights[world, prop]
-            beside = self.lies[world, step] + BESIDE
-            if across > beside[0] and height < beside[1] and self.lifts[world] < LIFTS:
-                self.lifting[world] = True
-                self.lifts[world] += 1
+        held = np.maximum(self.held[worlds, step], 0)
+        prop = self.moves_by[worlds, step]
+        across = np.linalg.norm(where[worlds, held, :2] - where[worlds, prop, :2], axis=1)
+        height = heights[worlds, held] - heights[worlds, prop]
+        aside, lies = (across - self.lies[worlds, step, 0]).clip(0.0), self.lies[worlds, step, 1]
+        higher = lies + np.minimum(FUNNEL[0] * aside, FUNNEL[1]) - height
+        comes_down = (self.down[worlds, step] <= step) & (aside > 0.0) & ~self.over
+        return np.where(comes_down, self.hand.pos().numpy()[:, 2] + higher, -np.inf)
 
     def _act(self) -> Tensor:
         """(N, 9) float32 in [-1, 1]; moves every world's motion on where its hand keeps up."""
         worlds = self.worlds
         fingers = self.env.sim.data("qpos")[:, self.env.jaco.qpos_ids[6:]].numpy()
         self._start_over(fingers)
-        self._come_up()
         self._catch_up()
         following = np.minimum(self.step + 1, self.last)
-        target = torch.from_numpy(self.pos[worlds, self.step])
-        forward = torch.from_numpy(self.pos[worlds, following]) - target
-        missing = target + torch.from_numpy(self._slipped()) - self.hand.pos()
+        target = self.pos[worlds, self.step]
+        forward = torch.from_numpy(self.pos[worlds, following] - target)
+        lowest = self._lowest()
+        raised = lowest > target[:, 2] + LAG[0]
+        target[:, 2] = np.maximum(target[:, 2], lowest)
+        missing = torch.from_numpy(target) + torch.from_numpy(self._slipped()) - self.hand.pos()
         turn = self.hand.rotation_to(torch.from_numpy(self.mat[worlds, self.step]))
         lags = ((missing.norm(dim=1) > LAG[0]) | (turn.norm(dim=1) > LAG[1])).numpy()
         behind = fingers - self.fingers[worlds, self.step]
@@ -547,7 +541,8 @@ class _Retargeting:
         # A hand that rises while its fingers still close takes less than it should, or nothing.
         closes = (-behind.mean(axis=1) > CLOSES) & (speed > FIRM[0])
         lags |= np.where(self.press[worlds, self.step], closes, behind.max(axis=1) > LAG[2])
-        waits = self.over | self.lifting | (self.straying > 0) | (lags & (self.waited < PATIENCE))
+        waits = self.over | (self.straying > 0) | (lags & (self.waited < PATIENCE))
+        waits |= raised & (self.waited < RAISED)
         goes_on = torch.from_numpy(~waits).unsqueeze(1)
         linear = POSITION_GAIN * missing + goes_on * forward / self.env.control_dt
         fast = linear.norm(dim=1, keepdim=True).clamp(min=1e-9)
@@ -557,9 +552,6 @@ class _Retargeting:
         twist[over] = 0.0
         # As high as the hand was there, and no higher.
         twist[over, 2] = (POSITION_GAIN * missing[over, 2]).clamp(0.0, RISE)
-        lifting = torch.from_numpy(self.lifting)
-        twist[lifting] = 0.0
-        twist[lifting, 2] = RISE
         arm = self.hand.arm_action(twist)
         opening = FINGER_GAIN * (self.aim[worlds, self.step] - fingers)
         opening = (opening / robot.FINGER_MAX_VELOCITY).clip(-1.0, 1.0)
@@ -568,7 +560,7 @@ class _Retargeting:
         closing = np.where(closed & (speed < FIRM[0]), self.hold, 1.0)
         asked = torch.from_numpy(np.where(press[:, None], closing[:, None], opening))
         # Hands that stray and fingers that fumble may take their time.
-        busy = (self.fumbling > 0) | (self.straying > 0) | self.lifting
+        busy = (self.fumbling > 0) | (self.straying > 0)
         self.waited = np.where(waits & ~busy, self.waited + 1, 0)
         self._advance(np.where(waits, self.step, following))
         return torch.cat((arm, asked), dim=1).float().clamp(-1.0, 1.0)
@@ -619,7 +611,7 @@ class _Retargeting:
                 held, prop, rests = placing.held, placing.prop, placing.rests
                 across = np.linalg.norm(where[world, held, :2] - where[world, prop, :2])
                 height = heights[world, held] - heights[world, prop]
-                if across > rests[0] + GONE or height < rests[1] - GONE:
+                if across > rests[0] + GONE or not rests[1] - GONE < height < rests[2] + GONE:
                     self.anew[world] += 1
                     self.step[world] = motion.again[placing.step - 1]
                     self.over[world] = True
@@ -640,7 +632,7 @@ class _Retargeting:
             moved = np.abs(self.fingers[worlds, step] - self.fingers[worlds, self.step])
             same &= moved.max(axis=1) < LAG[2]
             distance = np.linalg.norm(self.pos[worlds, step] - hand, axis=1)
-            better = same & ~self.over & ~self.lifting & (self.straying == 0) & (distance < nearest)
+            better = same & ~self.over & (self.straying == 0) & (distance < nearest)
             best = np.where(better, step, best)
             nearest = np.where(better, distance, nearest)
         self.step = best
