@@ -341,16 +341,15 @@ def test_what_comes_down_beside_its_place_is_put_there_after_all(
     monkeypatch.setattr(retargeting, "STRAYS", {"open": (0.0, 25), "holding": (0.0, 10)})
     monkeypatch.setattr(retargeting, "FUMBLES", {"close": (0.0, 14), "let go": (0.0, 10)})
     monkeypatch.setattr(retargeting, "MISSES", (1.0, dropped))
-    monkeypatch.setattr(retargeting, "MISSED_BY", (0.04, 0.05))
+    monkeypatch.setattr(retargeting, "MISSED_BY", (0.06, 0.07))
     monkeypatch.setattr(retargeting, "MAX_ATTEMPTS", 1)
     made = with_retargeted(config("stacking"), demos, 16).demos[6:]
     assert len(made) >= 8
     usual = np.median([len(demo.states) for demo in demos.demos])
-    assert np.median([len(demo.states) for demo in made]) > usual + 10
+    assert np.median([len(demo.states) for demo in made]) > usual + 5
     env = make_env(config("stacking"), num_envs=1, seed=0, render=False)
-    came_up, fell = 0, 0
+    missed, came_up, fell = 0, 0, 0
     for demo in made:
-        assert demo.actions is not None
         offset = np.zeros((len(demo.states), 3))
         for step, state in enumerate(demo.states):
             env.sim.reset(torch.zeros(1, dtype=torch.int64), torch.from_numpy(state[None]))
@@ -358,12 +357,14 @@ def test_what_comes_down_beside_its_place_is_put_there_after_all(
         aside, height = np.linalg.norm(offset[:, :2], axis=1), offset[:, 2]
         was_high = np.cumsum(height > 0.06) > 0
         beside = np.flatnonzero(was_high & (aside > 0.02) & (height > 0.02) & (height < 0.05))
+        missed += len(beside) > 0
         came_up += len(beside) > 0 and height[beside[0] : beside[0] + 25].max() > 0.055
         fell += (was_high & (height < 0.01)).any()
+    assert missed >= 0.3 * len(made)
     if dropped:
-        assert fell >= 0.6 * len(made)
+        assert fell >= 0.3 * len(made)
     else:
-        assert came_up >= 0.6 * len(made) and fell <= 0.2 * len(made)
+        assert came_up >= 0.8 * missed and fell <= 0.2 * len(made)
 
 
 @pytest.mark.parametrize("gone", [False, True])

@@ -25,7 +25,7 @@ LIES = 0.8
 # m, across and in height: what lies by so much further off is let go of, too. Copies, in which it
 # is held a little differently, would otherwise hold on for some steps where others let go, and a
 # clone of both stops there, half holding.
-LOOSE = (0.003, 0.003)
+LOOSE = (0.006, 0.006)
 # m above where a prop is let go, from where it comes down to its place.
 ABOVE = 0.03
 SETTLED = 8  # control steps after which what was let go lies where it will

@@ -85,6 +85,7 @@ STRAY_SPEED, STRAY_DOWN = (0.2, 1.2), 0.3
 # this share of which it is dropped there; so many control steps before it would be let go, at most
 # and at least; for so many, so far (m) and so fast downwards (m/s).
 MISSES = (0.35, 0.4)
+DROPS = 0.01  # m that it is further aside then than where it would be let go, at least
 MISSED_BEFORE, MISSING, MISSED_BY, MISSED_DOWN = (16, 4), 10, (0.02, 0.06), 0.06
 # What comes down aside of where it is let go is so many times as much higher than there, up to so
 # much (m): the hand brings it over its place before it goes down.
@@ -464,13 +465,15 @@ class _Retargeting:
         """(N,) bool: where the hand is carried off now. It comes back from wherever it is then."""
         strays = self.straying > 0
         self.straying[strays] -= 1
+        beside = self._lying()[0] > self.lies[self.worlds, self.step, 0] + DROPS
         for world in np.flatnonzero(strays & (self.straying == 0)).tolist():
             if not self.over[world] and not self.aside[world]:
                 self._bend(world, int(self.step[world]))
             self.aside[world] = False
-            if self.drops[world]:
-                self.drops[world], self.closing[world] = False, False
+            if self.drops[world] and beside[world]:
+                self.closing[world] = False
                 self.fumbling[world] = FUMBLES["let go"][1]
+            self.drops[world] = False
         self._missed()
         for world, steps in enumerate(self.strays):
             step = int(self.step[world])
@@ -511,11 +514,7 @@ class _Retargeting:
         """(N,) m: the height under which the hand does not go, so that what comes down to its place
         is brought over it first: the further aside, the higher. -inf where nothing comes down."""
         worlds, step = self.worlds, self.step
-        heights, where = prop_heights(self.env).numpy(), prop_places(self.env).numpy()
-        held = np.maximum(self.held[worlds, step], 0)
-        prop = self.moves_by[worlds, step]
-        across = np.linalg.norm(where[worlds, held, :2] - where[worlds, prop, :2], axis=1)
-        height = heights[worlds, held] - heights[worlds, prop]
+        across, height = self._lying()
         aside, lies = (across - self.lies[worlds, step, 0]).clip(0.0), self.lies[worlds, step, 1]
         higher = lies + np.minimum(FUNNEL[0] * aside, FUNNEL[1]) - height
         comes_down = (self.down[worlds, step] <= step) & (aside > 0.0) & ~self.over
@@ -640,19 +639,26 @@ class _Retargeting:
 
     def _let_go(self) -> None:
         """As soon as what a hand holds lies nearly as it did in demonstrations when it was let go:
-        a hand that waits there would teach a clone to hold on."""
-        worlds = self.worlds
-        until = self.until[worlds, self.step]
-        where, heights = prop_places(self.env).numpy(), prop_heights(self.env).numpy()
-        for world in np.flatnonzero((until < FAR) & ~self.over & (self.straying == 0)).tolist():
-            step = self.step[world]
-            held = self.held[world, step]
-            prop = self.motions[world].segments[self.segment[world, step]].prop
-            across = np.linalg.norm(where[world, held, :2] - where[world, prop, :2])
-            height = heights[world, held] - heights[world, prop]
-            then = self.lies[world, step]
-            if across < then[0] and height < then[1]:
-                self.step[world] = until[world]
+        a hand that waits there would teach a clone to hold on. One that misses does so, too."""
+        across, height = self._lying()
+        limits = self.lies[self.worlds, self.step]
+        lies = (across < limits[:, 0]) & (height < limits[:, 1]) & ~self.over
+        lies &= (self.until[self.worlds, self.step] < FAR) & ((self.straying == 0) | self.aside)
+        for world in np.flatnonzero(lies).tolist():
+            self.step[world] = self.until[world, self.step[world]]
+            if self.aside[world]:
+                self.straying[world], self.aside[world], self.drops[world] = 0, False, False
+
+    def _lying(self) -> tuple[np.ndarray, np.ndarray]:
+        """(N,), (N,) m: how what is held lies by what the hand moves by, across and in height."""
+        heights, where = prop_heights(self.env).numpy(), prop_places(self.env).numpy()
+        held = np.maximum(self.held[self.worlds, self.step], 0)
+        prop = self.moves_by[self.worlds, self.step]
+        across = where[self.worlds, held, :2] - where[self.worlds, prop, :2]
+        return (
+            np.linalg.norm(across, axis=1),
+            heights[self.worlds, held] - heights[self.worlds, prop],
+        )
 
     def _advance(self, step: np.ndarray) -> None:
         moved = step != self.step
