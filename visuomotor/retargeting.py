@@ -90,6 +90,9 @@ MISSED_BEFORE, MISSING, MISSED_BY, MISSED_DOWN = (16, 4), 10, (0.02, 0.06), 0.06
 # What comes down aside of where it is let go is so many times as much higher than there, up to so
 # much (m): the hand brings it over its place before it goes down.
 FUNNEL = (2.0, 0.05)
+# m/s that it comes down at least, once it is over its place. Where demonstrations slow down to next
+# to nothing their clone stopped, some mm too high to let go (clearing_blocks).
+SINKING = 0.08
 RAISED = 40  # control steps that the motion waits for that, at most
 SLIP = 0.015  # m that it is held elsewhere, at most, for which the hand makes up
 LOST = 0.03  # m that a prop is further from the hand than where it was held
@@ -510,15 +513,17 @@ class _Retargeting:
                 [speed * np.cos(towards), speed * np.sin(towards), -MISSED_DOWN]
             )
 
-    def _lowest(self) -> np.ndarray:
-        """(N,) m: the height under which the hand does not go, so that what comes down to its place
-        is brought over it first: the further aside, the higher. -inf where nothing comes down."""
+    def _coming_down(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of what comes down to its place (N,) m, (N,) m/s: the height under which the hand does
+        not go, so that it is brought over it first, the further aside the higher; and, once it is
+        over it, the vertical velocity above which it does not stay. -inf and inf of all else."""
         worlds, step = self.worlds, self.step
         across, height = self._lying()
         aside, lies = (across - self.lies[worlds, step, 0]).clip(0.0), self.lies[worlds, step, 1]
         higher = lies + np.minimum(FUNNEL[0] * aside, FUNNEL[1]) - height
-        comes_down = (self.down[worlds, step] <= step) & (aside > 0.0) & ~self.over
-        return np.where(comes_down, self.hand.pos().numpy()[:, 2] + higher, -np.inf)
+        down = (self.down[worlds, step] <= step) & ~self.over
+        lowest = np.where(down & (aside > 0.0), self.hand.pos().numpy()[:, 2] + higher, -np.inf)
+        return lowest, np.where(down & (aside == 0.0), -SINKING, np.inf)
 
     def _act(self) -> Tensor:
         """(N, 9) float32 in [-1, 1]; moves every world's motion on where its hand keeps up."""
@@ -529,7 +534,7 @@ class _Retargeting:
         following = np.minimum(self.step + 1, self.last)
         target = self.pos[worlds, self.step]
         forward = torch.from_numpy(self.pos[worlds, following] - target)
-        lowest = self._lowest()
+        lowest, sinking = self._coming_down()
         raised = lowest > target[:, 2] + LAG[0]
         target[:, 2] = np.maximum(target[:, 2], lowest)
         missing = torch.from_numpy(target) + torch.from_numpy(self._slipped()) - self.hand.pos()
@@ -544,6 +549,7 @@ class _Retargeting:
         waits |= raised & (self.waited < RAISED)
         goes_on = torch.from_numpy(~waits).unsqueeze(1)
         linear = POSITION_GAIN * missing + goes_on * forward / self.env.control_dt
+        linear[:, 2] = linear[:, 2].minimum(torch.from_numpy(sinking))
         fast = linear.norm(dim=1, keepdim=True).clamp(min=1e-9)
         linear = linear * (MAX_SPEED / fast).clamp(max=1.0)
         twist = torch.cat((linear, ROTATION_GAIN * turn), dim=1)
