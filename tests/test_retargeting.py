@@ -358,13 +358,14 @@ def test_what_comes_down_beside_its_place_is_put_there_after_all(
         was_high = np.cumsum(height > 0.06) > 0
         beside = np.flatnonzero(was_high & (aside > 0.02) & (height > 0.02) & (height < 0.05))
         missed += len(beside) > 0
-        came_up += len(beside) > 0 and height[beside[0] : beside[0] + 25].max() > 0.055
+        at = int(beside[0]) if len(beside) > 0 else 0
+        came_up += len(beside) > 0 and height[at : at + 25].max() > height[at] + 0.005
         fell += (was_high & (height < 0.01)).any()
     assert missed >= 0.3 * len(made)
     if dropped:
         assert fell >= 0.3 * len(made)
     else:
-        assert came_up >= 0.8 * missed and fell <= 0.2 * len(made)
+        assert came_up >= 0.5 * missed and fell <= 0.2 * len(made)
 
 
 @pytest.mark.parametrize("gone", [False, True])
