@@ -24,8 +24,9 @@ AGAIN = 0.08  # m from the prop, at least, to which the hand goes back before it
 LIES = 0.8
 # m, across and in height: what lies by so much further off is let go of, too. Copies, in which it
 # is held a little differently, would otherwise hold on for some steps where others let go, and a
-# clone of both stops there, half holding.
-LOOSE = (0.006, 0.006)
+# clone of both stops there, half holding. A policy that sees to a centimetre or two must not be
+# asked to tell what is nearer than that from what is not.
+LOOSE = (0.012, 0.006)
 # m above where a prop is let go, from where it comes down to its place.
 ABOVE = 0.03
 SETTLED = 8  # control steps after which what was let go lies where it will
