@@ -19,7 +19,7 @@ import torch
 from visuomotor import motions, retargeting
 from visuomotor.config import Config, EnvConfig, RandomizationConfig
 from visuomotor.demonstrate import collect
-from visuomotor.demonstrations import STEPS_AFTER_SUCCESS, Demonstration, Demonstrations
+from visuomotor.demonstrations import Demonstration, Demonstrations
 from visuomotor.envs import TASKS, make_env
 from visuomotor.errors import UserError
 from visuomotor.replay import DemonstrationReplay
@@ -105,7 +105,7 @@ def test_what_is_kept_is_an_episode_of_the_simulator(more: Demonstrations) -> No
         assert env.task.may_start(demo.states[0])
         env.sim.reset(only, torch.from_numpy(demo.states[-1:]))
         assert int(env.task.stage()[0]) == len(env.task.stages) - 1
-        assert demo.rewards[-STEPS_AFTER_SUCCESS:].min() == 1.0
+        assert demo.rewards[-motions.SETTLED :].min() == 1.0
         errors = {scale: 0.0 for scale in (1.0, 0.0, -1.0)}
         moving = np.flatnonzero(np.abs(demo.actions[:-1, :6]).max(axis=1) > 0.4)
         for step in moving[::3].tolist():

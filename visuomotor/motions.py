@@ -77,6 +77,8 @@ class Motion:
     # Of what is let go, the last step at which it was ABOVE that height: FAR where it never was.
     down: np.ndarray  # (T,)
     again: np.ndarray  # (T,) the step from which it is tried again, with an open hand
+    # The last step, of those from each on in the segment, before the hand closes; FAR: it does not.
+    takes: np.ndarray  # (T,)
     segments: list[Segment]
     placings: list[Placing]
     present: np.ndarray  # (P,) bool, the props that take part
@@ -141,6 +143,7 @@ def read_motion(env: VisuomotorEnv, demo: Demonstration) -> Motion:
         lies=lies,
         down=_comes_down(until, heights[steps, by_hand] - heights[steps, props], height),
         again=_again(press, apart, props),
+        takes=_takes(press, segments),
         segments=segments,
         placings=_placings(until, by_hand, props, where, heights),
         present=task.props_present(demo.states[0]),
@@ -174,6 +177,16 @@ def agree(motions: list[Motion]) -> None:
         for placing in motion.placings:
             alike = np.array(rests[placing.held, placing.prop])
             placing.rests = (alike[:, 0].max(), alike[:, 1].min(), alike[:, 2].max())
+
+
+def _takes(press: np.ndarray, segments: list[Segment]) -> np.ndarray:
+    """(T,) bool -> (T,) Motion.takes."""
+    takes = np.full(len(press), FAR)
+    for segment in segments:
+        for step in range(min(segment.end, len(press) - 1) - 1, segment.begin - 1, -1):
+            if not press[step]:
+                takes[step] = step if press[step + 1] else takes[step + 1]
+    return takes
 
 
 def _placings(

@@ -30,7 +30,6 @@ from visuomotor import __version__, motions
 from visuomotor.cache import cached_path, check_cache, revision
 from visuomotor.config import Config
 from visuomotor.demonstrations import (
-    STEPS_AFTER_SUCCESS,
     Demonstration,
     Demonstrations,
     load_demonstrations,
@@ -43,6 +42,7 @@ from visuomotor.envs.tasks.task import TABLE
 from visuomotor.motions import (
     BRIEF,
     FAR,
+    SETTLED,
     Motion,
     Segment,
     agree,
@@ -70,6 +70,10 @@ ROTATION_GAIN = 4.0  # 1/s
 MAX_SPEED = 0.3  # m/s of the hand
 # The motion waits for the hand when it lags by more (m, rad), and for fingers that open (rad) ...
 LAG = (0.012, 0.15, 0.12)
+# m from where the hand takes hold: from the first it goes there straight, at so many m/s at least,
+# and closes within the second. Demonstrations slow down there to next to nothing, and copies began
+# to close as far off as the hand may lag: clones of clearing_blocks closed above the lower block.
+ARRIVES, THERE, ARRIVING = 0.012, 0.003, 0.05
 CLOSES = 0.03  # rad, in the mean of the fingers, that one that still moves may lag behind
 PATIENCE = 10  # control steps, but not longer: something may stand in the way
 TREMBLING = 0.1  # standard deviation of the noise on what is done, as in visuomotor.demonstrate
@@ -244,6 +248,7 @@ class _Retargeting:
         self.aim = np.zeros((n, longest, 3))
         self.held = np.full((n, longest), -1)
         self.down = np.full((n, longest), FAR)
+        self.takes = np.full((n, longest), FAR)
         self.grip = np.zeros((n, longest, 3))
         self.angle = np.zeros((n, longest))  # rad, by which the motion is turned
         self.until = np.full((n, longest), FAR)
@@ -255,7 +260,17 @@ class _Retargeting:
         self.turned = np.zeros(n)  # rad, of the motion as it is bent now
         self.over = np.zeros(n, dtype=bool)  # starting over: opens the hand and goes up
         for world, motion in enumerate(self.motions):
-            for name in ("press", "fingers", "aim", "held", "grip", "until", "lies", "down"):
+            for name in (
+                "press",
+                "fingers",
+                "aim",
+                "held",
+                "grip",
+                "until",
+                "lies",
+                "down",
+                "takes",
+            ):
                 getattr(self, name)[world, : len(motion.pos)] = getattr(motion, name)
             for number, segment in enumerate(motion.segments):
                 self.segment[world, segment.begin : segment.end] = number
@@ -446,8 +461,8 @@ class _Retargeting:
         for world in everyone.tolist():
             part = {name: values[world] for name, values in stacked.items()}
             episode = successful_episode(part, seeds[world])
-            stays = int(part["success"][-STEPS_AFTER_SUCCESS:].sum()) >= STEPS_AFTER_SUCCESS - BRIEF
-            if episode is None or not stays or _undone(part["success"][begins[world] :]):
+            since_then = part["success"][begins[world] :]
+            if episode is None or not since_then[-SETTLED:].all() or _undone(since_then):
                 failed.append(part["states"][0])
             else:
                 made.append(episode)
@@ -547,11 +562,18 @@ class _Retargeting:
         # A hand that rises while its fingers still close takes less than it should, or nothing.
         closes = (-behind.mean(axis=1) > CLOSES) & (speed > FIRM[0])
         lags |= np.where(self.press[worlds, self.step], closes, behind.max(axis=1) > LAG[2])
+        # Closes where it takes hold in the demonstration.
+        far = missing.norm(dim=1, keepdim=True)
+        takes = ~self.press[worlds, self.step] & self.press[worlds, following]
+        takes &= far.squeeze(1).numpy() > THERE
+        lags |= takes
         waits = self.over | (self.straying > 0) | (lags & (self.waited < PATIENCE))
         waits |= raised & (self.waited < RAISED)
         goes_on = torch.from_numpy(~waits).unsqueeze(1)
         linear = POSITION_GAIN * missing + goes_on * forward / self.env.control_dt
         linear[:, 2] = linear[:, 2].minimum(torch.from_numpy(sinking))
+        steady = missing * (POSITION_GAIN * far).clamp(min=ARRIVING) / far.clamp(min=1e-9)
+        linear = torch.where(torch.from_numpy(takes).unsqueeze(1), steady, linear)
         fast = linear.norm(dim=1, keepdim=True).clamp(min=1e-9)
         linear = linear * (MAX_SPEED / fast).clamp(max=1.0)
         twist = torch.cat((linear, ROTATION_GAIN * turn), dim=1)
@@ -642,7 +664,12 @@ class _Retargeting:
             better = same & ~self.over & (self.straying == 0) & (distance < nearest)
             best = np.where(better, step, best)
             nearest = np.where(better, distance, nearest)
-        self.step = best
+        # The last stretch before it takes hold is one: where a hand creeps a clone stops.
+        takes = self.takes[worlds, best]
+        there = np.minimum(takes, self.last)
+        near = np.linalg.norm(self.pos[worlds, there] - self.pos[worlds, best], axis=1) < ARRIVES
+        near &= (takes < FAR) & ~self.over & (self.straying == 0)
+        self.step = np.where(near, there, best)
         self._let_go()
 
     def _let_go(self) -> None:
@@ -736,6 +763,9 @@ def _weights(path: np.ndarray) -> np.ndarray:
 
 
 def _undone(success: np.ndarray) -> bool:
-    """(T,) bool -> whether what had succeeded was taken apart again, for more than a moment."""
+    """(T,) bool -> whether what had succeeded was taken apart again, for more than a moment, or
+    there was no time for it."""
+    if len(success) == 0:
+        return True
     since = success[int(np.argmax(success)) :]
     return int((~since).sum()) > BRIEF
