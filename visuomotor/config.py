@@ -248,7 +248,7 @@ class TeacherConfig:
     # succeed, with its exploration noise, or, before any reinforcement, of run.final_episodes of
     # its clone, without: a clone's labels are the easier ones to follow (docs/findings.md). null:
     # only after total_steps.
-    enough_success: float | None = 0.95
+    enough_success: float | None = 0.9
     num_envs: int = 128  # worlds while a teacher learns
     # Control steps after which its training episodes end, where the task's own are longer: of these
     # it would meet few, and each of them alike for long. The value goes on behind the end.

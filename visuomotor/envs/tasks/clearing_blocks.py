@@ -46,9 +46,8 @@ class ClearingBlocks(Stacking):
     stages = ("start", "reach", "lifted", "stacked", "cleared")
     stage_rewards = (0.0, 0.125, 0.25, 1.0, 2.0)  # paper
     stage_props = (0, 0, 1, 1, TABLE)  # in the end both are held over its middle
-    # In the end the hand closes on the pink block, too. Nothing else has been tried here.
-    turning = ("prop", "prop")
-    neighbours_in_state = False  # the shipped teacher was trained without
+    # A hand that closes on both takes hold of the lower one, however either is turned.
+    turning = ("neighbours", "hand")
 
     def add_props(self, spec: mujoco.MjSpec) -> None:
         spec.option.noslip_iterations = NOSLIP_ITERATIONS
