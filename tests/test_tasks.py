@@ -413,10 +413,14 @@ def test_neighbours_are_seen_from_the_hand_and_from_the_prop() -> None:
     torch.testing.assert_close(others[:, 8:12], first[:, 8:12])  # against the prop
 
 
-def test_only_stacking_says_where_neighbours_stand() -> None:
+def test_tasks_of_two_blocks_say_where_neighbours_stand(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shipped teachers of the others were trained without."""
-    widths = {}
-    for name in ("stacking", "clearing_blocks"):
-        env = make_env(Config(task=name), num_envs=1, seed=0, render=False)
-        widths[name] = env.reset().state.shape[1]
-    assert widths["stacking"] == widths["clearing_blocks"] - 1 + 2 * 3 * 4  # a stage less
+
+    def width(task: str) -> int:
+        env = make_env(Config(task=task), num_envs=1, seed=0, render=False)
+        return int(env.reset().state.shape[1])
+
+    widths = {task: width(task) for task in ("stacking", "clearing_blocks", "clearing_box")}
+    monkeypatch.setattr("visuomotor.envs.tasks.stacking.Stacking.neighbours_in_state", False)
+    for task, told in widths.items():
+        assert told - width(task) == (0 if task == "clearing_box" else 2 * 3 * 4)
