@@ -39,6 +39,14 @@ def learner(demos: Demonstrations, config: Config, iterations: int = 10) -> Dist
     )
 
 
+def test_a_student_has_training_episodes_as_its_task_says(
+    demos: Demonstrations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("visuomotor.envs.tasks.lifting.Lifting.training_steps", 7)
+    assert learner(demos, small(env={"episode_steps": None})).env.episode_steps == 7
+    assert learner(demos, small()).env.episode_steps == 12
+
+
 def executed(run: Distillation) -> list[torch.Tensor]:
     """Actions handed to the environment in one rollout."""
     actions: list[torch.Tensor] = []

@@ -11,6 +11,7 @@ from tests.learning import NUM_ENVS, NUM_STEPS, SMALL, demonstrations, small
 from visuomotor.config import Config
 from visuomotor.demonstrations import Demonstrations
 from visuomotor.envs import StepResult
+from visuomotor.evaluation import evaluation_env
 from visuomotor.policies import make_teacher
 from visuomotor.reinforcement import Reinforcement
 from visuomotor.replay import DemonstrationReplay
@@ -62,6 +63,24 @@ def test_only_a_teachers_episodes_may_be_shorter_than_the_tasks(
     teacher = replace(SMALL.distill.teacher, episode_steps=longest)
     run = learner(demos, small(distill={"teacher": teacher}), pixels)
     assert run.env.episode_steps == expected  # SMALL's have 12
+
+
+@pytest.mark.parametrize(
+    ("given", "pixels", "expected"), [(None, True, 7), (9, True, 9), (None, False, 100)]
+)
+def test_a_task_may_say_how_long_a_pixel_policys_training_episodes_are(
+    given: int | None,
+    pixels: bool,
+    expected: int,
+    demos: Demonstrations,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("visuomotor.envs.tasks.lifting.Lifting.training_steps", 7)
+    config = small(env={"episode_steps": given})
+    assert learner(demos, config, pixels).env.episode_steps == expected
+    assert evaluation_env(
+        config, num_envs=1, seed=0, strength=1.0, device=torch.device("cpu"), render=False
+    ).episode_steps == (given or 100)
 
 
 def test_the_value_is_trained_alone_at_first(demos: Demonstrations) -> None:

@@ -119,6 +119,7 @@ def test_a_task_that_names_no_kinds_of_things_is_refused_what_needs_them(
         ({"workspace": 0.0}, "task 'own': workspace=0.0; valid: a length in m, above 0"),
         ({"workspace": float("nan")}, "task 'own': workspace=nan; valid: a length in m, above 0"),
         ({"workspace": "wide"}, "task 'own': workspace='wide'; valid: a length in m, above 0"),
+        ({"training_steps": 0}, "task 'own': training_steps=0; valid: a whole number from 1, or"),
         ({"episode_steps": 7.5}, "task 'own': episode_steps=7.5; valid: a whole number from 1"),
         ({"prop_symmetry": (4, 4)}, "has 1 props and 2 prop_symmetry; one each, or none at all"),
         ({"prop_symmetry": (0,)}, r"prop_symmetry=\(0,\); valid: whole numbers from 1"),

@@ -16,7 +16,7 @@ import torch
 from visuomotor.auxiliary_phase import AuxiliaryPhase
 from visuomotor.config import Config
 from visuomotor.demonstrations import ResetStates
-from visuomotor.envs import make_env
+from visuomotor.envs import in_training, make_env
 from visuomotor.episode_log import EpisodeLog
 from visuomotor.networks import Progress, clip_gradients, load_optimizer_state, optimizer_state
 from visuomotor.pixel_actor import PixelActor
@@ -86,7 +86,7 @@ class Distillation:
             [{"params": part} for part in self._parts], lr=config.distill.learning_rate, fused=True
         )
         self.env = make_env(
-            config,
+            in_training(config),
             num_envs=num_envs,
             render=True,
             device=device,

@@ -17,7 +17,7 @@ from visuomotor.auxiliary_phase import AuxiliaryPhase
 from visuomotor.cloning import BATCH_STATES, STATE_NOISE, clone_from_state
 from visuomotor.config import Config
 from visuomotor.demonstrations import ResetStates, ShareSchedule
-from visuomotor.envs import make_env, make_task
+from visuomotor.envs import in_training, make_env, make_task
 from visuomotor.envs.environment import ResetSampler
 from visuomotor.episode_log import EpisodeLog
 from visuomotor.gail_reward import Discriminator, GailTrainer, imitation_reward, mix_rewards
@@ -82,7 +82,7 @@ class Reinforcement:
         self._noise = noise
         self.share = ShareSchedule(curriculum.initial_share, curriculum.final_share)
         self.env = make_env(
-            config if pixels else _with_shorter_episodes(config),
+            in_training(config) if pixels else _with_shorter_episodes(config),
             num_envs=num_envs,
             render=pixels,
             device=device,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import entry_points
 from types import ModuleType
@@ -92,6 +93,11 @@ def _check_whole(task: type[Task]) -> None:
         raise UserError(
             f"{called}: episode_steps={task.episode_steps!r}; valid: a whole number from 1"
         )
+    shorter = task.training_steps
+    if shorter is not None and not (isinstance(shorter, int) and shorter >= 1):
+        raise UserError(
+            f"{called}: training_steps={shorter!r}; valid: a whole number from 1, or None"
+        )
     for what in ("stages", "props"):
         names = getattr(task, what)
         told = all(isinstance(name, str) and name for name in names)
@@ -103,6 +109,15 @@ def _check_whole(task: type[Task]) -> None:
         raise UserError(f"{called}: stage_rewards={task.stage_rewards!r}; valid: finite numbers")
     if not is_finite(task.workspace) or task.workspace <= 0.0:
         raise UserError(f"{called}: workspace={task.workspace!r}; valid: a length in m, above 0")
+
+
+def in_training(config: Config) -> Config:
+    """The settings with episodes as a pixel policy meets them in training: of the task's
+    `training_steps`, where `env.episode_steps` does not say."""
+    steps = make_task(config.task).training_steps
+    if config.env.episode_steps is not None or steps is None:
+        return config
+    return replace(config, env=replace(config.env, episode_steps=steps))
 
 
 def make_task(name: str) -> Task:
@@ -183,6 +198,7 @@ __all__ = [
     "StepResult",
     "Task",
     "VisuomotorEnv",
+    "in_training",
     "make_env",
     "make_task",
     "register",

@@ -43,6 +43,7 @@ class ClearingBlocks(Stacking):
 
     name = "clearing_blocks"
     episode_steps = 1000  # 50 s (paper)
+    training_steps = 400
     stages = ("start", "reach", "lifted", "stacked", "cleared")
     stage_rewards = (0.0, 0.125, 0.25, 1.0, 2.0)  # paper
     stage_props = (0, 0, 1, 1, TABLE)  # in the end both are held over its middle

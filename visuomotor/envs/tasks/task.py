@@ -58,6 +58,10 @@ class Task(ABC):
     # prop: for tasks whose props begin so close that a hand has to choose how it comes. A network
     # of the state has to multiply to find it out, and seldom does.
     neighbours_in_state: bool = False
+    # Control steps after which a pixel policy's training episodes end, where env.episode_steps does
+    # not say: of a task whose end is to hold still for long it would meet little else. None: those
+    # of the task's own.
+    training_steps: int | None = None
     longest_physics_dt: float = math.inf  # s; where the configured one is longer, this one is used
     workspace: float = WORKSPACE  # m; props start within so much of the origin, in x and in y
 
