@@ -473,6 +473,31 @@ def test_a_student_that_succeeds_is_not_finetuned(
     assert [row["phase"] for row in metrics(out)] == ["dagger"] * 2 + ["finetune"]
 
 
+def test_a_run_stopped_while_its_student_is_judged_goes_on_there(
+    demonstrations: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, evaluate = tmp_path / "run", Run._evaluate
+    settings = [*SMALL, "algorithm=distill", demonstrations, f"out={out}"]
+    settings += [f"distill.dagger_steps={ITERATION}", f"distill.teacher.total_steps={ITERATION}"]
+    settings += ["distill.teacher.enough_success=null", "distill.enough_success=0.01"]
+
+    def stopped(self: Run, actor: Any, episodes: int, name: str) -> dict[str, Any]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self, actor, episodes, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_evaluate", stopped)
+        assert train(settings) == 143
+    assert not (out / "evaluations").exists()
+    state = load_checkpoint(out / "checkpoints")[0]
+    assert state["phase"] == "dagger" and "student_is_enough" not in state["carried"]
+    rated = iter([0.5])
+    monkeypatch.setattr(Run, "_evaluate", lambda *_: {"success_rate": next(rated)})
+    assert train([f"resume={out}"]) == 0
+    assert [row["phase"] for row in metrics(out)] == ["teacher", "dagger"]
+    assert load_checkpoint(out / "checkpoints")[0]["carried"]["student_is_enough"]
+
+
 def test_a_teacher_that_succeeds_is_done(
     demonstrations: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
