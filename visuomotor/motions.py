@@ -153,8 +153,8 @@ def read_motion(env: VisuomotorEnv, demo: Demonstration) -> Motion:
 
 def agree(motions: list[Motion]) -> None:
     """When a prop may be let go is the same for all of them, by the prop and by what it lies; never
-    where no demonstration lets go of the one by the other. So is how far off, and how low, one that
-    was let go still lies where it was put."""
+    where no demonstration lets go of the one by the other. So is how far off, how low and how high
+    one that was let go still lies where it was put."""
     lain: dict[tuple[int, int], list[np.ndarray]] = {}
     rests: dict[tuple[int, int], list[tuple[float, float, float]]] = {}
     places = []
@@ -174,6 +174,7 @@ def agree(motions: list[Motion]) -> None:
         else:
             motion.until[step] = FAR
     for motion in motions:
+        motion.placings[:] = [p for p in motion.placings if (p.held, p.prop) in lain]
         for placing in motion.placings:
             alike = np.array(rests[placing.held, placing.prop])
             placing.rests = (alike[:, 0].max(), alike[:, 1].min(), alike[:, 2].max())
