@@ -315,11 +315,8 @@ class _Retargeting:
         chosen = []
         for end in np.unique(motion.until[motion.down < FAR]).tolist():
             steps = np.flatnonzero((motion.until == end) & (motion.down < FAR))
-            first, last = (
-                max(int(motion.down[steps[0]]), end - MISSED_BEFORE[0]),
-                end - MISSED_BEFORE[1],
-            )
-            steps = steps[(steps >= first) & (steps <= last)]
+            first = max(int(motion.down[steps[0]]), end - MISSED_BEFORE[0])
+            steps = steps[(steps >= first) & (steps <= end - MISSED_BEFORE[1])]
             if len(steps) > 0 and self.rng.random() < MISSES[0]:
                 chosen.append((int(self.rng.choice(steps)), bool(self.rng.random() < MISSES[1])))
         return chosen
@@ -489,8 +486,7 @@ class _Retargeting:
         self._missed()
         for world, steps in enumerate(self.strays):
             step = int(self.step[world])
-            busy = self.over[world] or self.fumbling[world] > 0 or self.straying[world] > 0
-            if not steps or step < steps[0] or busy:
+            if not steps or step < steps[0] or self._busy(world):
                 continue
             steps.pop(0)
             motion = self.motions[world]
@@ -503,17 +499,21 @@ class _Retargeting:
                 self.step[world] = min(step, int(motion.again[step]))
         return torch.from_numpy(strays)
 
+    def _busy(self, world: int) -> bool:
+        """Whether something goes wrong there already, or is put right."""
+        going = self.over[world] or self.fumbling[world] > 0 or self.straying[world] > 0
+        return bool(going)
+
     def _missed(self) -> None:
         """What comes down to its place begins to be carried aside, where its time has come."""
         for world, misses in enumerate(self.misses):
             step = int(self.step[world])
-            busy = self.over[world] or self.fumbling[world] > 0 or self.straying[world] > 0
-            if not misses or step < misses[0][0] or busy:
+            if not misses or step < misses[0][0] or self._busy(world):
                 continue
-            _, self.drops[world] = misses.pop(0)
+            _, drops = misses.pop(0)
             if self.until[world, step] == FAR:  # it is let go already
-                self.drops[world] = False
                 continue
+            self.drops[world] = drops
             self.straying[world], self.aside[world] = MISSING, True
             towards = self.rng.uniform(-np.pi, np.pi)
             speed = self.rng.uniform(*MISSED_BY) / (MISSING * self.env.control_dt)
