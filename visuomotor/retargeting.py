@@ -632,7 +632,9 @@ class _Retargeting:
                 held, prop, rests = placing.held, placing.prop, placing.rests
                 across = np.linalg.norm(where[world, held, :2] - where[world, prop, :2])
                 height = heights[world, held] - heights[world, prop]
-                if across > rests[0] + GONE or not rests[1] - GONE < height < rests[2] + GONE:
+                # What has only just been let go may still be falling.
+                high = height > rests[2] + GONE and self.step[world] >= placing.step + SETTLED
+                if across > rests[0] + GONE or height < rests[1] - GONE or high:
                     self.anew[world] += 1
                     self.step[world] = motion.again[placing.step - 1]
                     self.over[world] = True
