@@ -368,9 +368,17 @@ def test_what_comes_down_beside_its_place_is_put_there_after_all(
         assert came_up >= 0.5 * missed and fell <= 0.2 * len(made)
 
 
-@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize(
+    "offset, after, gone",
+    [
+        ([0.0, 0.0, 0.0], 2, False),
+        ([0.0, 0.1, -0.045], 2, True),
+        ([0.0, 0.0, 0.03], 2, False),  # let go of above it, and not there yet
+        ([0.0, 0.0, 0.03], 10, True),
+    ],
+)
 def test_what_lies_no_longer_where_it_was_put_is_put_there_anew(
-    gone: bool, demos: Demonstrations
+    offset: list[float], after: int, gone: bool, demos: Demonstrations
 ) -> None:
     env = make_env(config("stacking"), num_envs=1, seed=0, render=False)
     played = [motions.read_motion(env, demo) for demo in demos.demos[:1]]
@@ -380,13 +388,12 @@ def test_what_lies_no_longer_where_it_was_put_is_put_there_anew(
     (placing,) = played[0].placings
     assert (placing.held, placing.prop) == (0, 1)
     assert placing.rests == pytest.approx((0.0, 0.045, 0.045), abs=0.012)
-    # The demonstration's own end, where one block lies on the other, or that block beside it.
+    # The demonstration's own end, where one block lies on the other, or that block elsewhere.
     state = torch.from_numpy(demos.demos[0].states[-1:]).clone()
-    if gone:
-        block = env.task._prop_qpos_ids[0]
-        state[0, block : block + 3] += torch.tensor([0.0, 0.1, -0.045])
+    block = env.task._prop_qpos_ids[0]
+    state[0, block : block + 3] += torch.tensor(offset)
     env.sim.reset(torch.zeros(1, dtype=torch.int64), state)
-    copy.step[0] = placing.step + 2
+    copy.step[0] = min(placing.step + after, copy.last[0])
     copy._act()
     before = played[0].again[placing.step - 1]
     assert (copy.step[0] == before) == gone and before < placing.step - 20
