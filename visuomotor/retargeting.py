@@ -38,7 +38,7 @@ from visuomotor.demonstrations import (
 )
 from visuomotor.envs import VisuomotorEnv, make_env, make_task, robot, source_of
 from visuomotor.envs.kinematics import HandMotion, planar
-from visuomotor.envs.tasks.task import TABLE
+from visuomotor.envs.tasks.task import TABLE, Task
 from visuomotor.motions import (
     BRIEF,
     FAR,
@@ -241,6 +241,7 @@ class _Retargeting:
         self.rng = rng
         n = env.num_envs
         self.worlds = np.arange(n)
+        self.heading = _usual_heading(env.task, motions)  # rad
         self.motions = self._chosen(motions)
         longest = max(len(motion.pos) for motion in self.motions)
         self.last = np.array([len(motion.pos) - 1 for motion in self.motions])
@@ -341,6 +342,9 @@ class _Retargeting:
             turns = np.arange(ways) * (2.0 * np.pi / ways)
             if by == "prop":
                 turns = turns + now[prop, 2] - then[2]
+                takes = _closing_axis(motion.mat[_take(motion, segment)])
+                nearest = int(np.abs(_wrap(takes + turns - self.heading)).argmin())
+                turns = turns[nearest : nearest + 1]
         return np.asarray(_wrap(turns))
 
     def _turn(
@@ -727,13 +731,32 @@ def _closing_axis(mat: np.ndarray) -> float:
     return float(np.arctan2(mat[1, 0], mat[0, 0]))
 
 
+def _take(motion: Motion, segment: Segment) -> int:
+    """The step at which the hand holds the segment's prop, or the last one where it does not."""
+    steps = np.arange(segment.begin, segment.end)
+    holds = steps[motion.held[steps] == segment.prop]
+    return int([*holds, steps[-1]][0])
+
+
+def _usual_heading(task: Task, motions: list[Motion]) -> float:
+    """rad: the mean direction of the axis along which a hand closes on what it can take in several
+    ways. Of these ways the one next to that is how all demonstrations do it: a policy does not know
+    after which one it acts."""
+    headings = [
+        _closing_axis(motion.mat[step])
+        for motion in motions
+        for segment in motion.segments
+        if segment.prop != TABLE and task.grasp_symmetry(segment.prop) > 1
+        if motion.press[step := _take(motion, segment)]
+    ]
+    return float(np.angle(np.exp(1j * np.array(headings)).sum())) if headings else 0.0
+
+
 def _past_neighbours(motion: Motion, segment: Segment, now: np.ndarray) -> float:
     """The turn (rad) by which a hand takes a prop with its closing axis as it was first, and, the
     closer the nearest neighbour is, the more across its direction: a finger would come down on it.
     now: (P + 1, 3), where the props are."""
-    steps = np.arange(segment.begin, segment.end)
-    holds = steps[motion.held[steps] == segment.prop]  # else it is by where the segment ends
-    came, takes = (_closing_axis(motion.mat[step]) for step in (0, [*holds, steps[-1]][0]))
+    came, takes = (_closing_axis(motion.mat[step]) for step in (0, _take(motion, segment)))
     turn = float(_wrap(came - takes))
     others = [i for i in np.flatnonzero(motion.present).tolist() if i != segment.prop]
     if others:
