@@ -32,9 +32,13 @@ PLACED = (0.010, 0.010, 0.25)  # m across, m in height, rad of turn: a toy there
 # The same, as a multiple, where the fingers already open, faster than this (rad/s): what is begun
 # is done.
 BEGUN = (2.0, 0.05)
-# rad: the hand's heading stays within a quarter of a turn of it. A toy is put into its box about
-# there; on the other side of 0 the arm's wrist is singular over the boxes, near its base.
+# rad: the hand's heading stays within a quarter of a turn of it where it puts a toy into its box.
+# On the other side of 0 the arm's wrist is singular over the boxes, near its base.
 HEADING = -torch.pi / 2
+# rad, the same where it takes one. Fingers have room along x, so most toys are taken at a heading
+# about 0, with which the hand begins. Within a quarter of a turn of HEADING that is at the border,
+# and who is not sure of a few degrees cannot tell 0 from half a turn.
+TAKES = -torch.pi / 4
 # Of the hand's way up, with fingers that are not open yet: a wall or a toy may be in their way.
 OPENING = 0.06
 REST = 0.16  # m of the pinch site when nothing is left to be done
@@ -63,7 +67,8 @@ class OrderFulfillmentExpert(Expert):
         firm = self._firm()
         held = around & firm
         place, yaw = self._place(toy)
-        turn = wrap(_heading_along(self._heading() + yaw - task.prop_yaw(toy)) - self._heading())
+        along = self._heading() + yaw - task.prop_yaw(toy)
+        turn = wrap(_heading_along(along, HEADING) - self._heading())
         low = RIM + LETS_GO + pos[:, 2] - pinch[:, 2]
         across = (place - pos)[:, :2].norm(dim=1)
         carried = self._carried(
@@ -98,7 +103,7 @@ class OrderFulfillmentExpert(Expert):
     def _toy_yaw(self, toy: Tensor) -> Tensor:
         """(N,) rad: heading of the closing axis, across the toy."""
         across = self._task.prop_yaw(toy) + torch.pi / 2
-        return _heading_along(across) + self._style.yaw_offset
+        return _heading_along(across, TAKES) + self._style.yaw_offset
 
     def _place(self, toy: Tensor) -> tuple[Tensor, Tensor]:
         """Where a toy is put (N, 3), as if it lay there, and its yaw (N,): along the box's shorter
@@ -118,6 +123,6 @@ class OrderFulfillmentExpert(Expert):
         return place, yaw + torch.pi / 2
 
 
-def _heading_along(axis: Tensor) -> Tensor:
-    """(N,) rad -> the heading of the two along this axis that a hand should have."""
-    return HEADING + wrap(2.0 * (axis - HEADING)) / 2.0
+def _heading_along(axis: Tensor, around: float) -> Tensor:
+    """(N,) rad -> the heading of the two along this axis that is nearer to one (rad)."""
+    return around + wrap(2.0 * (axis - around)) / 2.0
