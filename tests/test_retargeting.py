@@ -21,9 +21,10 @@ from visuomotor.config import Config, EnvConfig, RandomizationConfig
 from visuomotor.demonstrate import collect
 from visuomotor.demonstrations import Demonstration, Demonstrations
 from visuomotor.envs import TASKS, make_env
+from visuomotor.envs.tasks.task import TABLE
 from visuomotor.errors import UserError
 from visuomotor.replay import DemonstrationReplay
-from visuomotor.retargeting import _Retargeting, _weights, with_retargeted
+from visuomotor.retargeting import _Retargeting, _usual_heading, _weights, with_retargeted
 
 QUIET = RandomizationConfig(strength=0.0)
 
@@ -452,6 +453,26 @@ def test_a_motion_turns_with_what_its_task_says(by: str, expected: list[float]) 
     now = np.array([[0.0, 0.06, 0.5], [0.0, -0.1, 0.0], [0.0] * 3])
     motion, segment = first_motion(came=0.1, takes=0.4)
     assert _Retargeting._turns(carrying, motion, segment, now, 0.7) == pytest.approx(expected)
+
+
+def test_the_usual_heading_is_of_what_can_be_taken_in_several_ways() -> None:
+    ways = {0: 2, 1: 1}
+    task: Any = SimpleNamespace(grasp_symmetry=lambda prop: ways[prop])
+    taken = [first_motion(came=0.0, takes=takes) for takes in (3.0, -3.0, -2.6)]
+    pressing = np.array([False] * 5 + [True] * 4)
+    for motion, segment in taken:
+        motion.press, motion.segments = pressing, [segment]
+    elsewhere, segment = first_motion(came=0.0, takes=1.0)
+    elsewhere.press, elsewhere.segments = np.zeros(9, dtype=bool), [segment]  # it does not close
+    by_a_box, segment = first_motion(came=0.0, takes=1.0)
+    by_a_box.press, by_a_box.segments = pressing, [replace(segment, prop=1)]
+    by_the_table, segment = first_motion(came=0.0, takes=1.0)
+    by_the_table.press, by_the_table.segments = pressing, [replace(segment, prop=TABLE)]
+    played = [*(motion for motion, _ in taken), elsewhere, by_a_box, by_the_table]
+    # Directions, no numbers: 3.0 is -3.28.
+    expected = np.angle(np.exp(1j * np.array([3.0, -3.0, -2.6])).mean())
+    assert _usual_heading(task, played) == pytest.approx(expected)
+    assert _usual_heading(task, played[3:]) == 0.0
 
 
 @pytest.mark.parametrize(

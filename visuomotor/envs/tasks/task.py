@@ -42,8 +42,8 @@ class Task(ABC):
     # Turns about its vertical that leave a prop as it is: 4 for a cube; empty: 1 for every prop.
     prop_symmetry: tuple[int, ...] = ()
     # With what a hand's motion by each prop is turned where a demonstration is carried over to
-    # another start (visuomotor.retargeting): "prop", with that one, in the most alike of its
-    # symmetric ways; "ways", by one of these ways alone, as neighbours leave room, however that one
+    # another start (visuomotor.retargeting): "prop", with that one, of its symmetric ways in that
+    # which demonstrations use; "ways", by one of these alone, as neighbours leave room, however it
     # is turned; "neighbours", with where the nearest one stands, so that the hand closes across its
     # direction where it is close, and as it was at first where none is; "arm", with its direction
     # from the arm's base; "hand", not at all: as the hand comes. () for "prop". What demonstrations
