@@ -341,11 +341,12 @@ def test_what_comes_down_beside_its_place_is_put_there_after_all(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(retargeting, "STRAYS", {"open": (0.0, 25), "holding": (0.0, 10)})
     monkeypatch.setattr(retargeting, "FUMBLES", {"close": (0.0, 14), "let go": (0.0, 10)})
+    monkeypatch.setattr(retargeting, "LATE", (0.0, 8))
     monkeypatch.setattr(retargeting, "MISSES", (1.0, dropped))
     monkeypatch.setattr(retargeting, "MISSED_BY", (0.06, 0.07))
     monkeypatch.setattr(retargeting, "MAX_ATTEMPTS", 1)
-    made = with_retargeted(config("stacking"), demos, 16).demos[6:]
-    assert len(made) >= 8
+    made = with_retargeted(config("stacking"), demos, 32).demos[6:]
+    assert len(made) >= 16
     usual = np.median([len(demo.states) for demo in demos.demos])
     assert np.median([len(demo.states) for demo in made]) > usual + 5
     env = make_env(config("stacking"), num_envs=1, seed=0, render=False)
@@ -399,6 +400,38 @@ def test_what_lies_no_longer_where_it_was_put_is_put_there_anew(
     before = played[0].again[placing.step - 1]
     assert (copy.step[0] == before) == gone and before < placing.step - 20
     assert copy.anew[0] == gone
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_fingers_are_late(
+    share: float, demos: Demonstrations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked to let go, and to close, they stand still for some steps, and so does the hand."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(retargeting, "LATE", (share, 8))
+    for name in ("STRAYS", "FUMBLES"):
+        never = {kind: (0.0, length) for kind, (_, length) in getattr(retargeting, name).items()}
+        monkeypatch.setattr(retargeting, name, never)
+    monkeypatch.setattr(retargeting, "MISSES", (0.0, 0.0))
+    monkeypatch.setattr(retargeting, "FINGER_TREMBLING", 0.0)
+    made = with_retargeted(config("stacking"), demos, 16).demos[6:]
+    env = make_env(config("stacking"), num_envs=1, seed=0, render=False)
+    fingers = env.jaco.qpos_ids[6:].numpy()
+    waits: dict[str, list[int]] = {"opens": [], "closes": []}
+    for demo in made:
+        asked = demo.actions[:, 6:].mean(axis=1)
+        moved = np.append(np.diff(demo.states[:, fingers].mean(axis=1)), 0.0)  # rad
+        for kind, sign in (("opens", -1.0), ("closes", 1.0)):
+            wants = sign * asked > 0.9
+            for begin in np.flatnonzero(wants[1:] & ~wants[:-1]) + 1:
+                moves = np.flatnonzero(sign * moved[begin : begin + 12] > 0.02)
+                if len(moves) > 0:
+                    waits[kind].append(int(moves[0]))
+    for kind, steps in waits.items():
+        assert len(steps) >= len(made), kind
+        # All that are late wait for 1 to 8 steps, and all else at most for the motors.
+        assert (np.median(steps) >= 3) == (share == 1.0), (kind, steps)
+        assert max(steps) <= 10, (kind, steps)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

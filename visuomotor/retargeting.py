@@ -10,7 +10,8 @@ missed a block hovers over it with closed fingers. So the hand is made to fumble
 close on the way to a prop, or let go of it. What was asked for is kept, not the fumble, and what is
 asked for then is to open the hand, to go up, and to do the same again from where things are now. It
 also strays: it is carried off for a second and comes back, which a policy must know how to do that
-finds itself where no demonstration was. And it misses: what it puts somewhere comes down beside
+finds itself where no demonstration was. Its fingers are late: they stand still for some steps when
+they should close or open. And it misses: what it puts somewhere comes down beside
 that place, where it is caught on an edge, or dropped. What is asked for then is to bring it over
 that place, the higher the further it is aside, and down again.
 """
@@ -81,6 +82,10 @@ FINGER_TREMBLING = 2.0  # the same for fingers, as a multiple
 # What goes wrong on purpose: in this share of episodes the fingers close on the way to a prop, in
 # this one they let go of what they hold; so many control steps long.
 FUMBLES = {"close": (0.4, 14), "let go": (0.3, 10)}
+# Fingers that are to close, or to open, do not yet: in this share of these times, for so many
+# control steps at most. Else fingers move already in all of a copy's steps but one in which they
+# are to let go, and a clone holds on to what its fingers hold still.
+LATE = (0.5, 8)
 # A hand is carried off: once in this share of the stretches in which it is open, or holds, for so
 # many control steps; as fast, at most (m/s, rad/s), and at this share of that downwards.
 STRAYS = {"open": (0.25, 25), "holding": (0.15, 10)}
@@ -274,6 +279,8 @@ class _Retargeting:
         self.fumbles = [self._fumble(motion) for motion in self.motions]
         self.fumbling = np.zeros(n, dtype=np.int64)  # control steps left of it
         self.closing = np.zeros(n, dtype=bool)  # ... in which the fingers close
+        self.pressing = np.zeros(n, dtype=bool)  # what is asked of the fingers
+        self.late = np.zeros(n, dtype=np.int64)  # control steps left in which they do not heed it
         self.strays = [self._strays(motion) for motion in self.motions]
         self.straying = np.zeros(n, dtype=np.int64)  # control steps left of it
         self.drift = torch.zeros(n, 6, dtype=torch.float64)  # m/s, rad/s: ... which carries it off
@@ -464,6 +471,9 @@ class _Retargeting:
     def _fumbled(self) -> Tensor:
         """(N, 1): what the fingers do of themselves; nan where they do what they are asked for."""
         closes = torch.full((len(self.worlds), 1), torch.nan)
+        for world in np.flatnonzero(self.late > 0).tolist():
+            self.late[world] -= 1
+            closes[world] = 0.0 if self.pressing[world] else float(self.hold[world])
         for world, (kind, step) in enumerate(self.fumbles):
             if kind and self.step[world] >= step and not self.over[world]:
                 self.fumbling[world] = FUMBLES[kind][1]
@@ -563,8 +573,10 @@ class _Retargeting:
         takes = ~self.press[worlds, self.step] & self.press[worlds, following]
         takes &= far.squeeze(1).numpy() > THERE
         lags |= takes
-        waits = self.over | (self.straying > 0) | (lags & (self.waited < PATIENCE))
-        waits |= raised & (self.waited < RAISED)
+        press = self.press[worlds, self.step] & ~self.over
+        self._hesitate(press)
+        waits = self.over | (self.straying > 0) | (self.late > 0)
+        waits |= (lags & (self.waited < PATIENCE)) | (raised & (self.waited < RAISED))
         goes_on = torch.from_numpy(~waits).unsqueeze(1)
         linear = POSITION_GAIN * missing + goes_on * forward / self.env.control_dt
         linear[:, 2] = linear[:, 2].minimum(torch.from_numpy(sinking))
@@ -580,15 +592,21 @@ class _Retargeting:
         arm = self.hand.arm_action(twist)
         opening = FINGER_GAIN * (self.aim[worlds, self.step] - fingers)
         opening = (opening / robot.FINGER_MAX_VELOCITY).clip(-1.0, 1.0)
-        press = self.press[worlds, self.step] & ~self.over
         closed = fingers.mean(axis=1) > FIRM[1] * self.aim[worlds, self.step].mean(axis=1)
         closing = np.where(closed & (speed < FIRM[0]), self.hold, 1.0)
         asked = torch.from_numpy(np.where(press[:, None], closing[:, None], opening))
         # Hands that stray and fingers that fumble may take their time.
-        busy = (self.fumbling > 0) | (self.straying > 0)
+        busy = (self.fumbling > 0) | (self.straying > 0) | (self.late > 0)
         self.waited = np.where(waits & ~busy, self.waited + 1, 0)
         self._advance(np.where(waits, self.step, following))
         return torch.cat((arm, asked), dim=1).float().clamp(-1.0, 1.0)
+
+    def _hesitate(self, press: np.ndarray) -> None:
+        """press: (N,) bool, asked of the fingers now."""
+        for world in np.flatnonzero(press != self.pressing).tolist():
+            hesitates = self.rng.random() < LATE[0]
+            self.late[world] = self.rng.integers(1, LATE[1] + 1) if hesitates else 0
+        self.pressing = press
 
     def _slipped(self) -> np.ndarray:
         """(N, 3) m: how much further the hand must go so that what it holds comes to where it was
