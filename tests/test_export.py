@@ -296,6 +296,14 @@ def test_a_run_that_still_trains_its_teacher_has_no_policy(tmp_path: Path):
         policy_files.load_policy(str(run))
 
 
+def test_a_run_of_a_teacher_alone_has_no_policy(tmp_path: Path):
+    run = _run(tmp_path / "run", {"phase": "teacher"})
+    alone = replace(CONFIG, distill=replace(CONFIG.distill, dagger_steps=0))
+    (run / "config.yaml").write_text(to_yaml(alone))
+    with pytest.raises(UserError, match=r"teacher alone .* distill\.teacher_run=.*/run$"):
+        policy_files.load_policy(str(run))
+
+
 def test_weights_of_another_size_are_refused_in_one_line(tmp_path: Path):
     small = make_actor(replace(CONFIG, actor=replace(CONFIG.actor, hidden_dim=8)), 6)
     run = _run(tmp_path / "run", {"policy": {"actor": small.state_dict()}})

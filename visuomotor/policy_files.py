@@ -272,6 +272,11 @@ def _run_actor(folder: Path) -> tuple[PixelActor, Config, dict[str, Any]]:
     for note in notes:
         print(note, file=sys.stderr)
     weights = state.get("policy", {}).get("actor")
+    if weights is None and config.distill.dagger_steps == 0:
+        raise UserError(
+            f"{folder} has no pixel policy: it trains a teacher alone (distill.dagger_steps=0); "
+            f"train one that learns from it with distill.teacher_run={folder}"
+        )
     if weights is None:
         raise UserError(
             f"{folder} has no pixel policy yet: at env step {step} it still trains its teacher; "
