@@ -196,8 +196,8 @@ def test_an_arm_and_a_camera_on_dds_are_looked_at_and_sent_nothing(
     from tests.dds_arm import DdsArm
 
     settings = tmp_path / "arm.yaml"
-    settings.write_text("domain: 94\n")
-    arm = DdsArm(94, command="/forward_velocity_controller/commands")
+    settings.write_text("domain: 92\n")
+    arm = DdsArm(92, command="/forward_velocity_controller/commands")
     try:
         monkeypatch.setattr("sys.stdin", io.StringIO("\nq\n"))
         argv = [f"out={tmp_path}/shots", "camera=topic:/image", "arm=ros2"]
