@@ -272,7 +272,7 @@ def _run_actor(folder: Path) -> tuple[PixelActor, Config, dict[str, Any]]:
     for note in notes:
         print(note, file=sys.stderr)
     weights = state.get("policy", {}).get("actor")
-    if weights is None and config.distill.dagger_steps == 0:
+    if weights is None and config.distill.dagger_steps == config.distill.finetuning == 0:
         raise UserError(
             f"{folder} has no pixel policy: it trains a teacher alone (distill.dagger_steps=0); "
             f"train one that learns from it with distill.teacher_run={folder}"
