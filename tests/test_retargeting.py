@@ -24,7 +24,13 @@ from visuomotor.envs import TASKS, make_env
 from visuomotor.envs.tasks.task import TABLE
 from visuomotor.errors import UserError
 from visuomotor.replay import DemonstrationReplay
-from visuomotor.retargeting import _Retargeting, _usual_heading, _weights, with_retargeted
+from visuomotor.retargeting import (
+    _Retargeting,
+    _Served,
+    _usual_heading,
+    _weights,
+    with_retargeted,
+)
 
 QUIET = RandomizationConfig(strength=0.0)
 
@@ -118,7 +124,8 @@ def test_what_is_kept_is_an_episode_of_the_simulator(more: Demonstrations) -> No
                 arm = env.jaco.qpos_ids[:6].numpy()
                 moved = env.sim.get_state(only)[0].numpy()[arm]
                 errors[scale] += float(np.abs(moved - demo.states[step + 1][arm]).mean())
-        assert errors[1.0] < 0.6 * errors[0.0] < 0.6 * errors[-1.0]
+        # Where the hand is carried off it does something else.
+        assert errors[1.0] < 0.7 * errors[0.0] < 0.7 * errors[-1.0]
 
 
 def test_starts_are_new_ones(demos: Demonstrations, more: Demonstrations) -> None:
@@ -343,6 +350,7 @@ def test_what_comes_down_beside_its_place_is_put_there_after_all(
     monkeypatch.setattr(retargeting, "FUMBLES", {"close": (0.0, 14), "let go": (0.0, 10)})
     monkeypatch.setattr(retargeting, "LATE", (0.0, 8))
     monkeypatch.setattr(retargeting, "MISSES", (1.0, dropped))
+    monkeypatch.setattr(retargeting, "MISSED_BEFORE", (16, 10))  # before it may be let go
     monkeypatch.setattr(retargeting, "MISSED_BY", (0.06, 0.07))
     monkeypatch.setattr(retargeting, "MAX_ATTEMPTS", 1)
     made = with_retargeted(config("stacking"), demos, 32).demos[6:]
@@ -368,6 +376,33 @@ def test_what_comes_down_beside_its_place_is_put_there_after_all(
         assert fell >= 0.3 * len(made)
     else:
         assert came_up >= 0.5 * missed and fell <= 0.2 * len(made)
+
+
+def test_a_hand_that_takes_its_place_along_does_not_rise_for_ever(demos: Demonstrations) -> None:
+    """It is asked up by how high it is over its place, which rises with it where both hang
+    together: to where it came down from and FUNNEL's height above, and it does not wait longer
+    than RAISED."""
+    env = make_env(config("stacking"), num_envs=1, seed=0, render=False)
+    played = [motions.read_motion(env, demo) for demo in demos.demos[:1]]
+    motions.agree(played)
+    env.reset()
+    copy = _Retargeting(env, played, np.random.default_rng(0))
+    (placing,) = played[0].placings
+    copy.step[0] = placing.step - 2
+    copy._bend(0, int(np.flatnonzero(copy.segment[0] == copy.segment[0, copy.step[0]])[0]))
+    # Held beside the other block, at its height, both as high as the hand can be.
+    state = torch.from_numpy(demos.demos[0].states[copy.step][:1]).clone()
+    ids = env.task._prop_qpos_ids
+    state[0, ids[1] : ids[1] + 3] = state[0, ids[0] : ids[0] + 3] + torch.tensor([0.06, 0.0, 0.0])
+    env.sim.reset(torch.zeros(1, dtype=torch.int64), state)
+    lowest, _ = copy._coming_down()
+    hand = float(copy.hand.pos()[0, 2])
+    came = float(copy.pos[0, played[0].down[placing.step - 1], 2])
+    assert hand < lowest[0] <= came + retargeting.FUNNEL[2] + 1e-6
+    before = int(copy.step[0])
+    for _ in range(retargeting.RAISED + retargeting.PATIENCE + 2):
+        copy._act()
+    assert copy.step[0] != before
 
 
 @pytest.mark.parametrize(
@@ -529,6 +564,22 @@ def test_a_hand_closes_across_the_direction_of_a_close_neighbour(
     assert 0.4 + turn == pytest.approx(closing)
     motion.present[1] = False
     assert _Retargeting._turns(carrying, motion, segment, now, 0.0) == pytest.approx([0.1 - 0.4])
+
+
+def test_a_motion_that_seldom_serves_is_not_carried_over_any_more() -> None:
+    def motion(present: list[bool], order: tuple[int, ...]) -> Any:
+        return SimpleNamespace(present=np.array(present), order=order)
+
+    good, bad = motion([True, True], (0, 1)), motion([True, True], (0, 1))
+    other = motion([True, True], (1, 0))
+    alone = motion([True, False], (0,))
+    served = _Served([good, bad, other, alone])
+    enough = retargeting.SELDOM[0]
+    for tried in range(enough):
+        assert served.motions() == [good, bad, other, alone], tried
+        # Bad ones go wrong more often than not, and of one kind there is no other.
+        served.note([good, bad, other, alone], [tried % 2 == 0, tried == 0, True, False])
+    assert served.motions() == [good, other, alone]
 
 
 def test_no_expert_takes_part() -> None:

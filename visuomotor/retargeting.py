@@ -58,6 +58,9 @@ from visuomotor.replay import check_states
 MAX_WORLDS = 64
 MAX_ATTEMPTS = 4  # episodes tried for one that is wanted, at most
 NEAREST = 4  # of the demonstrations, by how alike the start is, from which one is drawn
+# A motion that was tried so many times, and of which a smaller share went well, is not carried over
+# any more, if others serve: in a demonstration, too, things go wrong and are put right by chance.
+SELDOM = (6, 0.5)
 YAW_WEIGHT = 0.05  # m/rad, in that likeness
 # How much it counts, in that likeness, that another prop stands elsewhere; one that is nearer than
 # so much (m) counts more, over a range (m), up to 1, and turns the hand as much ("neighbours").
@@ -189,17 +192,49 @@ def _make(
     agree(played)
     starts = _Starts(env, played)
     env.reset_sampler = starts
+    served = _Served(played)
     made: list[Demonstration] = []
     rng = np.random.default_rng([SEED, _NOISE])
     env.reset()
     for _ in range(-(-MAX_ATTEMPTS * count // env.num_envs)):
         if len(made) >= count:
             break
-        episodes, failed = _Retargeting(env, played, rng).episodes()
+        copies = _Retargeting(env, served.motions(), rng)
+        episodes, failed = copies.episodes()
+        served.note(copies.motions, copies.went_well)
         made += episodes
         starts.again(failed)
         progress(min(count, len(made)))
     return made[:count]
+
+
+class _Served:
+    """How often each motion went well elsewhere."""
+
+    def __init__(self, motions: list[Motion]):
+        self._motions = motions
+        self._tried = dict.fromkeys(map(id, motions), 0)
+        self._well = dict.fromkeys(map(id, motions), 0)
+
+    def note(self, motions: list[Motion], well: list[bool]) -> None:
+        for motion, went_well in zip(motions, well, strict=True):
+            self._tried[id(motion)] += 1
+            self._well[id(motion)] += went_well
+
+    def motions(self) -> list[Motion]:
+        """Of those by the same props, in the same order, the ones that serve, or all."""
+        alike: dict[tuple[bytes, tuple[int, ...]], list[Motion]] = {}
+        for motion in self._motions:
+            alike.setdefault((motion.present.tobytes(), motion.order), []).append(motion)
+        kept = []
+        for group in alike.values():
+            serve = [motion for motion in group if not self._seldom(motion)]
+            kept += serve or group
+        return kept
+
+    def _seldom(self, motion: Motion) -> bool:
+        tried = self._tried[id(motion)]
+        return tried >= SELDOM[0] and self._well[id(motion)] < SELDOM[1] * tried
 
 
 class _Starts:
@@ -266,6 +301,7 @@ class _Retargeting:
         self.moves_by = np.zeros((n, longest), dtype=np.int64)  # prop
         self.step = np.zeros(n, dtype=np.int64)  # of each world's motion
         self.waited = np.zeros(n, dtype=np.int64)
+        self.raised = np.zeros(n, dtype=np.int64)  # control steps
         self.turned = np.zeros(n)  # rad, of the motion as it is bent now
         self.over = np.zeros(n, dtype=bool)  # starting over: opens the hand and goes up
         for world, motion in enumerate(self.motions):
@@ -397,8 +433,9 @@ class _Retargeting:
             chosen.append(known[int(self.rng.choice(alike))])
         return chosen
 
-    def _bend(self, world: int, begin: int) -> None:
-        """Writes where the hand goes from this step of a segment on, which begins now."""
+    def _bend(self, world: int, begin: int, at_once: bool = False) -> None:
+        """Writes where the hand goes from this step of a segment on, which begins now: from where
+        it is, or `at_once` from where it should be."""
         motion = self.motions[world]
         segment = motion.segments[int(self.segment[world, begin])]
         rows = slice(begin, segment.end)
@@ -409,7 +446,7 @@ class _Retargeting:
         there = path.copy()
         there[:, :2] = (path[:, :2] - then) @ planar(turn).T + now
         shift = self.hand.pos()[world].numpy() - path[0]
-        bent = _weights(path)
+        bent = np.ones(len(path)) if at_once else _weights(path)
         self.pos[world, rows] = (
             path + (1.0 - bent[:, None]) * shift + bent[:, None] * (there - path)
         )
@@ -458,6 +495,7 @@ class _Retargeting:
                 since[world], undone[world], begins[world] = 0, 0, number + 1
         stacked = {name: torch.stack(values, dim=1).numpy() for name, values in columns.items()}
         made, failed = [], []
+        self.went_well = [False] * env.num_envs
         for world in everyone.tolist():
             part = {name: values[world] for name, values in stacked.items()}
             episode = successful_episode(part, seeds[world])
@@ -466,6 +504,7 @@ class _Retargeting:
                 failed.append(part["states"][0])
             else:
                 made.append(episode)
+                self.went_well[world] = True
         return made, failed
 
     def _fumbled(self) -> Tensor:
@@ -491,7 +530,9 @@ class _Retargeting:
         beside = self._lying()[0] > self.lies[self.worlds, self.step, 0] + DROPS
         for world in np.flatnonzero(strays & (self.straying == 0)).tolist():
             if not self.over[world] and not self.aside[world]:
-                self._bend(world, int(self.step[world]))
+                step = int(self.step[world])
+                # What comes down beside its place is asked to go over it, and waits for that.
+                self._bend(world, step, at_once=bool(self.down[world, step] <= step))
             self.aside[world] = False
             if self.drops[world] and beside[world]:
                 self.closing[world] = False
@@ -545,7 +586,11 @@ class _Retargeting:
         aside = (across - self.lies[worlds, step, 0] - FUNNEL[0]).clip(0.0)
         higher = self.lies[worlds, step, 1] + np.minimum(FUNNEL[1] * aside, FUNNEL[2]) - height
         down = (self.down[worlds, step] <= step) & ~self.over
-        lowest = np.where(down & (aside > 0.0), self.hand.pos().numpy()[:, 2] + higher, -np.inf)
+        # No higher than from where it came: it may have taken along what it should be put on.
+        begin = np.minimum(self.down[worlds, step], self.last)
+        highest = self.pos[worlds, begin, 2] + FUNNEL[2]
+        above = np.minimum(self.hand.pos().numpy()[:, 2] + higher, highest)
+        lowest = np.where(down & (aside > 0.0), above, -np.inf)
         return lowest, np.where(down & (aside == 0.0), -SINKING, np.inf)
 
     def _act(self) -> Tensor:
@@ -576,7 +621,9 @@ class _Retargeting:
         press = self.press[worlds, self.step] & ~self.over
         self._hesitate(press)
         waits = self.over | (self.straying > 0) | (self.late > 0)
-        waits |= (lags & (self.waited < PATIENCE)) | (raised & (self.waited < RAISED))
+        self.raised = np.where(raised, self.raised + 1, 0)
+        raised &= self.raised <= RAISED
+        waits |= (lags & (self.waited < PATIENCE)) | raised
         goes_on = torch.from_numpy(~waits).unsqueeze(1)
         linear = POSITION_GAIN * missing + goes_on * forward / self.env.control_dt
         linear[:, 2] = linear[:, 2].minimum(torch.from_numpy(sinking))
@@ -597,7 +644,7 @@ class _Retargeting:
         asked = torch.from_numpy(np.where(press[:, None], closing[:, None], opening))
         # Hands that stray and fingers that fumble may take their time.
         busy = (self.fumbling > 0) | (self.straying > 0) | (self.late > 0)
-        self.waited = np.where(waits & ~busy, self.waited + 1, 0)
+        self.waited = np.where(waits & ~busy & ~raised, self.waited + 1, 0)
         self._advance(np.where(waits, self.step, following))
         return torch.cat((arm, asked), dim=1).float().clamp(-1.0, 1.0)
 
