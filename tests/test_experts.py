@@ -16,7 +16,6 @@ from visuomotor.config import Config, RandomizationConfig
 from visuomotor.envs import TASKS, VisuomotorEnv, make_env, robot
 from visuomotor.envs.kinematics import DAMPING, POSTURE_GAIN, POSTURE_JOINT
 from visuomotor.experts import Expert, make_expert
-from visuomotor.scripted import expert as expert_module
 
 PACKAGE = Path(experts.__file__).parent
 WORLDS = 8  # of a quick episode
@@ -78,28 +77,6 @@ def episode(request: pytest.FixtureRequest) -> Episode:
             seen.append((env.sim.get_state(torch.arange(WORLDS)), actions[-1]))
         success.append(env.step(actions[-1]).success)
     return Episode(env, expert, torch.stack(actions), torch.stack(success), seen)
-
-
-@pytest.mark.parametrize("task", ["stacking", "clearing_box", "order_fulfillment"])
-def test_an_open_hand_closes_where_it_takes_hold_and_no_higher(task: str) -> None:
-    env = _env(task, WORLDS)
-    expert = make_expert(env, seed=0)
-    fingers = env.jaco.qpos_ids[6:]
-    low: list[torch.Tensor] = []
-    for _ in range(120):
-        still = env.sim.data("qvel")[:, env.jaco.dof_ids[6:]].abs().amax(dim=1) < 0.02
-        open_ = env.sim.data("qpos")[:, fingers].mean(dim=1) < 0.5
-        offsets = [env.task.pinch_pos() - env.task.prop_pos(i) for i in range(len(env.task.props))]
-        nearest = torch.stack(offsets, dim=1)
-        nearest = nearest[torch.arange(WORLDS), nearest.norm(dim=2).argmin(dim=1)]
-        action = expert.act()
-        begins = open_ & still & (action[:, 6:].mean(dim=1) > 0.9)
-        low.append(nearest[begins])
-        env.step(action)
-    height = torch.cat(low)[:, 2]
-    assert len(height) >= WORLDS
-    # Where it takes hold is up to 6 mm above the middle, by the episode's style 3 mm more.
-    assert float(height.max()) < 0.006 + 0.003 + expert_module.CLOSES + 0.001
 
 
 def test_it_succeeds_from_nominal_starts_with_valid_actions(episode):

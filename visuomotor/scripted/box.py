@@ -36,7 +36,7 @@ class ClearingBoxExpert(Expert):
     def _with_car(self) -> Goal:
         car, box = self._task.prop_pos(0), self._task.prop_pos(1)
         mat = down(self._grasp_yaw(0))
-        target, around = self._above_grasp(self._grasp_point(0), mat, NARROW)
+        target, around = self._above_grasp(self._grasp_point(0), mat)
         held = around & self._firm()
         heights = self._task.rest_heights()
         place = box + self._style.place_offset
@@ -52,7 +52,7 @@ class ClearingBoxExpert(Expert):
     def _with_box(self) -> Goal:
         pinch = self._task.pinch_pos()
         mat = down(self._grasp_yaw(1))
-        target, around = self._above_grasp(self._grasp_point(1), mat, WIDE)
+        target, around = self._above_grasp(self._grasp_point(1), mat)
         held = around & self._firm(BOX_FIRM)
         # Not down before the fingers are open.
         target = rows(around, target, pinch + self._free(WIDE).unsqueeze(1) * (target - pinch))

@@ -34,12 +34,8 @@ FUNNEL = (0.006, 0.036)
 TURN_FUNNEL = (0.1, 0.4)
 # A prop is between the fingers, m: horizontally, and in height.
 AROUND = (0.02, 0.015)
-# m in height within which an open hand begins to close. Where it closed all the way down from
-# AROUND, copies and their clones closed up there, half above what they should take.
-CLOSES = 0.005
 # ... and they hold it: closed beyond this angle (rad), and slower than this (rad/s).
 FIRM = (0.6, 0.12)
-MOVING = 0.05  # rad/s of fingers that are on their way
 CLEARANCE = 0.012  # m of a carried prop's centre above where it will lie, before it moves sideways
 RETREAT = 0.09  # m, straight up from what was let go
 LET_GO = 0.15  # rad that a finger may still miss of OPEN when the hand goes up
@@ -134,11 +130,6 @@ class Expert(ABC):
         """(N,) 1.0 where the fingers are open, to an angle [rad]."""
         return (self._fingers().amax(dim=1) < opening + LET_GO).double()
 
-    def _closing(self, opening: float) -> Tensor:
-        """(N,) bool: the fingers are more closed than an angle [rad], or on their way."""
-        speed = self._sim.data("qvel")[:, self._jaco.dof_ids[6:]].mean(dim=1)
-        return (self._free(opening) == 0.0) | (speed > MOVING)
-
     def _heading(self) -> Tensor:
         """(N,) rad: direction of the hand's closing axis, the pinch site's x, on the table."""
         return self._task.hand_yaw()
@@ -163,17 +154,13 @@ class Expert(ABC):
         chosen = candidates.gather(1, best.unsqueeze(1)).squeeze(1)
         return chosen + self._style.yaw_offset
 
-    def _above_grasp(
-        self, grasp: Tensor, mat: Tensor, opening: float = OPEN
-    ) -> tuple[Tensor, Tensor]:
+    def _above_grasp(self, grasp: Tensor, mat: Tensor) -> tuple[Tensor, Tensor]:
         """Where the pinch site goes to come to `grasp` (N, 3) from above with the axes `mat`
-        (N, 3, 3), and with fingers opened to an angle [rad]: (N, 3), and whether it is there
-        (N,)."""
+        (N, 3, 3): (N, 3), and whether it is there (N,)."""
         offset = grasp - self._task.pinch_pos()
         across = offset[:, :2].norm(dim=1)
         turn = self._hand.rotation_to(mat).norm(dim=1)
-        deep = torch.where(self._closing(opening), AROUND[1], CLOSES)
-        around = (across < AROUND[0]) & (offset[:, 2].abs() < deep)
+        around = (across < AROUND[0]) & (offset[:, 2].abs() < AROUND[1])
         height = torch.maximum(rise(across, FUNNEL), rise(turn, TURN_FUNNEL))
         target = grasp.clone()
         target[:, 2] += torch.where(around, 0.0, self._style.hover * height)
