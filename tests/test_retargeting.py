@@ -20,7 +20,7 @@ from visuomotor import motions, retargeting
 from visuomotor.config import Config, EnvConfig, RandomizationConfig
 from visuomotor.demonstrate import collect
 from visuomotor.demonstrations import Demonstration, Demonstrations
-from visuomotor.envs import TASKS, make_env
+from visuomotor.envs import TASKS, VisuomotorEnv, make_env
 from visuomotor.envs.tasks.task import TABLE
 from visuomotor.errors import UserError
 from visuomotor.replay import DemonstrationReplay
@@ -124,8 +124,7 @@ def test_what_is_kept_is_an_episode_of_the_simulator(more: Demonstrations) -> No
                 arm = env.jaco.qpos_ids[:6].numpy()
                 moved = env.sim.get_state(only)[0].numpy()[arm]
                 errors[scale] += float(np.abs(moved - demo.states[step + 1][arm]).mean())
-        # Where the hand is carried off it does something else.
-        assert errors[1.0] < 0.7 * errors[0.0] < 0.7 * errors[-1.0]
+        assert errors[1.0] < 0.6 * errors[0.0] < 0.6 * errors[-1.0]
 
 
 def test_starts_are_new_ones(demos: Demonstrations, more: Demonstrations) -> None:
@@ -350,7 +349,6 @@ def test_what_comes_down_beside_its_place_is_put_there_after_all(
     monkeypatch.setattr(retargeting, "FUMBLES", {"close": (0.0, 14), "let go": (0.0, 10)})
     monkeypatch.setattr(retargeting, "LATE", (0.0, 8))
     monkeypatch.setattr(retargeting, "MISSES", (1.0, dropped))
-    monkeypatch.setattr(retargeting, "MISSED_BEFORE", (16, 10))  # before it may be let go
     monkeypatch.setattr(retargeting, "MISSED_BY", (0.06, 0.07))
     monkeypatch.setattr(retargeting, "MAX_ATTEMPTS", 1)
     made = with_retargeted(config("stacking"), demos, 32).demos[6:]
@@ -378,16 +376,21 @@ def test_what_comes_down_beside_its_place_is_put_there_after_all(
         assert came_up >= 0.5 * missed and fell <= 0.2 * len(made)
 
 
-def test_a_hand_that_takes_its_place_along_does_not_rise_for_ever(demos: Demonstrations) -> None:
-    """It is asked up by how high it is over its place, which rises with it where both hang
-    together: to where it came down from and FUNNEL's height above, and it does not wait longer
-    than RAISED."""
+def first_copy(demos: Demonstrations) -> tuple[VisuomotorEnv, motions.Motion, _Retargeting]:
+    """The first demonstration, about to be played in another start."""
     env = make_env(config("stacking"), num_envs=1, seed=0, render=False)
     played = [motions.read_motion(env, demo) for demo in demos.demos[:1]]
     motions.agree(played)
     env.reset()
-    copy = _Retargeting(env, played, np.random.default_rng(0))
-    (placing,) = played[0].placings
+    return env, played[0], _Retargeting(env, played, np.random.default_rng(0))
+
+
+def test_a_hand_that_takes_its_place_along_does_not_rise_for_ever(demos: Demonstrations) -> None:
+    """It is asked up by how high it is over its place, which rises with it where both hang
+    together: to where it came down from and FUNNEL's height above, and it does not wait longer
+    than RAISED."""
+    env, motion, copy = first_copy(demos)
+    (placing,) = motion.placings
     copy.step[0] = placing.step - 2
     copy._bend(0, int(np.flatnonzero(copy.segment[0] == copy.segment[0, copy.step[0]])[0]))
     # Held beside the other block, at its height, both as high as the hand can be.
@@ -397,7 +400,7 @@ def test_a_hand_that_takes_its_place_along_does_not_rise_for_ever(demos: Demonst
     env.sim.reset(torch.zeros(1, dtype=torch.int64), state)
     lowest, _ = copy._coming_down()
     hand = float(copy.hand.pos()[0, 2])
-    came = float(copy.pos[0, played[0].down[placing.step - 1], 2])
+    came = float(copy.pos[0, motion.down[placing.step - 1], 2])
     assert hand < lowest[0] <= came + retargeting.FUNNEL[2] + 1e-6
     before = int(copy.step[0])
     for _ in range(retargeting.RAISED + retargeting.PATIENCE + 2):
@@ -417,12 +420,8 @@ def test_a_hand_that_takes_its_place_along_does_not_rise_for_ever(demos: Demonst
 def test_what_lies_no_longer_where_it_was_put_is_put_there_anew(
     offset: list[float], after: int, gone: bool, demos: Demonstrations
 ) -> None:
-    env = make_env(config("stacking"), num_envs=1, seed=0, render=False)
-    played = [motions.read_motion(env, demo) for demo in demos.demos[:1]]
-    motions.agree(played)
-    env.reset()
-    copy = _Retargeting(env, played, np.random.default_rng(0))
-    (placing,) = played[0].placings
+    env, motion, copy = first_copy(demos)
+    (placing,) = motion.placings
     assert (placing.held, placing.prop) == (0, 1)
     assert placing.rests == pytest.approx((0.0, 0.045, 0.045), abs=0.012)
     # The demonstration's own end, where one block lies on the other, or that block elsewhere.
@@ -432,7 +431,7 @@ def test_what_lies_no_longer_where_it_was_put_is_put_there_anew(
     env.sim.reset(torch.zeros(1, dtype=torch.int64), state)
     copy.step[0] = min(placing.step + after, copy.last[0])
     copy._act()
-    before = played[0].again[placing.step - 1]
+    before = motion.again[placing.step - 1]
     assert (copy.step[0] == before) == gone and before < placing.step - 20
     assert copy.anew[0] == gone
 

@@ -324,6 +324,7 @@ class _Retargeting:
         self.aside = np.zeros(n, dtype=bool)  # strays because of one of these
         self.drops = np.zeros(n, dtype=bool)  # ... and drops what it holds then
         self.anew = np.zeros(n, dtype=np.int64)  # times that it put something anew
+        self.went_well = [False] * n  # once they are played
 
     def _fumble(self, motion: Motion) -> tuple[str, int]:
         """What goes wrong in an episode, and at which step of the motion."""
@@ -495,7 +496,6 @@ class _Retargeting:
                 since[world], undone[world], begins[world] = 0, 0, number + 1
         stacked = {name: torch.stack(values, dim=1).numpy() for name, values in columns.items()}
         made, failed = [], []
-        self.went_well = [False] * env.num_envs
         for world in everyone.tolist():
             part = {name: values[world] for name, values in stacked.items()}
             episode = successful_episode(part, seeds[world])
