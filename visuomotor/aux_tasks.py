@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from visuomotor.networks import Normalizer, mlp
+from visuomotor.networks import Normalizer, mlp, shrink_output
 
 BUMP = 0.6  # cells, the deviation of the bump that is drawn at a thing's place
 MAP_WEIGHT = 10.0  # of the maps' loss beside the positions'; most cells are empty and soon learned
@@ -133,6 +133,27 @@ class AuxHeads(nn.Module):
     def scale(self) -> Tensor:
         """(K,) metres: the deviation of each target, in which `aux_loss` counts errors."""
         return self.normalizer.std
+
+
+class FusedHeads(nn.Module):
+    """What the heads see, put right by what the joints tell: an MLP from both to a correction.
+
+    A picture does not tell where its camera stands, nor how old it is. The joints do, in part: they
+    say where the hand is that the picture shows, and how fast it moves.
+    """
+
+    def __init__(
+        self, *, target_dim: int, proprio_dim: int, hidden_sizes: Sequence[int] = (128, 128)
+    ) -> None:
+        super().__init__()
+        self.net = mlp((target_dim + proprio_dim, *hidden_sizes, target_dim), nn.ELU)
+        # At first nothing is corrected: an actor may get these heads at any time.
+        shrink_output(self.net[-1], 0.0)
+
+    def forward(self, answers: Tensor, proprio: Tensor) -> Tensor:
+        """answers (..., K) in deviations, proprio (..., P) normalized -> (..., K) in deviations."""
+        corrected: Tensor = answers + self.net(torch.cat((answers, proprio), dim=-1))
+        return corrected
 
 
 def aux_loss(

@@ -122,6 +122,9 @@ class ActorConfig:
     # Whether it also reads how far these things are from its hand, as the joints tell where that is
     # now: a picture is up to 0.25 s old.
     from_hand: bool = False
+    # Whether what the heads see is put right by what the joints tell before the policy reads it: a
+    # picture does not say where its camera stands, the hand that it shows does.
+    fused_heads: bool = False
     visual_dim: int = 128  # output of the CNN
     proprio_dim: int = 64  # output of the proprioception MLP
     hidden_dim: int = 128  # LSTM units (paper: 100)

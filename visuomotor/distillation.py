@@ -126,6 +126,8 @@ class Distillation:
         if self.config.distill.vision_learning_rate is None or heads is None:
             return [list(self.actor.parameters())]
         seeing = [*self.actor.encoder.parameters(), *heads.parameters()]
+        if self.actor.fused_heads is not None:
+            seeing += self.actor.fused_heads.parameters()
         apart = {id(parameter) for parameter in seeing}
         return [[p for p in self.actor.parameters() if id(p) not in apart], seeing]
 

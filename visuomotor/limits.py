@@ -459,6 +459,24 @@ def _contradictions(config: Config) -> Iterable[tuple[str, bool, str]]:
         config.actor.from_hand and config.aux.weight == 0.0,
         "valid: aux.weight above 0, or actor.from_hand=false",
     )
+    fused = config.actor.fused_heads
+    yield (
+        "actor.fused_heads=true with aux.weight=0 leaves no heads to put right",
+        fused and config.aux.weight == 0.0,
+        "valid: aux.weight above 0, or actor.fused_heads=false",
+    )
+    yield (
+        "actor.fused_heads=true with actor.reads=features and actor.from_hand=false puts right "
+        "what nothing reads",
+        fused and config.actor.reads == "features" and not config.actor.from_hand,
+        "valid: actor.reads=both or located, actor.from_hand=true, or actor.fused_heads=false",
+    )
+    yield (
+        "actor.fused_heads=true with aux.after_start=true: a CNN that learns beside reinforcement "
+        "would move under them",
+        fused and config.aux.after_start,
+        "valid: aux.after_start=false, or actor.fused_heads=false",
+    )
     no_student = config.algorithm == "distill" and distill.dagger_steps == 0
     yield (
         f"distill.finetune_steps={distill.finetune_steps} with distill.dagger_steps=0 has no "

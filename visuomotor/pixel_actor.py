@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear, pad
 
-from visuomotor.aux_tasks import AuxHeads, PlaceMaps, View, aux_loss, map_loss
+from visuomotor.aux_tasks import AuxHeads, FusedHeads, PlaceMaps, View, aux_loss, map_loss
 from visuomotor.hand_position import HandPosition
 from visuomotor.networks import GaussianHead, Normalizer, SpatialSoftmax, mlp, shrink_output
 
@@ -157,6 +157,7 @@ class PixelActor(nn.Module):
         view: View | None = None,
         hand: HandPosition | None = None,
         places: Sequence[int] = (),
+        fused_heads: bool = False,
         init_log_std: Tensor,
         min_std: Tensor,
     ) -> None:
@@ -168,6 +169,8 @@ class PixelActor(nn.Module):
         reads: what of the image the policy reads, one of READS; without heads, the features.
         hand, places: the vectors of the targets that are places in the world, which the policy also
           reads as seen from the hand; there must be heads.
+        fused_heads: whether what the heads see is put right by the joints before the policy reads
+          it; there must be heads.
         Raises ValueError if the image is too small for the convolutions, a shape differs or a name
         is unknown.
         """
@@ -214,6 +217,11 @@ class PixelActor(nn.Module):
             mlp((proprio_dim, proprio_dim_out, proprio_dim_out), nn.ELU), nn.ELU()
         )
         self._proprio_width = proprio_dim_out
+        if fused_heads and target_dim == 0:
+            raise ValueError("fused heads need auxiliary heads, whose answers they put right")
+        self.fused_heads: FusedHeads | None = None
+        if fused_heads:
+            self.fused_heads = FusedHeads(target_dim=target_dim, proprio_dim=proprio_dim)
         core_inputs = proprio_dim_out
         core_inputs += visual_dim if self.reads != "located" else 0
         core_inputs += target_dim if self.reads != "features" else 0
@@ -327,6 +335,22 @@ class PixelActor(nn.Module):
             loss, metrics["map_loss"] = loss + of_maps, of_maps.detach()
         return loss, metrics
 
+    def fused_loss(
+        self, visual: Tensor, proprio: Tensor, targets: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The auxiliary loss of the fused heads, of which nothing reaches the CNN: (..., V) of
+        `encode`, (..., P), (..., K) in metres; metrics fused_loss, fused_position_error in metres.
+
+        Raises ValueError if there are none.
+        """
+        if self.fused_heads is None or self.aux_heads is None:
+            raise ValueError("this actor has no fused heads")
+        answers = self._read_answers(self.answers(visual)[..., : self.target_dim])
+        positions = self.aux_heads.in_metres(self.fused_heads(answers, self.normalizer(proprio)))
+        loss, metrics = aux_loss(positions, targets, self.aux_heads.scale)
+        names = {"aux_loss": "fused_loss", "aux_position_error": "fused_position_error"}
+        return loss, {names[name]: value for name, value in metrics.items()}
+
     def step(self, visual: Tensor, proprio: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
         """One step of N worlds: (N, V), (N, P), hidden -> mean (N, A), hidden.
 
@@ -383,7 +407,7 @@ class PixelActor(nn.Module):
         """What an image adds to the core's first layer: (..., V) of `encode` -> (..., R).
 
         For an LSTM the preactivations of its gates, R = 4 H; where this is the same, so is the
-        policy, whatever its memory.
+        policy, whatever its memory, if no fused heads make more of it.
         """
         features, located = self._read(visual)
         seen = self._seen(features, located)
@@ -425,7 +449,11 @@ class PixelActor(nn.Module):
         return self._core_of(*self._read(visual), proprio)
 
     def _core_of(self, features: Tensor, located: Tensor | None, proprio: Tensor) -> Tensor:
-        parts = [self.proprio_mlp(self.normalizer(proprio)), *self._seen(features, located)]
+        normalized = self.normalizer(proprio)
+        if self.fused_heads is not None:
+            assert located is not None
+            located = self._read_answers(self.fused_heads(located, normalized))
+        parts = [self.proprio_mlp(normalized), *self._seen(features, located)]
         if self.hand is not None:
             places = self._place_numbers(located).unflatten(-1, (-1, 3))
             away = (places - self.hand(proprio).unsqueeze(-2)) / REACH

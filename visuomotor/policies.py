@@ -118,6 +118,7 @@ def make_actor(config: Config, target_dim: int) -> PixelActor:
         view=view_of(config),
         hand=_hand() if actor.from_hand else None,
         places=places_of(config),
+        fused_heads=actor.fused_heads,
         init_log_std=init_log_std,
         min_std=min_std,
     )

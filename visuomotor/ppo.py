@@ -192,7 +192,7 @@ def cloning_loss(
     the size of the surrogate's gradient and so can hold its own beside it; the deviation itself
     belongs to exploration and gets no gradient. The metric is the squared error in both cases.
     vision_apart: the CNN learns from the auxiliary loss alone. train_encoder: False leaves it, and
-    the auxiliary loss, out.
+    the auxiliary loss, out. Fused heads, where there are some, learn in any case.
     """
     mean, visual = action_means(actor, batch.inputs, train_encoder, vision_apart)
     error = mse_loss(mean, batch.action)
@@ -209,14 +209,20 @@ def cloning_loss(
         isinstance(actor, PixelActor)
         and actor.aux_heads is not None
         and aux_weight > 0.0
-        and train_encoder
         and visual is not None
         and frame_index is not None
         and targets is not None
     ):
-        auxiliary, aux_metrics = frame_aux_loss(actor, visual, frame_index, targets)
-        loss = loss + aux_weight * auxiliary
-        metrics.update(aux_metrics)
+        if train_encoder:
+            auxiliary, aux_metrics = frame_aux_loss(actor, visual, frame_index, targets)
+            loss = loss + aux_weight * auxiliary
+            metrics.update(aux_metrics)
+        if actor.fused_heads is not None:
+            assert batch.inputs.proprio is not None
+            seen = embedding(frame_index, visual.detach())
+            fused, fused_metrics = actor.fused_loss(seen, batch.inputs.proprio, targets)
+            loss = loss + aux_weight * fused
+            metrics.update(fused_metrics)
     return loss, metrics
 
 

@@ -26,7 +26,10 @@ from visuomotor.run_folder import CONFIG_FILE
 TEACHERS = PRETRAINED / "teachers"
 TEACHER_PARTS = ("teacher", "critic", "gail", "normalizer")  # the last not in older runs
 # Of ActorConfig: what decides the shapes of a pixel actor's weights.
-SHAPING = ("recurrent", "encoder", "reads", "from_hand", "visual_dim", "proprio_dim", "hidden_dim")
+SHAPING = (
+    *("recurrent", "encoder", "reads", "from_hand", "fused_heads"),
+    *("visual_dim", "proprio_dim", "hidden_dim"),
+)
 
 
 def shipped_teachers() -> list[str]:
@@ -149,7 +152,8 @@ def check_state_width(config: Config, carried: dict[str, Any], width: int) -> No
 
 def _actor_of(config: Config) -> dict[str, Any]:
     """The pixel actor that this run begins with; empty if it begins with a new one. One without
-    maps may begin one with them, and one that does not read from its hand one that does.
+    maps or fused heads may begin one with them, and one that does not read from its hand one that
+    does.
 
     Raises UserError if it is of another kind, or serves another task or camera.
     """
@@ -167,6 +171,11 @@ def _actor_of(config: Config) -> dict[str, Any]:
     if heads and config.actor.from_hand and not other.actor.from_hand:
         other = replace(other, actor=replace(other.actor, from_hand=True))
         weights = with_reach(weights, make_actor(other, actor.target_dim).reading_weight.shape[1])
+    if heads and config.actor.fused_heads and not other.actor.fused_heads:
+        other = replace(other, actor=replace(other.actor, fused_heads=True))
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(config.seed)
+            weights = make_actor(other, actor.target_dim).state_dict() | weights
     check_alike(f"start_from={config.start_from}", heads, other, config.aux.weight > 0.0, config)
     return {"actor": weights, "started_from": told(config.start_from, other, provenance, config)}
 
