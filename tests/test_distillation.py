@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -106,10 +107,15 @@ def test_the_step_size_falls_over_the_last_share_of_the_run(
     assert rates == pytest.approx([2e-3 * share for share in expected])
 
 
-def test_a_vision_apart_learns_from_the_auxiliary_losses_alone(demos: Demonstrations) -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_vision_apart_learns_from_the_auxiliary_losses_alone(
+    fused: bool, demos: Demonstrations
+) -> None:
     config = small(distill={"vision_learning_rate": 2e-3, "learning_rate": 1e-3})
+    config = replace(config, actor=replace(config.actor, fused_heads=fused))
     run = learner(demos, config, iterations=4)
-    seeing = {id(p) for m in (run.actor.encoder, run.actor.aux_heads) for p in m.parameters()}
+    modules = [run.actor.encoder, run.actor.aux_heads, *([run.actor.fused_heads] if fused else [])]
+    seeing = {id(p) for module in modules for p in module.parameters()}
     others, vision = (group["params"] for group in run.optimizer.param_groups)
     assert {id(p) for p in vision} == seeing
     assert len(others) + len(vision) == len(list(run.actor.parameters()))
@@ -126,6 +132,25 @@ def test_a_vision_apart_learns_from_the_auxiliary_losses_alone(demos: Demonstrat
             learns = any(p.grad is not None and bool(p.grad.any()) for p in vision)
             assert learns == (weight > 0.0 or not apart)
             assert all(p.grad is not None for p in run.actor.lstm.parameters())
+
+
+def test_fused_heads_learn_from_older_rollouts_too(demos: Demonstrations) -> None:
+    config = small(distill={"replays_train_encoder": False})
+    config = replace(config, actor=replace(config.actor, fused_heads=True))
+    run = learner(demos, config, iterations=2)
+    metrics = run.iterate()
+    assert metrics["fused_position_error"] > 0.0
+    batch = next(run._buffers[0].minibatches(1, torch.Generator()))
+    labels = CloningBatch(batch.inputs, batch.action, batch.aux_targets)
+    run.actor.zero_grad(set_to_none=True)
+    loss, metrics = cloning_loss(run.actor, labels, 2.0, vision_apart=True, train_encoder=False)
+    expected = metrics["cloning_loss"] + 2.0 * metrics["fused_loss"]
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert all(
+        p.grad is not None and bool(p.grad.any()) for p in run.actor.fused_heads.parameters()
+    )
+    assert all(p.grad is None for p in run.actor.encoder.parameters())
 
 
 @pytest.mark.parametrize("replays", [False, True])

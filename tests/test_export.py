@@ -236,11 +236,16 @@ def test_a_bundle_acts_as_its_actor_in_every_world(exported: Path, actor: PixelA
         torch.testing.assert_close(bundle.act(seen, starts), expected, atol=1e-5, rtol=0.0)
 
 
-def test_an_actor_with_maps_that_reads_from_its_hand_is_exported_as_it_acts(tmp_path: Path):
-    config = replace(CONFIG, actor=replace(CONFIG.actor, encoder="maps", from_hand=True))
+def test_an_actor_with_maps_and_fused_heads_that_reads_from_its_hand_is_exported_as_it_acts(
+    tmp_path: Path,
+):
+    shape = replace(CONFIG.actor, encoder="maps", from_hand=True, fused_heads=True)
+    config = replace(CONFIG, actor=shape)
     torch.manual_seed(0)
     actor = make_actor(config, 6).eval()
+    assert actor.fused_heads is not None
     torch.nn.init.normal_(actor.mean_head.weight, std=1.0)
+    torch.nn.init.normal_(actor.fused_heads.net[-1].weight, std=0.1)
     report = export.export_bundle(actor, config, tmp_path / "bundle", EVALUATION, {})
     assert report.parity_error < 1e-5
     loaded, settings, _ = policy_files.load_policy(str(tmp_path / "bundle"))

@@ -35,6 +35,7 @@ def make_actor(
     reads: str = "both",
     encoder: str = "compact",
     places: tuple[int, ...] = (),
+    fused_heads: bool = False,
 ) -> PixelActor:
     torch.manual_seed(seed)
     actor = PixelActor(
@@ -52,6 +53,7 @@ def make_actor(
         view=VIEW,
         hand=HAND if places else None,
         places=places,
+        fused_heads=fused_heads,
         init_log_std=torch.full((ACTIONS,), -1.0),
         min_std=torch.full((ACTIONS,), 0.1),
     )
@@ -147,8 +149,9 @@ def test_no_method_of_the_actor_takes_privileged_state() -> None:
         {"recurrent": False},
         {"target_dim": 6},
         {"target_dim": 6, "encoder": "wide_maps", "places": (0, 1)},
+        {"target_dim": 6, "fused_heads": True},
     ],
-    ids=["plain", "feed-forward", "with heads", "with maps, from the hand"],
+    ids=["plain", "feed-forward", "with heads", "with maps, from the hand", "with fused heads"],
 )
 def test_changing_the_state_cannot_change_the_action(kind: dict[str, Any]) -> None:
     actor = make_actor(**kind)
@@ -167,7 +170,9 @@ def test_changing_the_state_cannot_change_the_action(kind: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("setting", [{}, {"encoder": "wide_maps", "from_hand": True}])
+@pytest.mark.parametrize(
+    "setting", [{}, {"encoder": "wide_maps", "from_hand": True, "fused_heads": True}]
+)
 def test_the_policy_of_a_task_acts_where_there_is_nothing_but_pixels_and_proprioception(
     task: str, setting: dict[str, Any]
 ) -> None:
@@ -207,6 +212,7 @@ def test_the_policy_of_a_task_acts_where_there_is_nothing_but_pixels_and_proprio
         *({"encoder": encoder, "target_dim": 6} for encoder in ("keypoints", "flat", "maps")),
         *({"target_dim": 6, "reads": reads} for reads in READS),
         {"encoder": "wide_maps", "target_dim": 6, "places": (0, 1)},
+        {"target_dim": 6, "fused_heads": True, "places": (0, 1)},
     ],
 )
 def test_forward_is_encode_and_step_also_with_raw_pixels(kind: dict[str, Any]) -> None:
@@ -414,6 +420,91 @@ def test_what_is_read_of_an_image_holds_its_places(recurrent: bool) -> None:
 def test_places_from_the_hand_need_heads() -> None:
     with pytest.raises(ValueError, match="need auxiliary heads, and places"):
         make_actor(places=(0,))
+
+
+# --- fused heads ----------------------------------------------------------------------------------
+
+
+def correcting(actor: PixelActor, by: list[float]) -> None:
+    """Makes its fused heads add the same to every answer, in deviations."""
+    assert actor.fused_heads is not None
+    with torch.no_grad():
+        actor.fused_heads.net[-1].bias.copy_(torch.tensor(by))
+
+
+def test_fused_heads_correct_nothing_at_first() -> None:
+    plain, fused = (make_actor(target_dim=6, places=(1,), fused_heads=f) for f in (False, True))
+    fused.load_state_dict(fused.state_dict() | plain.state_dict())
+    visual, proprio, hidden = torch.randn(3, 8 + 6), torch.randn(3, 5), plain.initial_hidden(3)
+    expected = plain.step(visual, proprio, hidden)[0]
+    assert torch.equal(fused.step(visual, proprio, hidden)[0], expected)
+    correcting(fused, [0.5] * 6)
+    assert not torch.allclose(fused.step(visual, proprio, hidden)[0], expected, atol=1e-3)
+
+
+def test_the_policy_reads_what_fused_heads_say_and_takes_the_way_from_its_hand_from_it() -> None:
+    actor = make_actor(target_dim=6, places=(1,), fused_heads=True, reads="located")
+    assert actor.aux_heads is not None
+    actor.aux_heads.set_normalization(torch.zeros(6), torch.full((6,), 0.1))
+    correcting(actor, [0.0, 1.0, 0.0, 0.0, 0.0, 9.0])
+    visual = torch.full((1, 8 + 6), 0.5)
+    proprio = torch.tensor([[1.0, -1.0, 0.0, 0.0, 9.0]])  # the hand is at (0.5, 3, 0)
+    read = actor._core_inputs(visual, proprio)[0, actor._proprio_width :].detach()
+    torch.testing.assert_close(read[:6], torch.tensor([0.5, 1.5, 0.5, 0.5, 0.5, 5.0]))
+    torch.testing.assert_close(read[6:] * REACH, torch.tensor([0.05 - 0.5, 0.05 - 3.0, 0.5]))
+
+
+def test_fused_heads_read_the_joints() -> None:
+    actor = make_actor(target_dim=6, fused_heads=True, reads="located")
+    assert actor.fused_heads is not None
+    torch.nn.init.normal_(actor.fused_heads.net[-1].weight)
+    visual = torch.zeros(2, 8 + 6)
+    one, other = actor._core_inputs(visual, torch.stack((torch.zeros(5), torch.ones(5))))
+    assert not torch.allclose(one[-6:], other[-6:], atol=1e-3)
+
+
+def test_their_loss_teaches_fused_heads_alone_and_the_policy_does_not_teach_them() -> None:
+    actor = make_actor(target_dim=6, fused_heads=True)
+    torch.nn.init.normal_(actor.fused_heads.net[-1].weight)
+    pixels = torch.randint(0, 256, (2, 3, 24, 32), dtype=torch.uint8)
+    proprio, targets = torch.randn(2, 5), torch.randn(2, 6)
+    loss, metrics = actor.fused_loss(actor.encode(pixels), proprio, targets)
+    assert metrics.keys() == {"fused_loss", "fused_position_error"}
+    loss.backward()
+    taught = {name for name, p in actor.named_parameters() if p.grad is not None}
+    assert taught == {f"fused_heads.{name}" for name, _ in actor.fused_heads.named_parameters()}
+    actor.zero_grad(set_to_none=True)
+    actor.step(actor.encode(pixels), proprio, actor.initial_hidden(2))[0].sum().backward()
+    assert all(p.grad is None for p in actor.fused_heads.parameters())
+
+
+def test_fused_heads_find_what_the_joints_tell() -> None:
+    """A picture from a camera that may stand 1 m aside shows a thing and the hand: where the thing
+    is takes where the hand is to be known."""
+    actor = make_actor(target_dim=6, fused_heads=True)
+    assert actor.fused_heads is not None and actor.aux_heads is not None
+    adam = torch.optim.Adam(actor.fused_heads.parameters(), 1e-2)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        thing, hand, aside = torch.randn(3, 256, 3, generator=generator).unbind()
+        shown = torch.cat((thing + aside, hand + aside), dim=1)
+        visual = torch.cat((torch.zeros(256, 8), shown), dim=1)
+        proprio = torch.cat((hand, torch.zeros(256, 2)), dim=1)
+        loss, _ = actor.fused_loss(visual, proprio, torch.cat((thing, hand), dim=1))
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    # Without the joints a loss of half of what `aside` spreads, squared, would be all there is.
+    assert loss.item() < 0.1
+
+
+def test_fused_heads_need_heads() -> None:
+    with pytest.raises(ValueError, match="need auxiliary heads"):
+        make_actor(fused_heads=True)
+    with pytest.raises(ValueError, match="no fused heads"):
+        make_actor(target_dim=6).fused_loss(
+            torch.zeros(1, 14), torch.zeros(1, 5), torch.zeros(1, 6)
+        )
 
 
 # --- maps -----------------------------------------------------------------------------------------

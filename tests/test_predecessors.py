@@ -225,6 +225,25 @@ def test_an_actor_without_maps_begins_one_with_them_and_acts_as_it_did(
         carried_over(back)
 
 
+def test_an_actor_without_fused_heads_begins_one_with_them_and_acts_as_it_did(
+    tmp_path: Path,
+) -> None:
+    config = small_run(episode_steps=8)
+    run = write_run(tmp_path / "first", config)
+    fused = replace(config, actor=replace(config.actor, fused_heads=True), start_from=str(run))
+    weights, again = (carried_over(fused)["actor"] for _ in range(2))
+    assert all(torch.equal(again[name], value) for name, value in weights.items())
+    grown, former = make_actor(fused, 6), load_policy(str(run))[0]
+    grown.load_state_dict(weights)
+    seen, proprio = torch.randn(4, grown.visual_dim + 6), torch.randn(4, 24)
+    hidden = former.initial_hidden(4)
+    expected = former.step(seen, proprio, hidden)[0]
+    assert torch.equal(grown.step(seen, proprio, hidden)[0], expected)
+    back = replace(config, start_from=str(write_run(tmp_path / "second", fused)))
+    with pytest.raises(UserError, match=r"actor\.fused_heads=True, this run False"):
+        carried_over(back)
+
+
 @pytest.mark.parametrize(
     ("setting", "told"),
     [

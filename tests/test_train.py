@@ -691,6 +691,15 @@ def test_memory_that_the_machine_does_not_have_is_told_with_what_asked_for_it(
         ),
         (["actor.encoder=maps", "aux.weight=0"], ["actor.encoder=maps", "aux.weight=0", "another"]),
         (["actor.from_hand=true", "aux.weight=0"], ["actor.from_hand=true", "aux.weight above 0"]),
+        (["actor.fused_heads=true", "aux.weight=0"], ["fused_heads=true", "aux.weight above 0"]),
+        (
+            ["actor.fused_heads=true", "actor.reads=features"],
+            ["actor.fused_heads=true", "actor.reads=features", "both or located"],
+        ),
+        (
+            ["actor.fused_heads=true", "aux.after_start=true"],
+            ["actor.fused_heads=true", "aux.after_start=true", "aux.after_start=false"],
+        ),
         (["camera.pos=0,0,1", "camera.lookat=0,0,0"], ["straight above", "lookat=[0.0,0.01,0.0]"]),
         (["resum=somewhere"], ["resum", "resume="]),
         (["resume=nowhere", "seed=1"], ["seed=1", "resume="]),
