@@ -163,21 +163,23 @@ def _actor_of(config: Config) -> dict[str, Any]:
     heads = actor.aux_heads is not None
     weights = actor.state_dict()
     if heads and (other.actor.encoder, config.actor.encoder) == ("compact", "maps"):
-        mapped = replace(other.actor, encoder="maps")
-        other = replace(other, actor=mapped)
-        with torch.random.fork_rng(devices=()):  # a run's seed decides all of it
-            torch.manual_seed(config.seed)
-            weights = with_maps(weights, make_actor(other, actor.target_dim).state_dict())
+        other = replace(other, actor=replace(other.actor, encoder="maps"))
+        weights = with_maps(weights, _new_weights(other, actor.target_dim, config.seed))
     if heads and config.actor.from_hand and not other.actor.from_hand:
         other = replace(other, actor=replace(other.actor, from_hand=True))
         weights = with_reach(weights, make_actor(other, actor.target_dim).reading_weight.shape[1])
     if heads and config.actor.fused_heads and not other.actor.fused_heads:
         other = replace(other, actor=replace(other.actor, fused_heads=True))
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(config.seed)
-            weights = make_actor(other, actor.target_dim).state_dict() | weights
+        weights = _new_weights(other, actor.target_dim, config.seed) | weights
     check_alike(f"start_from={config.start_from}", heads, other, config.aux.weight > 0.0, config)
     return {"actor": weights, "started_from": told(config.start_from, other, provenance, config)}
+
+
+def _new_weights(config: Config, target_dim: int, seed: int) -> dict[str, Any]:
+    """Of an actor of these settings that has learned nothing; a run's seed decides all of it."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        return make_actor(config, target_dim).state_dict()
 
 
 def told(name: str, its: Config, provenance: dict[str, Any], successor: Config) -> dict[str, Any]:
