@@ -83,11 +83,8 @@ OFF = {
     "clutter": (0.0, 4.0),
 }  # in the picture: by default there is none
 ENDS = ("low", "high")
-# Where clutter lies and what colour it has, in the picture.
-SPREAD = {
-    f"clutter_angle/clutter_{i}": angle for i, angle in enumerate((20.0, 160.0, -60.0, 215.0))
-}
-SPREAD |= {f"clutter_distance/clutter_{i}": 0.03 for i in range(4)}
+# How far out clutter lies and what colour it has, in the picture.
+SPREAD = {f"clutter_distance/clutter_{i}": 0.03 for i in range(4)}
 SPREAD |= {f"colour/clutter_{i}/{channel}": 0.45 for i, channel in enumerate("rgbr")}
 
 
@@ -323,15 +320,19 @@ def factor_rows(env: VisuomotorEnv, groups: dict[str, list[str]]) -> list[str]:
             settings.setdefault(setting(group, parts), []).append(name)
         for key, members in settings.items():
             parts = list(dict.fromkeys(name.split("/")[1] for name in members if "/" in name))
-            rows.append(_factor_row(env, by_name[members[0]], group, key, parts))
+            factors = [by_name[name] for name in members]
+            rows.append(_factor_row(env, factors, group, key, parts))
     return rows
 
 
-def _factor_row(env: VisuomotorEnv, factor: Factor, group: str, key: str, parts: list[str]) -> str:
+def _factor_row(
+    env: VisuomotorEnv, factors: list[Factor], group: str, key: str, parts: list[str]
+) -> str:
     meaning, source, of_range = WORDS[group]
+    factor, neutral = factors[0], dict.fromkeys(f"{factor.neutral:g}" for factor in factors)
     low, high = (0.0, 0.0) if group == "clutter" else (factor.low, factor.high)  # by default
     cells = (
-        *(f"`{group}`", f"`{key}`", _ranged(parts), f"{factor.neutral:g}"),
+        *(f"`{group}`", f"`{key}`", _ranged(parts), ", ".join(neutral)),
         *(f"{low:g} to {high:g}", factor.distribution.replace("_", "-")),
         *(factor.unit, meaning, at_neutral(env, group, parts), source, of_range),
     )

@@ -399,7 +399,7 @@ def test_a_saved_config_names_every_setting() -> None:
 def test_a_file_may_leave_settings_out(tmp_path: Path) -> None:
     path = tmp_path / "part.yaml"
     # 5e-4 is text to YAML 1.1, and a whole number may stand for a float.
-    named = "task: stacking\nalgorithm: ril\n"
+    named = "task: stacking\nalgorithm: ril\nrun: {tensorboard: true}\n"
     path.write_text(
         f"{named}num_envs: 64\ngail: {{weight: 1, learning_rate: 5e-4}}\nppo:\n  epochs: 2\n"
     )
@@ -438,14 +438,18 @@ def test_a_file_may_leave_settings_out(tmp_path: Path) -> None:
         ("seed: {a: 1}", ["seed is a group of keys"]),
         ("task: 3", ["task", "text in quotes"]),
         ("ppo: {gamma: .nan}", ["ppo.gamma", "a number"]),
-        ("task: lifting\nalgorithm: ril\nppo: {gamma: 2}", ["ppo.gamma=2", "up to 1"]),
+        (
+            "task: a\nalgorithm: ril\nrun: {tensorboard: true}\nppo: {gamma: 2}",
+            ["ppo.gamma=2", "up to 1"],
+        ),
         ("seed: 1\nseed: 2", ["seed is given twice"]),
         ("seed: [1", ["no valid YAML"]),
         ("seed: !!python/object/apply:os.getcwd []", ["no valid YAML"]),
         ("[1]: 2", ["no valid YAML"]),
-        ("", ["empty or damaged", "does not say task or algorithm"]),
-        ("task: lifting", ["damaged", "does not say algorithm;"]),
-        ("num_envs: 64\nalgorithm: ril", ["damaged", "does not say task;"]),
+        ("", ["empty, cut short or damaged", "not say task or algorithm or run.tensorboard;"]),
+        ("task: lifting\nrun: {tensorboard: true}", ["damaged", "does not say algorithm;"]),
+        ("algorithm: ril\nrun: {tensorboard: true}", ["damaged", "does not say task;"]),
+        ("task: lifting\nalgorithm: ril", ["cut short", "does not say run.tensorboard;"]),
     ],
 )
 def test_bad_files_are_refused_by_name(tmp_path: Path, text: str, words: list[str]) -> None:
@@ -456,6 +460,17 @@ def test_bad_files_are_refused_by_name(tmp_path: Path, text: str, words: list[st
     message = str(caught.value)
     assert all(word in message for word in [str(path), *words]), message
     assert "\n" not in message
+
+
+def test_a_file_that_was_cut_short_anywhere_does_not_read_as_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    whole = to_yaml(Config()).rstrip()
+    path.write_text(whole)
+    assert load_yaml(path, Config) == Config()
+    for end in range(0, len(whole), 7):
+        path.write_text(whole[:end])
+        with pytest.raises(UserError, match=r"config\.yaml"):
+            load_yaml(path, Config)
 
 
 def test_a_missing_or_binary_file_is_refused_by_name(tmp_path: Path) -> None:

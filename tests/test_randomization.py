@@ -22,7 +22,7 @@ from visuomotor.envs import make_env, make_task, scene
 from visuomotor.envs.camera import RayCaster
 from visuomotor.envs.mujoco_cpu import MujocoCpuSimulation
 from visuomotor.envs.tasks.task import WORKSPACE
-from visuomotor.randomization import Randomizer, strength_at
+from visuomotor.randomization import CLUTTER_ANGLES, Randomizer, strength_at
 from visuomotor.vision_import import functional
 
 DRAWS = 4000
@@ -243,7 +243,9 @@ def _expected(model, name: str, value: float) -> dict[str, np.ndarray]:
             field("body_ipos")[model.body(part).id] *= value
         field("body_inertia")[model.body(part).id] *= value**2
     elif group == "clutter":
-        for geom in _clutter(model)[: int(value)]:
+        for geom, degrees in list(zip(_clutter(model), CLUTTER_ANGLES, strict=True))[: int(value)]:
+            away, angle = float(field("geom_pos")[geom, 0]), np.deg2rad(degrees)
+            field("geom_pos")[geom, :2] = torch.tensor([np.cos(angle), np.sin(angle)]) * away
             field("geom_pos")[geom, 2] += 1.0
     elif group in ("clutter_angle", "clutter_distance"):
         pass  # of what is there: none, where all else is neutral

@@ -101,7 +101,7 @@ def test_a_damaged_config_does_not_make_another_task_of_a_run(
 ) -> None:
     folder = write_run(tmp_path / "run", small_run(4))
     (folder / "config.yaml").write_text(content)
-    told = f"'{folder / 'config.yaml'}': it is empty or damaged"
+    told = f"'{folder / 'config.yaml'}': it is empty, cut short or damaged"
     assert told in refused([f"resume={folder}"], folder, capsys)
     argv = ["task=lifting", f"start_from={folder}", f"out={tmp_path / 'new'}"]
     assert told in refused(argv, folder, capsys)

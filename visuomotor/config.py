@@ -340,8 +340,9 @@ START_SHARE = 0.4  # of ril's total_steps at most is spent on its start
 
 @dataclass(frozen=True)
 class Config:
-    # What a run's config.yaml names in any case: a file without is a damaged one.
-    NAMED: ClassVar[tuple[str, ...]] = ("task", "algorithm")
+    # What a run's config.yaml names in any case: a file without is a damaged one. The last is the
+    # last that every one of them has, so that none that was cut short reads as defaults.
+    NAMED: ClassVar[tuple[str, ...]] = ("task", "algorithm", "run.tensorboard")
     # Settings that came later and are on by default: what they are in a run's config.yaml that
     # leaves them out, since it was trained without.
     ABSENT: ClassVar[dict[str, Any]] = {

@@ -148,8 +148,8 @@ def parse_yaml(content: bytes, path: Path | str, cls: type[T]) -> T:
         values = {key: _from_object(value, hints[key], key) for key, value in values.items()}
         if unnamed:
             raise UserError(
-                f"it is empty or damaged: it does not say {' or '.join(unnamed)}; put back the "
-                "file as it was written"
+                f"it is empty, cut short or damaged: it does not say {' or '.join(unnamed)}; put "
+                "back the file as it was written"
             )
         return _build(cls, values)
     except UserError as error:

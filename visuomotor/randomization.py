@@ -8,7 +8,7 @@ tell which factor breaks a policy.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from operator import attrgetter
 from typing import Any, Protocol
@@ -41,6 +41,8 @@ NOT_NEGATIVE = (0.0, math.inf)
 SMALLEST = 0.1  # scale of a prop's size, at least
 CLUTTER = "clutter_"  # + a number: a geom of the world's and its material (envs/scene.py)
 CLUTTER_DEPTH = 1.0  # m that it waits below its place, out of sight, where a world has none
+# Degrees about the origin at which they lie where nothing is drawn: each at a place of its own.
+CLUTTER_ANGLES = (20.0, 160.0, -60.0, -145.0)
 CLUTTER_BEYOND = (0.0, 0.08)  # m from the nearest it may come to the origin
 CLUTTER_COLOUR = (-0.5, 0.5)  # added to each colour channel of a middle grey
 CLUTTER_SIZE = (0.6, 1.5)
@@ -139,18 +141,19 @@ class Randomizer:
         group: str,
         names: list[str],
         bounds: tuple[float, float],
-        neutral: float,
+        neutral: float | Sequence[float],
         enabled: bool,
         distribution: str = "uniform",
         limits: tuple[float, float] = (-math.inf, math.inf),
     ) -> None:
-        """Factors `group/name` of one group; without names the group is one factor. limits: what a
-        world can have."""
+        """Factors `group/name` of one group; without names the group is one factor. neutral: of
+        all, or of each. limits: what a world can have."""
         full = [f"{group}/{name}" for name in names] if names else [group]
         start = len(self._factors)
         self._columns[group] = list(range(start, start + len(full)))
-        for name in full:
-            factor = Factor(name, *bounds, neutral, distribution, *limits, unit_of(name))
+        each = neutral if isinstance(neutral, Sequence) else [neutral] * len(full)
+        for name, value in zip(full, each, strict=True):
+            factor = Factor(name, *bounds, value, distribution, *limits, unit_of(name))
             self._factors.append(factor)
             self._enabled.append(enabled)
 
@@ -241,7 +244,7 @@ class Randomizer:
         names = [self._model.geom(geom).name for geom in self._clutter]
         most = (0.0, float(MOST_CLUTTER))
         self._add("clutter", [], c.clutter, 0.0, on, "integer", most)
-        self._add("clutter_angle", names, (-180.0, 180.0), 0.0, on)
+        self._add("clutter_angle", names, (-180.0, 180.0), CLUTTER_ANGLES, on)
         self._add("clutter_distance", names, CLUTTER_BEYOND, 0.0, on, limits=NOT_NEGATIVE)
         self._add("clutter_size", names, CLUTTER_SIZE, 1.0, on, "log_uniform")
         for name in names:
